@@ -1,0 +1,149 @@
+"""Progress with time left: a live bar on a terminal, a plain line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PLAIN_EVERY_S = 10.0
+_console = Console(stderr=False)
+
+
+def console() -> Console:
+    """Return the console that people read; the command line may point it past redirected chatter."""
+    return _console
+
+
+def use_console(new: Console) -> None:
+    """Make `new` the console that progress and tables go to."""
+    global _console
+    _console = new
+
+
+@dataclass
+class Bar:
+    """One task's progress. `update` takes how much is done in all, and figures to show beside it."""
+
+    label: str
+    unit: str
+    total: int | None = None
+    done: int = 0
+    figures: dict[str, str] = field(default_factory=dict)
+    live: Any = None
+    started: float = field(default_factory=time.monotonic)
+    printed: float = 0.0
+
+    def update(self, done: int, total: int | None = None, **figures: Any) -> None:
+        """Show `done` of `total` units, with named figures."""
+        self.done, self.total = done, total if total is not None else self.total
+        self.figures |= {k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in figures.items()}
+        if self.live is not None:
+            text = "  ".join(f"{k} {v}" for k, v in self.figures.items())
+            self.live.update(0, completed=self.done, total=self.total, figures=text)
+        elif time.monotonic() - self.printed >= PLAIN_EVERY_S:
+            self.printed = time.monotonic()
+            console().print(self.line(), highlight=False)
+
+    def line(self) -> str:
+        """Return the progress as one plain line, with an estimate of the time left."""
+        spent = time.monotonic() - self.started
+        parts = [f"{self.label}: {self.done}" + (f"/{self.total}" if self.total else "") + f" {self.unit}s"]
+        parts += [f"{k} {v}" for k, v in self.figures.items()]
+        if self.total and self.done:
+            parts.append(f"{spent / self.done * (self.total - self.done):.0f} s left")
+        return ", ".join(parts)
+
+
+@contextmanager
+def progress(label: str, unit: str, total: int | None = None) -> Iterator[Bar]:
+    """Show a bar while the block runs."""
+    bar = Bar(label, unit, total)
+    if not console().is_terminal:
+        yield bar
+        console().print(bar.line(), highlight=False)
+        return
+    columns = (
+        TextColumn("  {task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=console(), transient=True) as live:
+        live.add_task(label, total=total, figures="")
+        bar.live = live
+        yield bar
+
+
+class _BoardActor:
+    """Holds the newest counts of every worker; workers put, the driver polls."""
+
+    def __init__(self) -> None:
+        self.newest: dict[str, tuple[int, int | None, dict[str, float]]] = {}
+
+    def put(self, worker: str, done: int, total: int | None, figures: dict[str, float]) -> None:
+        self.newest[worker] = (done, total, figures)
+
+    def get(self) -> dict[str, tuple[int, int | None, dict[str, float]]]:
+        return self.newest
+
+
+@dataclass
+class Board:
+    """The driver's end of progress on workers: a thread that polls the actor and moves the bar.
+
+    What the workers have done is added up; a figure whose name ends in `/s` too, of others the newest shows.
+    """
+
+    actor: Any
+    bar: Bar
+    ended: threading.Event
+    thread: threading.Thread | None = None
+
+    @classmethod
+    def start(cls, bar: Bar, every_s: float = 1.0) -> Board:
+        """Start the actor on the connected Ray and the polling thread."""
+        import ray
+
+        actor = ray.remote(num_cpus=0)(_BoardActor).remote()
+        board = cls(actor, bar, threading.Event())
+        board.thread = threading.Thread(target=board._poll, args=(every_s,), daemon=True)
+        board.thread.start()
+        return board
+
+    def _poll(self, every_s: float) -> None:
+        import ray
+
+        while not self.ended.wait(every_s):
+            try:
+                newest = ray.get(self.actor.get.remote(), timeout=5)
+            except Exception:  # progress must never end a stage
+                continue
+            self._show(newest)
+
+    def _show(self, newest: dict[str, tuple[int, int | None, dict[str, float]]]) -> None:
+        if not newest:
+            return
+        figures: dict[str, float] = {}
+        for _, _, shown in newest.values():
+            for name, value in shown.items():
+                figures[name] = figures.get(name, 0.0) + value if name.endswith("/s") else value
+        totals = [total for _, total, _ in newest.values() if total]
+        self.bar.update(sum(done for done, _, _ in newest.values()), max(totals, default=None), **figures)
+
+    def stop(self) -> None:
+        """End the thread and the actor."""
+        import ray
+
+        self.ended.set()
+        if self.thread is not None:
+            self.thread.join(timeout=10)
+        ray.kill(self.actor)

@@ -1,0 +1,236 @@
+"""The worker's side of a training: set up, step, evaluate, checkpoint, save."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster.task import TrainTask, epoch_batches
+
+
+@dataclass
+class TrainJob:
+    """All that a worker is given."""
+
+    task: TrainTask
+    out: str
+    deepspeed: dict[str, Any]
+    board: Any
+
+
+@dataclass
+class TrainState:
+    """Where a training stands; saved with every checkpoint."""
+
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Run one worker's part of the training; called by Ray Train on every worker."""
+    job: TrainJob = config["job"]
+    loop = Loop(job)
+    loop.restore()
+    if loop.state.step == 0:
+        loop.evaluate()
+    while loop.state.step < loop.steps:
+        loop.step()
+        if loop.evaluation_due():
+            loop.evaluate()
+        if loop.state.step % job.task.settings.checkpoint_every_steps == 0 and loop.state.step < loop.steps:
+            loop.checkpoint()
+    loop.save()
+
+
+class Loop:
+    """One worker's training: the engine, the data in a fixed order, and the state."""
+
+    def __init__(self, job: TrainJob) -> None:
+        import ray.train
+        import torch
+
+        context = ray.train.get_context()
+        self.job, self.task, self.settings = job, job.task, job.task.settings
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        if not torch.cuda.is_available():
+            torch.set_num_threads(self.settings.workers.cpus_per_worker)
+        self.rows = self.task.train_rows()
+        self.dev = self.task.dev_rows()
+        self.lengths = [self.task.length(self.rows[i]) for i in range(len(self.rows))]
+        self.per_epoch = -(-len(self.rows) // self.settings.global_batch)
+        self.steps = self.per_epoch * self.settings.epochs
+        self.engine = self._engine()
+        self.state = TrainState()
+        self.started = time.monotonic()
+        self.batches: tuple[int, list[list[int]]] = (-1, [])
+
+    def _engine(self) -> Any:
+        import torch
+
+        if not torch.cuda.is_available():
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        import deepspeed
+        from transformers import get_scheduler
+
+        torch.manual_seed(self.task.seed)
+        model = self.task.build()
+        if self.settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        rate, decay = self.settings.learning_rate, self.settings.weight_decay
+        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
+        warmup = round(self.steps * self.settings.warmup_ratio)
+        name = {"constant": "constant_with_warmup"}.get(self.settings.schedule, self.settings.schedule)
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            lr_scheduler=lambda inner: get_scheduler(name, inner, warmup, self.steps),
+            config=self.job.deepspeed,
+            dist_init_required=False,
+        )
+        return engine
+
+    def restore(self) -> None:
+        """Go on from the run's last checkpoint, if there is one."""
+        import ray.train
+
+        saved = ray.train.get_checkpoint()
+        if saved is None:
+            return
+        with saved.as_directory() as folder:
+            _, state = self.engine.load_checkpoint(folder, tag="state", load_module_strict=False)
+        self.state = TrainState(**state["state"])
+
+    def step(self) -> None:
+        """One optimizer step over the next global batch; the loss is the mean over its units on all workers."""
+        import torch
+
+        state, count = self.state, self.job.deepspeed["gradient_accumulation_steps"]
+        epoch = state.step // self.per_epoch
+        if self.batches[0] != epoch:
+            self.batches = (epoch, epoch_batches(self.lengths, self.settings, self.task.seed, epoch))
+        mine = self.batches[1][state.step % self.per_epoch][self.rank :: self.world]
+        size = len(mine) // count
+        # Seeding by step keeps dropout the same whether or not the run was interrupted before.
+        torch.manual_seed(hash((self.task.seed, state.step, self.rank)) & 0x7FFFFFFF)
+        micro = [self._batch([self.rows[i] for i in mine[k * size : (k + 1) * size]]) for k in range(count)]
+        units = self._sum({"units": float(sum(b["units"] for b in micro))})["units"]
+        self.engine.train()
+        totals: dict[str, float] = {}
+        for batch in micro:
+            loss, figures = self.task.loss(self.engine, batch)
+            # DeepSpeed divides by the micro batches and by the workers; this makes it one mean over units.
+            self.engine.backward(loss * (self.world * count / units))
+            self.engine.step()
+            for name, value in {"loss": float(loss.detach()), **figures}.items():
+                totals[name] = totals.get(name, 0.0) + value
+        state.step += 1
+        means = {name: value / units for name, value in self._sum(totals).items()}
+        self._log("train", {**means, "learning_rate": self.engine.get_lr()[0], "units": units})
+
+    def evaluation_due(self) -> bool:
+        """Say whether the step ends an epoch after which the held-out rows are judged."""
+        epochs, inside = divmod(self.state.step, self.per_epoch)
+        last = self.state.step == self.steps
+        return inside == 0 and (last or epochs % self.settings.evaluate_every_epochs == 0)
+
+    def evaluate(self) -> None:
+        """Judge the held-out rows, shared among the workers, and log the figures over all of them."""
+        import torch
+
+        if not len(self.dev):
+            return
+        order = sorted(range(len(self.dev)), key=lambda i: self.task.length(self.dev[i]))
+        size = self.settings.micro_batch * 2
+        chunks = [order[i : i + size] for i in range(0, len(order), size)]
+        # With ZeRO-3 every worker must take part in every forward pass: all get as many chunks.
+        while len(chunks) % self.world:
+            chunks.append(chunks[-1])
+        self.engine.eval()
+        found: dict[int, dict[str, Any]] = {}
+        with torch.no_grad():
+            for chunk in chunks[self.rank :: self.world]:
+                batch = self._batch([self.dev[i] for i in chunk])
+                found.update(zip(chunk, self.task.predict(self.engine, batch), strict=True))
+        records = self._gather(found)
+        self._log("dev", self.task.summarise([records[i] for i in sorted(records)]))
+
+    def checkpoint(self) -> None:
+        """Report a checkpoint: every worker adds its shard to one folder."""
+        import ray.train
+
+        self.state.seconds += time.monotonic() - self.started
+        self.started = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            client = {"state": vars(self.state)}
+            self.engine.save_checkpoint(folder, tag="state", client_state=client, exclude_frozen_parameters=True)
+            ray.train.report({"step": self.state.step}, ray.train.Checkpoint.from_directory(folder))
+
+    def save(self) -> None:
+        """Gather the trained parameters on rank 0 and let the task write its model folder."""
+        import deepspeed
+        import torch.distributed as dist
+
+        sharded = self.settings.zero_stage == 3
+        state = {}
+        for name, parameter in self.engine.module.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
+                if self.rank == 0 and parameter.requires_grad:
+                    state[name] = parameter.detach().cpu().clone()
+        out = Path(self.job.out)
+        if self.rank == 0:
+            self.task.save(state, out / "model")
+            lines = [json.dumps(row) + "\n" for row in self.state.history]
+            (out / "history.jsonl").write_text("".join(lines), encoding="utf-8")
+            self._tensorboard(out / "tensorboard")
+        dist.barrier()
+
+    def _batch(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.task.collate(rows)
+        device = self.engine.device
+        return {k: v.to(device) if hasattr(v, "to") else v for k, v in batch.items()}
+
+    def _sum(self, values: dict[str, float]) -> dict[str, float]:
+        import torch
+        import torch.distributed as dist
+
+        if self.world == 1:
+            return values
+        names = sorted(values)
+        total = torch.tensor([values[n] for n in names], dtype=torch.float64, device=self.engine.device)
+        dist.all_reduce(total)
+        return dict(zip(names, total.tolist(), strict=True))
+
+    def _gather(self, found: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+        import torch.distributed as dist
+
+        if self.world == 1:
+            return found
+        parts: list[Any] = [None] * self.world
+        dist.all_gather_object(parts, found)
+        return {i: record for part in parts for i, record in part.items()}
+
+    def _log(self, split: str, figures: dict[str, float]) -> None:
+        state = self.state
+        seconds = state.seconds + time.monotonic() - self.started
+        row = {"step": state.step, "epoch": state.step / self.per_epoch, "split": split, **figures, "seconds": seconds}
+        state.history.append(row)
+        if self.rank == 0:
+            shown = {k: v for k, v in figures.items() if k in ("loss", "margin", "accuracy", "macro_f1")}
+            named = {f"{split} {k}": v for k, v in shown.items()}
+            self.job.board.put.remote("rank 0", state.step, self.steps, named)
+
+    def _tensorboard(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(str(folder)) as writer:
+            for row in self.state.history:
+                for name, value in row.items():
+                    if isinstance(value, float) and name not in ("epoch", "seconds"):
+                        writer.add_scalar(f"{row['split']}/{name}", value, row["step"])

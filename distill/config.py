@@ -1,0 +1,160 @@
+"""Settings of the stages targets, student and export, and of a saved student. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from cluster.config import Resources, Settings, TrainSettings
+from mpcot.config import PerspectiveSettings
+from mpcot.labels import Scheme
+from mpcot.sources.config import LabelSettings
+
+ProductFields = Literal["title", "title+brand", "title+description"]
+
+
+class MlpExtractor(Settings):
+    """Two layers over the token states, then masked mean pooling."""
+
+    kind: Literal["mlp"] = "mlp"
+    hidden: PositiveInt = 256
+
+
+class PolyExtractor(Settings):
+    """Learned codes attend over the token states (poly-encoder)."""
+
+    kind: Literal["poly"] = "poly"
+    codes: PositiveInt = 16
+
+
+class GatExtractor(Settings):
+    """Graph attention over the tokens, every token linked to every other."""
+
+    kind: Literal["gat"] = "gat"
+    heads: PositiveInt = Field(4, description="attention heads of a layer; must divide the student's width")
+    layers: PositiveInt = 2
+
+
+class NoExtractor(Settings):
+    """No latent vector: a plain cross-encoder."""
+
+    kind: Literal["none"] = "none"
+
+
+Extractor = Annotated[MlpExtractor | PolyExtractor | GatExtractor | NoExtractor, Field(discriminator="kind")]
+
+
+class EncoderWorkers(Resources):
+    """Ray Data actors that hold the sentence encoder."""
+
+    count: PositiveInt = 1
+    cpus_per_worker: PositiveInt = 1
+    gpus_per_worker: NonNegativeFloat = 0
+
+
+class TargetSettings(Settings):
+    """The frozen sentence encoder that turns the teacher's rationales into target vectors."""
+
+    encoder: str = Field("models/all-minilm-l6-v2", description="folder or hub name of a sentence encoder")
+    source: Literal["judgements"] = Field("judgements", description="whose rationales: the teacher's")
+    pooling: Literal["mean", "cls"] = Field("mean", description="as trained: MiniLM mean, BGE cls")
+    normalise: bool = Field(True, description="store unit vectors")
+    max_tokens: PositiveInt = 256
+    batch_size: PositiveInt = Field(64, description="rationales in one forward pass")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    workers: EncoderWorkers = EncoderWorkers()
+
+
+class StudentSettings(Settings):
+    """The student, what it learns from, and each loss part's weight; a weight of 0 drops the part."""
+
+    model: str = Field("models/all-minilm-l6-v2", description="folder or hub name of the starting encoder")
+    extractor: Extractor = PolyExtractor()
+    per_perspective: bool = Field(True, description="one latent vector and one verdict head per perspective")
+    target: str = Field(
+        "vote",
+        description="without per_perspective: the rationale that the one latent vector is aligned with, as `vote` "
+        "(the first perspective whose verdict is the vote), `mean`, `concat`, or a perspective's name",
+    )
+    alignment: Literal["mse", "cosine", "infonce"] = "mse"
+    alignment_weight: NonNegativeFloat = Field(0.1, description="the paper's lambda")
+    reduction: Literal["mean", "sum"] = Field(
+        "sum", description="of mse over a vector's numbers; with unit vectors `mean` is all but zero"
+    )
+    normalise_targets: bool = Field(True, description="compare unit vectors: targets and latents both")
+    temperature: float = Field(0.05, gt=0, description="of infonce")
+    soft_label_weight: NonNegativeFloat = Field(0.0, description="of KL to the teacher's soft labels")
+    perspective_verdict_weight: NonNegativeFloat = Field(
+        0.1, description="of cross-entropy to each perspective's verdict, with per_perspective only"
+    )
+    label_weights: Literal["none", "balanced"] = "none"
+    use_unlabelled: bool = Field(False, description="unlabelled pairs learn the vote, weighted by agreement")
+    max_tokens: PositiveInt = 128
+    fields: ProductFields = Field("title", description="what of the product the student reads")
+    dropout: float = Field(0.1, ge=0, lt=1, description="before the classifier")
+    baseline: bool = Field(True, description="also train a student on labels only, on the same data and seed")
+    train: TrainSettings = TrainSettings()
+
+    def labels_only(self) -> StudentSettings:
+        """Return the baseline's settings: same data and optimisation, no latent vector, no teacher's loss."""
+        weights = ("alignment_weight", "soft_label_weight", "perspective_verdict_weight")
+        nothing = dict.fromkeys(weights, 0.0)
+        return self.model_copy(update={**nothing, "extractor": NoExtractor(), "per_perspective": False})
+
+
+class ExportSettings(Settings):
+    """What goes into the folder that is served."""
+
+    student: Literal["lrkd", "ce_only"] = "lrkd"
+    check_pairs: PositiveInt = Field(32, description="pairs on which export and trained model must agree")
+    index_pairs: NonNegativeInt = Field(
+        20000, description="training pairs whose rationales `explain` can return; 0 writes no index"
+    )
+
+
+class TargetsStage(Settings):
+    """Settings of stage 8."""
+
+    perspectives: PerspectiveSettings
+    targets: TargetSettings
+
+
+class StudentStage(Settings):
+    """Settings of stage 9."""
+
+    seed: int
+    labels: LabelSettings
+    perspectives: PerspectiveSettings
+    student: StudentSettings
+
+
+class ExportStage(Settings):
+    """Settings of stage 10."""
+
+    name: str
+    labels: LabelSettings
+    export: ExportSettings
+
+
+class StudentConfig(Settings):
+    """`student.json`: what it takes to rebuild and use a saved student, beside the encoder's own config."""
+
+    format: Literal[1] = 1
+    scheme: Scheme
+    perspectives: tuple[str, ...]
+    extractor: Extractor
+    per_perspective: bool
+    target_width: PositiveInt = Field(description="width of one latent vector")
+    max_tokens: PositiveInt
+    fields: ProductFields
+    dropout: float = 0.0
+    versions: dict[str, str] = Field(default_factory=dict)
+    fingerprint: str = Field("", description="of the stage that trained it")
+
+    @property
+    def latents(self) -> int:
+        """How many latent vectors the student has: none, one, or one per perspective."""
+        if self.extractor.kind == "none":
+            return 0
+        return len(self.perspectives) if self.per_perspective else 1

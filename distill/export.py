@@ -1,0 +1,128 @@
+"""Stage 10: the folder that is served: weights, tokenizer, config, model card, rationale index."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.artifacts import StageFolder
+from cluster.errors import UserError
+from cluster.storage import disk_error, read_table
+from distill.config import ExportStage, StudentConfig
+from distill.evaluate import evaluate, majority_baseline
+from distill.index import ROWS, VECTORS, write_index
+from distill.predict import predict
+from distill.student import CONFIG, Student, load_tokenizer, read_student_config
+
+TOLERANCE = 1e-4
+CARD = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "auc": "AUC, relevant or not",
+    "ndcg_at_10": "NDCG@10",
+}
+
+
+def run(config: ExportStage, folder: StageFolder) -> None:
+    """Copy the trained student, compare its logits with the training folder's, add index and model card.
+
+    Raises:
+        UserError: that student was not trained, or the exported one judges differently by more than 1e-4.
+    """
+    trained = folder.input("9-student") / config.export.student
+    if not (trained / "model" / CONFIG).is_file():
+        raise UserError(
+            f"export.student: {config.export.student!r} was not trained; set student.baseline = true or choose `lrkd`"
+        )
+    pairs = folder.input("1-pairs") / "pairs.parquet"
+    copy_student(trained / "model", folder.path)
+    difference = largest_logit_difference(trained / "model", folder.path, pairs, config.export.check_pairs)
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"the exported student's logits differ from the trained one's by {difference:.2e}, "
+            f"more than {TOLERANCE}. Delete {trained} and run `student` again."
+        )
+    judgements = folder.input("7-judgements") / "judgements.parquet"
+    indexed = write_index(folder.path, pairs, judgements, config.export.index_pairs)
+    figures = held_out_figures(pairs, trained / "predictions.parquet", read_student_config(folder.path))
+    card = model_card(config.name, config.export.student, read_student_config(folder.path), figures)
+    (folder.path / "README.md").write_text(card, encoding="utf-8")
+    folder.finish({"indexed": indexed}, {"largest_logit_difference": difference, "test": figures})
+
+
+def copy_student(source: Path, target: Path) -> None:
+    """Copy a student's files, `student.json` last: without it the folder is not a student's. Drops an old index.
+
+    Raises:
+        UserError: the disk is full or read-only.
+    """
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for stale in (CONFIG, VECTORS, ROWS):
+            (target / stale).unlink(missing_ok=True)
+        files = sorted(source.iterdir(), key=lambda p: p.name == CONFIG)
+        for file in files:
+            shutil.copyfile(file, target / file.name)
+    except OSError as error:
+        raise disk_error(error, target) from error
+
+
+def largest_logit_difference(first: Path, second: Path, pairs: Path, count: int) -> float:
+    """Largest absolute difference of two saved students' logits over the first `count` pairs by id."""
+    table = read_table(pairs).sort_by("pair_id").slice(0, count).to_pylist()
+    judged = (predict(Student.load(folder), load_tokenizer(folder), table) for folder in (first, second))
+    logits = [found.logits for found in judged]
+    return float(np.abs(logits[0] - logits[1]).max())
+
+
+def held_out_figures(pairs: Path, predictions: Path, config: StudentConfig) -> dict[str, Any]:
+    """Metrics of the student on the test split, and of always answering the commonest training label."""
+    rows = read_table(pairs, ["pair_id", "query_id", "label", "split"]).to_pylist()
+    gold = {row["pair_id"]: row for row in rows}
+    judged = [row for row in read_table(predictions).to_pylist() if row["split"] == "test"]
+    labels = [gold[row["pair_id"]]["label"] for row in judged]
+    queries = [gold[row["pair_id"]]["query_id"] for row in judged]
+    probabilities = np.array([row["probabilities"] for row in judged])
+    train = [row["label"] for row in rows if row["split"] == "train"]
+    own = evaluate(labels, probabilities, queries, config.scheme)
+    return {**own, "majority": majority_baseline(train, labels)}
+
+
+def model_card(name: str, kind: str, config: StudentConfig, figures: dict[str, Any]) -> str:
+    """Return the export folder's README.md."""
+    labels = "\n".join(f"- `{label.code}` {label.name}: {label.meaning}" for label in config.scheme.labels)
+    majority = figures["majority"]
+    table = "\n".join(
+        f"| {title} | {_number(figures[key])} | {_number(majority.get(key))} |" for key, title in CARD.items()
+    )
+    each = f"one per perspective ({', '.join(config.perspectives)})" if config.per_perspective else "one"
+    latents = each if config.latents else "none"
+    return f"""---
+library_name: broadfast
+pipeline_tag: text-classification
+---
+# {name}: search relevance student
+
+Judges how well a product fits a search query. Trained by `broadfast`, student `{kind}`.
+
+Input: `[CLS] query [SEP] {config.fields} [SEP]`, at most {config.max_tokens} tokens.
+Extractor: `{config.extractor.kind}`. Latent reasoning vectors: {latents}.
+
+Labels:
+{labels}
+
+Test split, {figures["pairs"]} pairs; NDCG over {figures["ndcg_queries"]} queries.
+
+| metric | this student | always `{majority["label"]}` |
+| --- | --- | --- |
+{table}
+
+Use: `broadfast serve` with this folder, or `distill.student.Student.load` in Python. Weights: float32.
+"""
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

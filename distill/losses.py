@@ -1,0 +1,131 @@
+"""The student's losses, as pure functions that return one number per example.
+
+Shapes: B batch, P perspectives (or 1), D target width, C labels. All compute in float32.
+The training harness sums over examples and divides by how many the global batch has.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def label_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy with the label: -w_y log softmax(z)_y.
+
+    Args:
+        logits: BxC.
+        labels: B label ids.
+        class_weights: C, or None for 1 each.
+
+    Returns: B.
+    """
+    return functional.cross_entropy(logits.float(), labels, weight=class_weights, reduction="none")
+
+
+def balanced_weights(counts: list[int]) -> list[float]:
+    """Weights that give every label that occurs the same total: n / (labels that occur * count), mean 1 over rows.
+
+    The "balanced" heuristic of scikit-learn (King and Zeng 2001). A label that never occurs gets 0.
+    """
+    present = sum(count > 0 for count in counts)
+    return [sum(counts) / (present * count) if count else 0.0 for count in counts]
+
+
+def alignment_loss(
+    latents: Tensor,
+    targets: Tensor,
+    mask: Tensor,
+    kind: Literal["mse", "cosine", "infonce"] = "mse",
+    *,
+    reduction: Literal["mean", "sum"] = "sum",
+    normalise: bool = True,
+    temperature: float = 0.05,
+) -> Tensor:
+    """Distance of latent vectors from the teacher's rationale embeddings, averaged over an example's targets.
+
+    - mse: |r - t|^2, summed over or (`mean`) divided by D. LRKD, arXiv 2601.21611.
+    - cosine: 1 - cos(r, t). With unit vectors the summed mse is twice this.
+    - infonce: -log(exp(cos(r_b, t_b)/tau) / sum_c exp(cos(r_b, t_c)/tau)) over the targets t_c of the same
+      perspective in the batch; van den Oord et al. 2018 (arXiv 1807.03748), eq. 4.
+
+    Args:
+        latents: BxPxD.
+        targets: BxPxD; what is masked may hold anything.
+        mask: BxP, true where the target exists. An example without any target has loss 0.
+        normalise: for mse, scale both sides to unit length first; the other two always do.
+
+    Returns: B.
+    """
+    latents, mask = latents.float(), mask.bool()
+    # Not a product with the mask: 0 x NaN would still be NaN.
+    targets = targets.float().masked_fill(~mask[..., None], 0.0)
+    if normalise or kind != "mse":
+        latents, targets = functional.normalize(latents, dim=-1), functional.normalize(targets, dim=-1)
+    if kind == "mse":
+        distance = (latents - targets).square().sum(-1)
+        distance = distance / latents.shape[-1] if reduction == "mean" else distance
+    elif kind == "cosine":
+        distance = 1 - (latents * targets).sum(-1)
+    else:
+        distance = _infonce(latents, targets, mask, temperature)
+    kept = distance.masked_fill(~mask, 0.0)
+    return kept.sum(1) / mask.sum(1).clamp(min=1)
+
+
+def _infonce(latents: Tensor, targets: Tensor, mask: Tensor, temperature: float) -> Tensor:
+    scores = torch.einsum("bpd,cpd->pbc", latents, targets) / temperature
+    scores = scores.masked_fill(~mask.T[:, None, :], torch.finfo(scores.dtype).min)
+    return -scores.log_softmax(dim=-1).diagonal(dim1=1, dim2=2).T  # BxP
+
+
+def soft_label_loss(logits: Tensor, soft: Tensor, mask: Tensor) -> Tensor:
+    """KL(teacher || student) over labels; Hinton et al. 2015 (arXiv 1503.02531), at temperature 1.
+
+    Args:
+        logits: BxC.
+        soft: BxC, the teacher's distribution.
+        mask: B, true where the teacher judged the pair; elsewhere the loss is 0.
+
+    Returns: B.
+    """
+    mask = mask.bool()
+    soft = soft.float().masked_fill(~mask[:, None], 0.0)
+    return functional.kl_div(logits.float().log_softmax(-1), soft, reduction="none").sum(-1)
+
+
+def verdict_loss(logits: Tensor, verdicts: Tensor) -> Tensor:
+    """Cross-entropy of every perspective's head with that perspective's verdict, averaged over an example's verdicts.
+
+    Args:
+        logits: BxPxC.
+        verdicts: BxP label ids; -1 where the perspective gave none. An example without any has loss 0.
+
+    Returns: B.
+    """
+    each = functional.cross_entropy(logits.float().transpose(1, 2), verdicts, ignore_index=-1, reduction="none")
+    return each.sum(1) / (verdicts >= 0).sum(1).clamp(min=1)
+
+
+def expected_gain(logits: Tensor, gains: Tensor) -> Tensor:
+    """One relevance score per pair from label logits: sum_c softmax(z)_c gain_c. BxC, C -> B."""
+    return logits.float().softmax(-1) @ gains
+
+
+def margin_mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared difference of the margins between two products of one query.
+
+    ((s_1 - s_2) - (t_1 - t_2))^2; Hofstätter et al. 2020 (arXiv 2010.02666), used for product search in
+    arXiv 2505.07105.
+
+    Args:
+        student: Bx2, scores of the two products.
+        teacher: Bx2.
+
+    Returns: B.
+    """
+    margins = student.float().diff(dim=1) - teacher.float().diff(dim=1)
+    return margins.square().squeeze(1)

@@ -1,0 +1,291 @@
+"""Stage 9: latent reasoning knowledge distillation, and the same student trained on labels only.
+
+Shapes: B batch, T tokens, P perspectives, L latent vectors, D width of one, C labels.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from sklearn.metrics import accuracy_score, f1_score
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from cluster.artifacts import StageFolder, read_manifest, versions
+from cluster.errors import UserError
+from cluster.storage import read_table, write_table
+from cluster.training import Row, TrainTask, read_history, run_training
+from distill.config import StudentConfig, StudentSettings, StudentStage
+from distill.inputs import encode_pairs, product_text
+from distill.losses import alignment_loss, balanced_weights, label_loss, soft_label_loss, verdict_loss
+from distill.predict import predict
+from distill.rows import RowSettings, StudentRows
+from distill.student import (
+    Student,
+    StudentOutput,
+    build_student,
+    load_tokenizer,
+    read_student_config,
+    write_student,
+)
+from mpcot.labels import load_scheme
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+PARTS = ("ce", "alignment", "soft", "verdicts")
+PREDICTED_SPLITS = ("dev", "test")
+
+# 9-student/*/predictions.parquet -> 11-report. `label` is the student's answer, `verdicts` what its heads
+# say per perspective (null where it has none); lists of numbers run over labels in scheme order.
+PREDICTION = pa.schema(
+    [
+        pa.field("pair_id", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("label", pa.string(), nullable=False),
+        pa.field("probabilities", pa.list_(pa.float32()), nullable=False),
+        pa.field("verdicts", pa.list_(pa.string())),
+    ]
+)
+
+
+@dataclass
+class LrkdTask(TrainTask):
+    """Cross-entropy with the label, alignment of the latents with rationale embeddings, teacher's labels."""
+
+    student: StudentSettings
+    config: StudentConfig
+    rows: RowSettings
+    class_weights: tuple[float, ...] | None = None
+
+    def train_rows(self) -> StudentRows:
+        return StudentRows(self.rows, ("train", "unlabelled") if self.student.use_unlabelled else ("train",))
+
+    def dev_rows(self) -> StudentRows:
+        return StudentRows(self.rows, ("dev",))
+
+    def length(self, row: Row) -> int:
+        return len(row["query"]) + len(product_text(row, self.config.fields))
+
+    def build(self) -> Student:
+        torch.manual_seed(self.seed)
+        student = build_student(self.student.model, self.config)
+        if self.settings.gradient_checkpointing:
+            student.encoder.gradient_checkpointing_enable({"use_reentrant": False})
+        return student
+
+    def collate(self, rows: list[Row]) -> dict[str, Any]:
+        tokens = encode_pairs(self._tokenizer(), rows, self.config.max_tokens, self.config.fields)
+        inputs: dict[str, Any] = {name: tokens[name] for name in INPUTS if name in tokens}
+        return inputs | {
+            "label": torch.tensor([row["label"] for row in rows]),
+            "weight": torch.tensor([row["weight"] for row in rows]),
+            "judged": torch.tensor([row["judged"] for row in rows]),
+            "soft": torch.tensor([row["soft"] for row in rows], dtype=torch.float32),
+            "verdicts": torch.tensor([row["verdicts"] for row in rows]),
+            "targets": torch.from_numpy(np.stack([row["targets"] for row in rows])),
+            "target_mask": torch.from_numpy(np.stack([row["target_mask"] for row in rows])),
+            "units": len(rows),
+        }
+
+    def loss(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
+        output = model(**{name: batch[name] for name in INPUTS if name in batch})
+        parts = self.parts(output, batch)
+        figures = {name: float(part.detach().sum()) for name, part in parts.items()}
+        return torch.stack([part.sum() for part in parts.values()]).sum(), figures
+
+    def parts(self, output: StudentOutput, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Return the parts of the loss, each already times its weight, per example (B): what is added up."""
+        own, latents = self.student, output.latents
+        weights = None if self.class_weights is None else torch.tensor(self.class_weights, device=batch["label"].device)
+        parts = {"ce": label_loss(output.logits, batch["label"], weights) * batch["weight"]}
+        if latents is not None and own.alignment_weight:
+            aligned = alignment_loss(
+                latents,
+                batch["targets"],
+                batch["target_mask"],
+                own.alignment,
+                reduction=own.reduction,
+                normalise=own.normalise_targets,
+                temperature=own.temperature,
+            )
+            parts["alignment"] = own.alignment_weight * aligned
+        if own.soft_label_weight:
+            parts["soft"] = own.soft_label_weight * soft_label_loss(output.logits, batch["soft"], batch["judged"])
+        if output.perspective_logits is not None and own.perspective_verdict_weight:
+            verdicts = verdict_loss(output.perspective_logits, batch["verdicts"])
+            parts["verdicts"] = own.perspective_verdict_weight * verdicts
+        return parts
+
+    def predict(self, model: nn.Module, batch: dict[str, Any]) -> list[Row]:
+        student: Any = getattr(model, "module", model)  # DeepSpeed's engine holds the student as `module`
+        states = student.encode(**{name: batch[name] for name in INPUTS if name in batch})
+        # Gradients only as far as the encoder's output: the price is that of the heads.
+        with torch.enable_grad():
+            states = states.detach().requires_grad_()
+            output = student.read(states, batch["attention_mask"])
+            parts = self.parts(output, batch)
+            pulls = {name: _gradient_norms(parts[name], states) for name in ("ce", "alignment") if name in parts}
+        columns = {name: part.tolist() for name, part in parts.items()}
+        columns |= {f"{name}_gradient": norms.tolist() for name, norms in pulls.items()}
+        columns |= {"label": batch["label"].tolist(), "predicted": output.logits.argmax(-1).tolist()}
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+    def summarise(self, records: list[Row]) -> dict[str, float]:
+        columns = {name: [record[name] for record in records] for name in records[0]}
+        parts = {name: float(np.mean(columns[name])) for name in PARTS if name in columns}
+        gold, predicted = columns["label"], columns["predicted"]
+        figures = {
+            "loss": sum(parts.values()),
+            **parts,
+            "accuracy": float(accuracy_score(gold, predicted)),
+            "macro_f1": float(f1_score(gold, predicted, average="macro", zero_division=0)),
+        }
+        if "alignment" in parts:
+            figures["alignment_over_ce_loss"] = _ratio(columns["alignment"], columns["ce"])
+            figures["alignment_over_ce_gradient"] = _ratio(columns["alignment_gradient"], columns["ce_gradient"])
+        return figures
+
+    def save(self, state: dict[str, Tensor], folder: Path) -> None:
+        encoder_config = AutoConfig.from_pretrained(self.student.model, trust_remote_code=False)
+        write_student(folder, state, self.config, encoder_config, self._tokenizer())
+
+    def _tokenizer(self) -> Any:
+        # Loaded once per process, and left out when the task is pickled.
+        if "_loaded" not in self.__dict__:
+            self.__dict__["_loaded"] = load_tokenizer(self.student.model)
+        return self.__dict__["_loaded"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_loaded"}
+
+
+def run(config: StudentStage, folder: StageFolder) -> None:
+    """Train `lrkd` and, with `student.baseline`, `ce_only`; judge dev and test with each.
+
+    A training that an earlier, interrupted run finished is used as it is.
+
+    Raises:
+        UserError: no training or dev pairs, or settings that do not fit the perspectives or the encoder.
+    """
+    folder.path.mkdir(parents=True, exist_ok=True)
+    figures: dict[str, Any] = {}
+    counts: dict[str, int] = {}
+    for kind, task in tasks(config, folder).items():
+        out = folder.path / kind
+        if not _trained(out / "model", task.config):
+            (out / "predictions.parquet").unlink(missing_ok=True)
+            run_training(task, out, label=f"student {kind}")
+        if not (out / "predictions.parquet").exists():
+            write_table(out / "predictions.parquet", predictions(out / "model", task.rows))
+        dev = [row for row in read_history(out / "history.jsonl") if row["split"] == "dev"]
+        figures[kind] = {"dev_before": dev[0], "dev_after": dev[-1]} if dev else {}
+        counts |= _counts(task, read_table(out / "predictions.parquet", ["split"]))
+    folder.finish(counts, figures)
+
+
+def tasks(config: StudentStage, folder: StageFolder) -> dict[str, LrkdTask]:
+    """Return the trainings by the name of their subfolder.
+
+    Raises:
+        UserError: as for `run`.
+    """
+    kinds = {"lrkd": config.student}
+    if config.student.baseline:
+        kinds["ce_only"] = config.student.labels_only()
+    return {kind: _task(config, student, folder) for kind, student in kinds.items()}
+
+
+def _task(config: StudentStage, student: StudentSettings, folder: StageFolder) -> LrkdTask:
+    scheme, names = load_scheme(config.labels.scheme), config.perspectives.names
+    _check_target(student, names)
+    rows = RowSettings(
+        pairs=(folder.input("1-pairs") / "pairs.parquet").resolve(),
+        judgements=(folder.input("7-judgements") / "judgements.parquet").resolve(),
+        targets=(folder.input("8-targets") / "targets.parquet").resolve(),
+        scheme=scheme,
+        perspectives=names,
+        per_perspective=student.per_perspective,
+        target=student.target,
+        width=_target_width(folder.input("8-targets")),
+    )
+    own = StudentConfig(
+        scheme=scheme,
+        perspectives=names,
+        extractor=student.extractor,
+        per_perspective=student.per_perspective,
+        target_width=rows.shape[1],
+        max_tokens=student.max_tokens,
+        fields=student.fields,
+        dropout=student.dropout,
+        versions=versions(),
+        fingerprint=folder.fingerprint,
+    )
+    task = LrkdTask(student.train, config.seed, student, own, rows)
+    train = task.train_rows()
+    if not len(train) or not len(task.dev_rows()):
+        raise UserError("student: there are no train or no dev pairs. Look at the counts of 1-pairs and at `split`.")
+    if student.label_weights == "balanced":
+        found = Counter(train.labels())
+        task.class_weights = tuple(balanced_weights([found[i] for i in range(len(scheme.labels))]))
+    return task
+
+
+def _check_target(student: StudentSettings, names: tuple[str, ...]) -> None:
+    known = ("vote", "mean", "concat", *names)
+    if student.target not in known:
+        raise UserError(f"student.target: {student.target!r} is not one of {', '.join(known)}")
+
+
+def _target_width(folder: Path) -> int:
+    manifest = read_manifest(folder)
+    assert manifest is not None, f"{folder} is not finished"
+    return int(manifest["figures"]["width"])
+
+
+def predictions(model: Path, rows: RowSettings) -> pa.Table:
+    """Judge the dev and test pairs with a saved student; a table of `PREDICTION` rows."""
+    student, tokenizer = Student.load(model), load_tokenizer(model)
+    codes = rows.scheme.codes
+    pairs = [p for p in read_table(rows.pairs).to_pylist() if p["split"] in PREDICTED_SPLITS]
+    found = predict(student, tokenizer, pairs)
+    if found.perspective_logits is None:
+        verdicts: list[Any] = [None] * len(pairs)
+    else:
+        verdicts = [[codes[i] for i in row] for row in found.perspective_logits.argmax(-1)]
+    columns = {
+        "pair_id": [p["pair_id"] for p in pairs],
+        "split": [p["split"] for p in pairs],
+        "label": [codes[i] for i in found.logits.argmax(-1)],
+        "probabilities": found.probabilities.tolist(),
+        "verdicts": verdicts,
+    }
+    return pa.table(columns, schema=PREDICTION)
+
+
+def _trained(model: Path, config: StudentConfig) -> bool:
+    """Whether `model` holds a finished student of this very stage: `student.json` is written last."""
+    if not (model / "student.json").is_file():
+        return False
+    return read_student_config(model).fingerprint == config.fingerprint
+
+
+def _counts(task: LrkdTask, predicted: pa.Table) -> dict[str, int]:
+    train = task.train_rows()
+    splits = Counter(predicted["split"].to_pylist())
+    predicted_of = {f"predicted_{split}": splits[split] for split in PREDICTED_SPLITS}
+    return {"train": len(train), "unusable": train.unusable, **predicted_of}
+
+
+def _gradient_norms(part: Tensor, states: Tensor) -> Tensor:
+    """Euclidean norm of each example's gradient at the encoder's output: B, BxTxH -> B."""
+    (gradient,) = torch.autograd.grad(part.sum(), states, retain_graph=True)
+    return gradient.float().flatten(1).norm(dim=1)
+
+
+def _ratio(above: list[float], below: list[float]) -> float:
+    return float(np.sum(above) / max(float(np.sum(below)), 1e-12))

@@ -1,0 +1,37 @@
+"""Stage 11: what the run did and how well, as one HTML page and as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.artifacts import StageFolder, write_json
+from cluster.storage import disk_error, rows_of
+from distill.report.collect import collect
+from distill.report.config import ReportStage
+from distill.report.latency import measure
+from distill.report.page import render
+
+
+def run(config: ReportStage, folder: StageFolder) -> None:
+    """Write `report.json` and `report.html` from the finished folders, and time the exported student.
+
+    Raises:
+        UserError: a stage has not finished, or the disk is full.
+    """
+    report = collect(config, folder)
+    pairs = [row for row in rows_of(folder.input("1-pairs") / "pairs.parquet") if row["split"] == "test"]
+    report["latency"] = measure(folder.input("10-export"), pairs, config.report) if pairs else None
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_json(folder.path / "report.json", report)
+        (folder.path / "report.html").write_text(render(report), encoding="utf-8")
+    except OSError as error:
+        raise disk_error(error, folder.path) from error
+    folder.finish({"samples": len(report["samples"])}, figures(report))
+
+
+def figures(report: dict[str, Any]) -> dict[str, Any]:
+    """The few numbers that the manifest and the end of a run show."""
+    shown = ("accuracy", "macro_f1", "auc", "ndcg_at_10")
+    judges = report["headline"]["judges"]
+    return {name: {metric: row.get(metric) for metric in shown} for name, row in judges.items()}

@@ -1,0 +1,175 @@
+"""Stage 8: the teacher's rationales through a frozen sentence encoder; one vector per pair and perspective.
+
+Shapes: N texts, T tokens, H encoder width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cluster.artifacts import StageFolder
+from cluster.errors import UserError
+from cluster.models import check_model
+from cluster.progress import progress
+from cluster.ray_session import stream_parquet
+from cluster.storage import disk_error, write_table
+from distill.config import TargetSettings, TargetsStage
+from distill.extractors import masked_mean
+from distill.student import load_encoder, load_tokenizer
+from mpcot.records import TARGET
+
+# 8-targets/failed.parquet -> people.
+FAILED_TARGET = pa.schema(
+    [pa.field("pair_id", pa.string(), nullable=False), pa.field("reason", pa.string(), nullable=False)]
+)
+NO_RATIONALE = "no perspective has a rationale"
+
+
+class SentenceEncoder:
+    """A frozen encoder with pooling, as a Ray Data actor: batches of judgements in, batches of targets out."""
+
+    def __init__(self, settings: TargetSettings) -> None:
+        self.settings = settings
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device.type == "cpu":
+            torch.set_num_threads(settings.workers.cpus_per_worker)
+        self.tokenizer = load_tokenizer(settings.encoder)
+        model: Any = load_encoder(settings.encoder)
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        if positions and settings.max_tokens > positions:
+            raise UserError(f"targets.max_tokens: {settings.max_tokens} is more than the encoder's {positions}")
+        if settings.precision == "bf16":
+            self.model = self.model.bfloat16()
+        self.width: int = self.model.config.hidden_size
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Turn a table with `pair_id` and `rationales` into `TARGET` rows, one for each, in the same order.
+
+        A perspective without a rationale, or with a blank one, has null in place of its vector.
+        """
+        rationales = batch["rationales"].to_pylist()
+        places = [(i, p) for i, row in enumerate(rationales) for p, text in enumerate(row) if text and text.strip()]
+        vectors = self.encode([rationales[i][p] for i, p in places])
+        out: list[list[Any]] = [[None] * len(row) for row in rationales]
+        for (i, p), vector in zip(places, vectors, strict=True):
+            out[i][p] = vector
+        return pa.table({"pair_id": batch["pair_id"], "vectors": out}, schema=TARGET)
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Return NxH float32 vectors; texts longer than `max_tokens` are cut at the end."""
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        vectors = np.zeros((len(texts), self.width), np.float32)
+        for start in range(0, len(order), self.settings.batch_size):
+            chosen = order[start : start + self.settings.batch_size]
+            vectors[chosen] = self._forward([texts[i] for i in chosen]).cpu().numpy()
+        return vectors
+
+    @torch.inference_mode()
+    def _forward(self, texts: list[str]) -> Tensor:
+        options = {
+            "truncation": True,
+            "max_length": self.settings.max_tokens,
+            "padding": True,
+            "return_tensors": "pt",
+        }
+        tokens = self.tokenizer(texts, **options).to(self.device)
+        states = self.model(**tokens).last_hidden_state.float()
+        pooled = states[:, 0] if self.settings.pooling == "cls" else masked_mean(states, tokens["attention_mask"])
+        return functional.normalize(pooled, dim=-1) if self.settings.normalise else pooled
+
+
+def run(config: TargetsStage, folder: StageFolder) -> None:
+    """Embed the rationales of all judged pairs on Ray; write `targets.parquet` and `failed.parquet`.
+
+    Every judged pair is in exactly one of the two: failed are those without any rationale.
+
+    Raises:
+        UserError: the encoder cannot be loaded, or nothing was judged.
+    """
+    settings = config.targets
+    check_model("targets.encoder", settings.encoder)
+    judgements = folder.input("7-judgements") / "judgements.parquet"
+    total = pq.read_metadata(judgements).num_rows
+    if not total:
+        raise UserError("7-judgements holds no judgement, so there is nothing to embed. Look at its failed.parquet.")
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with progress("targets", unit="pair", total=total) as bar:
+        counted = _Counted(len(config.perspectives.names))
+        tables = (counted.keep(table) for table in embed(judgements, settings))
+        _write_stream(folder.path / "targets.parquet", tables, lambda: bar.update(counted.ok + len(counted.failed)))
+    failed = {"pair_id": counted.failed, "reason": [NO_RATIONALE] * len(counted.failed)}
+    write_table(folder.path / "failed.parquet", pa.table(failed, schema=FAILED_TARGET))
+    if counted.ok + len(counted.failed) != total:
+        raise UserError(f"8-targets: {total} judgements in, {counted.ok} targets and {len(counted.failed)} failed out")
+    if not counted.ok:
+        raise UserError("7-judgements holds no rationale at all, so there is no target. Look at its failed.parquet.")
+    figures = {"width": counted.width, "encoder": settings.encoder, "missing_vectors": counted.missing}
+    folder.finish({"in": total, "ok": counted.ok, "failed": len(counted.failed)}, figures)
+
+
+def embed(judgements: Path, settings: TargetSettings) -> Iterator[pa.Table]:
+    """Yield `TARGET` tables in the order of the judgements, as Ray Data's actors finish them."""
+    import ray
+
+    workers = settings.workers
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    rows = stream_parquet(judgements, ["pair_id", "rationales"])
+    done = rows.map_batches(
+        SentenceEncoder,
+        fn_constructor_args=(settings,),
+        batch_size=settings.batch_size,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=workers.count),
+        num_cpus=workers.cpus_per_worker,
+        num_gpus=workers.gpus_per_worker,
+    )
+    yield from done.iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+class _Counted:
+    """The stage's ledger while tables stream through."""
+
+    def __init__(self, perspectives: int) -> None:
+        self.perspectives = perspectives
+        self.ok = self.missing = self.width = 0
+        self.failed: list[str] = []
+
+    def keep(self, table: pa.Table) -> pa.Table:
+        """Return the rows that have a vector; count them, the missing vectors and the failed pairs."""
+        present = []
+        for row in table["vectors"]:
+            valid = [vector for vector in row.values if vector.is_valid]
+            assert len(row.values) == self.perspectives, "a judgement has another number of perspectives"
+            present.append(bool(valid))
+            if valid:
+                self.width = len(valid[0].values)
+                self.missing += self.perspectives - len(valid)
+        mask = pa.array(present, pa.bool_())
+        self.ok += sum(present)
+        self.failed += [i for i, good in zip(table["pair_id"].to_pylist(), present, strict=True) if not good]
+        return table.filter(mask).cast(TARGET)
+
+
+def _write_stream(path: Path, tables: Iterator[pa.Table], wrote: Any) -> None:
+    """Write tables one after another under a partial name, then rename: never all of them in memory."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with pq.ParquetWriter(partial, TARGET, compression="zstd") as writer:
+            for table in tables:
+                writer.write_table(table)
+                wrote()
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise disk_error(error, path) from error

@@ -1,0 +1,158 @@
+"""Settings of the reasoning stages: labels, perspectives, engine, rationales, preferences. Nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from cluster.config import Resources, Settings, Workers
+from mpcot.sources.config import LabelSettings
+
+Split = Literal["train", "dev", "test", "unlabelled"]
+
+
+class PerspectiveSettings(Settings):
+    """Which perspectives to reason from, in this order, and where one's own lie."""
+
+    names: tuple[str, ...] = ("intent", "attributes", "rules")
+    folder: str | None = Field(None, description="folder of one's own NAME.toml files")
+
+    @model_validator(mode="after")
+    def _check(self) -> PerspectiveSettings:
+        if not self.names or len(set(self.names)) != len(self.names):
+            raise ValueError(f"perspectives.names: give one or more different names, not {list(self.names)}")
+        return self
+
+
+class TeacherSettings(Settings):
+    """The large model: a local folder or a hub name."""
+
+    model: str
+
+
+class Replicas(Resources):
+    """How many engines run, and what each takes of a node."""
+
+    min: PositiveInt = 1
+    max: PositiveInt = 1
+    cpus: PositiveInt = 1
+    gpus: NonNegativeInt = 0
+    pairs_per_task: PositiveInt = Field(32, description="pairs that one engine is handed at a time")
+    flush_rows: PositiveInt = Field(256, description="answers that may wait to be written")
+    flush_seconds: PositiveFloat = 10.0
+
+
+class VllmEngine(Settings):
+    """vLLM, on GPUs or on a CPU."""
+
+    no_effect = frozenset(
+        {"max_num_seqs", "enforce_eager", "tensor_parallel", "gpu_memory_utilization", "cpu_kv_cache_gib"}
+    )
+    kind: Literal["vllm"] = "vllm"
+    max_model_len: PositiveInt = 2048
+    max_num_seqs: PositiveInt = 64
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    enforce_eager: bool = False
+    tensor_parallel: PositiveInt = 1
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    cpu_kv_cache_gib: PositiveInt = 1
+    replicas: Replicas = Replicas()
+
+
+class ScriptedEngine(Settings):
+    """An engine that answers by rule, for tests of everything around a model."""
+
+    no_effect = frozenset({"delay_s"})
+    kind: Literal["scripted"] = "scripted"
+    accuracy: float = Field(0.7, ge=0, le=1, description="share of answers whose verdict is the gold label")
+    failure_share: float = Field(0.0, ge=0, le=1)
+    delay_s: float = Field(0.0, ge=0)
+    replicas: Replicas = Replicas()
+
+
+Engine = Annotated[VllmEngine | ScriptedEngine, Field(discriminator="kind")]
+
+
+class AnswerSettings(Settings):
+    """How the teacher is asked: form, length, sampling. Shared by rationales, samples and judgements."""
+
+    samples: PositiveInt = 1
+    temperature: float = Field(0.7, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: PositiveInt = Field(128, description="output tokens of one answer, verdict included")
+    min_chars: PositiveInt = Field(20, description="shortest rationale")
+    max_chars: PositiveInt = Field(400, description="longest rationale, enforced by the engine")
+    few_shot: NonNegativeInt = Field(0, description="worked examples per prompt")
+    description_chars: NonNegativeInt = Field(0, description="characters of the product description in the prompt")
+    splits: tuple[Split, ...] = ("train",)
+    pairs_per_split: PositiveInt | None = Field(None, description="at most so many pairs of each split")
+    retries: NonNegativeInt = Field(1, description="further tries of an answer that failed, each with a new seed")
+    max_failed_share: float = Field(0.2, ge=0, le=1, description="stop when a larger share of the answers failed")
+
+
+class RationaleSettings(AnswerSettings):
+    """Stage 2: the untrained teacher thinks broad."""
+
+    splits: tuple[Split, ...] = ("train",)
+
+
+class SampleSettings(AnswerSettings):
+    """Stage 4: the SFT teacher answers each training pair again."""
+
+    samples: PositiveInt = 5
+    temperature: float = Field(1.0, ge=0)
+    splits: tuple[Split, ...] = ("train", "dev")
+
+
+class JudgeSettings(AnswerSettings):
+    """Stage 7: the DPO teacher judges every pair."""
+
+    temperature: float = Field(0.0, ge=0)
+    splits: tuple[Split, ...] = ("train", "dev", "test", "unlabelled")
+
+
+class PreferenceSettings(Settings):
+    """Stage 5: which conflicts become chosen/rejected pairs."""
+
+    no_effect = frozenset({"batch_size"})
+
+    per_pair: PositiveInt = Field(4, description="at most so many preference pairs of one query-product pair")
+    cross_perspective: bool = Field(True, description="chosen and rejected may come from different perspectives")
+    min_margin: float = Field(0.0, ge=0, description="least gap of verdict probability, chosen over rejected")
+    balance_labels: bool = Field(False, description="cap every gold label at the rarest one's count times 4")
+    max_rows: PositiveInt | None = None
+    when_empty: Literal["stop", "skip"] = Field("stop", description="what no conflict at all does: stop, or skip DPO")
+    batch_size: PositiveInt = Field(16, description="rows per forward pass of the reference job")
+    workers: Workers = Field(Workers(), description="actors of the reference job")
+
+
+class RationaleStage(Settings):
+    """What stage 2 depends on."""
+
+    seed: int
+    labels: LabelSettings
+    perspectives: PerspectiveSettings
+    teacher: TeacherSettings
+    engine: Engine
+    rationales: RationaleSettings
+
+
+class SampleStage(Settings):
+    """What stage 4 depends on."""
+
+    seed: int
+    labels: LabelSettings
+    perspectives: PerspectiveSettings
+    engine: Engine
+    samples: SampleSettings
+
+
+class JudgeStage(Settings):
+    """What stage 7 depends on."""
+
+    seed: int
+    labels: LabelSettings
+    perspectives: PerspectiveSettings
+    engine: Engine
+    judge: JudgeSettings

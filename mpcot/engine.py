@@ -1,0 +1,185 @@
+"""The engines that answer: vLLM, and a scripted one for tests of everything around a model."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import xxhash
+
+from cluster.errors import UserError
+from mpcot.config import AnswerSettings, Engine, ScriptedEngine, VllmEngine
+from mpcot.labels import Scheme
+from mpcot.parsing import LabelTokens
+from mpcot.prompts import Message, answer, answer_regex, render
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request to the engine."""
+
+    key: str
+    chat: list[Message]
+    seed: int
+    gold: str | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the engine said. `error` is set when it said nothing usable; `logprobs` is per label, or None."""
+
+    text: str
+    logprobs: list[float] | None
+    prompt_tokens: int
+    output_tokens: int
+    error: str | None = None
+
+
+class AnswerEngine(Protocol):
+    """An engine on a replica: many asks at a time."""
+
+    async def reply(self, ask: Ask) -> Reply:
+        """Answer one request; a request that cannot be answered gives a reply with `error`."""
+        ...
+
+    def close(self) -> None:
+        """Free the engine's processes."""
+        ...
+
+
+def engine_arguments(engine: VllmEngine, model: str, gpu: bool) -> dict[str, Any]:
+    """Return vLLM's engine arguments as plain data: the plan that tests and `--dry-run` look at."""
+    shared: dict[str, Any] = {
+        "model": model,
+        "dtype": engine.dtype,
+        "max_model_len": engine.max_model_len,
+        "max_num_seqs": engine.max_num_seqs,
+        "enforce_eager": engine.enforce_eager,
+        "tensor_parallel_size": engine.tensor_parallel,
+        "enable_prefix_caching": True,
+        "trust_remote_code": False,
+        "disable_log_stats": True,
+        "seed": 0,
+    }
+    if gpu:
+        return shared | {"gpu_memory_utilization": engine.gpu_memory_utilization}
+    return shared | {"distributed_executor_backend": "mp"}
+
+
+def engine_environment(engine: VllmEngine, gpu: bool, cores: list[int], shared_node: bool) -> dict[str, str]:
+    """Return the environment of one replica.
+
+    vLLM's own default on a CPU keeps a core back. A replica that has the node to itself is bound to all
+    of its cores; replicas that share a node are left to the scheduler with as many threads as they ask for.
+    """
+    quiet = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    if gpu:
+        return quiet
+    quiet |= {"VLLM_CPU_KVCACHE_SPACE": str(engine.cpu_kv_cache_gib), "VLLM_TARGET_DEVICE": "cpu"}
+    if shared_node:
+        return quiet | {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(engine.replicas.cpus)}
+    return quiet | {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)), "OMP_NUM_THREADS": str(len(cores))}
+
+
+class Vllm:
+    """vLLM's asynchronous engine inside a Ray Data actor."""
+
+    def __init__(self, engine: VllmEngine, model: str, scheme: Scheme, ask: AnswerSettings) -> None:
+        gpu = engine.replicas.gpus > 0
+        shared_node = engine.replicas.max > 1
+        os.environ.update(engine_environment(engine, gpu, sorted(os.sched_getaffinity(0)), shared_node))
+        from transformers import AutoTokenizer
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        self.labels = LabelTokens.of(self.tokenizer, scheme)
+        self.limit = engine.max_model_len - ask.max_tokens
+        self.regex = answer_regex(scheme, ask.min_chars, ask.max_chars)
+        self.ask, self.gpu = ask, gpu
+        self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(engine, model, gpu)))
+
+    def _sampling(self, seed: int) -> Any:
+        from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+
+        return SamplingParams(
+            temperature=self.ask.temperature,
+            top_p=self.ask.top_p,
+            max_tokens=self.ask.max_tokens,
+            # On a CPU, vLLM's per-request generators die when a prompt is prefilled in pieces (no offset).
+            seed=seed if self.gpu and self.ask.temperature else None,
+            structured_outputs=StructuredOutputsParams(regex=self.regex),
+            logprob_token_ids=list(self.labels.ids),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    async def reply(self, ask: Ask) -> Reply:
+        prompt = self.tokenizer.encode(render(self.tokenizer, ask.chat), add_special_tokens=False)
+        if len(prompt) > self.limit:
+            return Reply("", None, len(prompt), 0, f"prompt too long: {len(prompt)} tokens, limit {self.limit}")
+        final = None
+        request = f"{ask.key}-{ask.seed}"
+        async for output in self.engine.generate({"prompt_token_ids": prompt}, self._sampling(ask.seed), request):
+            final = output
+        assert final is not None
+        said = final.outputs[0]
+        known = [{i: p.logprob for i, p in step.items()} for step in said.logprobs or []]
+        logprobs = self.labels.logprobs(list(zip(said.token_ids, known, strict=False)))
+        error = "too long: the answer met max_tokens" if said.finish_reason == "length" else None
+        return Reply(said.text, logprobs, len(prompt), len(said.token_ids), error)
+
+    def close(self) -> None:
+        self.engine.shutdown()
+
+
+class Scripted:
+    """Answers by rule: right with a given share, each answer a function of its key and seed alone."""
+
+    def __init__(self, engine: ScriptedEngine, scheme: Scheme) -> None:
+        self.engine, self.scheme = engine, scheme
+
+    async def reply(self, ask: Ask) -> Reply:
+        if self.engine.delay_s:
+            await asyncio.sleep(self.engine.delay_s)
+        draw = xxhash.xxh3_64_intdigest(f"{ask.key}/{ask.seed}")
+        chance, other = (draw & 0xFFFF) / 65536, (draw >> 16) & 0xFFFF
+        if chance < self.engine.failure_share:
+            return Reply("no form", None, 1, 2)
+        codes = self.scheme.codes
+        right = ((draw >> 32) & 0xFFFF) / 65536 < self.engine.accuracy and ask.gold in codes
+        wrong = [c for c in codes if c != ask.gold]
+        verdict = str(ask.gold) if right else wrong[other % len(wrong)]
+        question = ask.chat[-1]["content"].splitlines()
+        rationale = f"{question[0]} was compared with {question[1]}: remark {draw % 997}."
+        logprobs = [-0.2 if code == verdict else -2.5 for code in codes]
+        return Reply(answer(rationale, verdict), logprobs, 60, 20)
+
+    def close(self) -> None:
+        return None
+
+
+def start_engine(engine: Engine, model: str, scheme: Scheme, ask: AnswerSettings) -> AnswerEngine:
+    """Start the engine that the config names.
+
+    Raises:
+        UserError: the engine's package is not installed.
+    """
+    if isinstance(engine, ScriptedEngine):
+        return Scripted(engine, scheme)
+    try:
+        import vllm  # noqa: F401
+    except ImportError as error:
+        raise UserError("engine.kind 'vllm': vLLM is not installed. Install the extra `cpu` or `gpu`.") from error
+    return Vllm(engine, model, scheme, ask)
+
+
+def replica_resources(engine: Engine) -> Mapping[str, float]:
+    """Return what Ray reserves for one replica; tensor parallel takes that many GPUs."""
+    replicas = engine.replicas
+    gpus = replicas.gpus
+    if isinstance(engine, VllmEngine) and gpus:
+        gpus = max(gpus, engine.tensor_parallel)
+    return {"num_cpus": replicas.cpus, **({"num_gpus": gpus} if gpus else {})}

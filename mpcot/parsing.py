@@ -1,0 +1,86 @@
+"""From the engine's text to rationale, verdict and the labels' log-probabilities."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.errors import UserError
+from mpcot.labels import Scheme
+from mpcot.prompts import VERDICT
+
+LOOP = re.compile(r"(\b\w[\w ,']{8,}?)(?:\W+\1){2,}", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """An answer taken apart. `reason` says why it cannot be used, else None."""
+
+    rationale: str | None
+    verdict: str | None
+    reason: str | None
+
+
+def parse_answer(text: str, scheme: Scheme) -> Parsed:
+    """Take rationale and verdict out of an answer's text."""
+    if not text.strip():
+        return Parsed(None, None, "empty")
+    rationale, marker, verdict = text.rpartition(f"\n{VERDICT}")
+    rationale, verdict = " ".join(rationale.split()), verdict.strip()
+    if not marker:
+        return Parsed(" ".join(text.split()), None, "unparsable: no verdict line")
+    if verdict not in scheme.codes:
+        return Parsed(rationale, None, f"verdict outside the scheme: {verdict[:20]!r}")
+    return Parsed(rationale, verdict, None) if rationale else Parsed(None, verdict, "empty")
+
+
+def filter_reason(parsed: Parsed, gold: str | None) -> str | None:
+    """Return why a well-formed answer is not kept, or None. Without a gold label the verdict is not judged."""
+    assert parsed.rationale is not None
+    if LOOP.search(parsed.rationale):
+        return "repetition"
+    if gold is not None and parsed.verdict != gold:
+        return "verdict is not gold"
+    return None
+
+
+@dataclass(frozen=True)
+class LabelTokens:
+    """The tokens that tell the labels apart at the verdict: one id per label, in scheme order."""
+
+    ids: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokenizer: Any, scheme: Scheme) -> LabelTokens:
+        """Find the first place at which the labels' tokens differ.
+
+        Raises:
+            UserError: two labels begin with the same token, so their log-probabilities cannot be read.
+        """
+        texts = [f"\n{VERDICT} {code}" for code in scheme.codes]
+        tokens = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        shortest = min(len(t) for t in tokens)
+        place = next((i for i in range(shortest) if len({t[i] for t in tokens}) > 1), None)
+        ids = [t[place] for t in tokens] if place is not None else []
+        if len(set(ids)) != len(scheme.codes):
+            raise UserError(
+                f"labels: this tokenizer cannot tell the codes {', '.join(scheme.codes)} apart by their first "
+                "token. Choose codes that begin differently, such as single letters or digits."
+            )
+        return cls(tuple(ids))
+
+    def logprobs(self, steps: Sequence[tuple[int, Mapping[int, float]]]) -> list[float] | None:
+        """Read the labels' log-probabilities where the verdict was written.
+
+        Args:
+            steps: per output token its id and the log-probabilities known there, by token id.
+
+        Returns:
+            One value per label in scheme order, or None where the verdict was spelt with other tokens.
+        """
+        for token, known in reversed(steps):
+            if token in self.ids:
+                return [max(known.get(i, -1e4), -1e4) for i in self.ids]
+        return None

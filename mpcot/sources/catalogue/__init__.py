@@ -1,0 +1,1 @@
+"""Our own deterministic shop: products, queries, labels that follow from the structure, rationales."""

@@ -1,0 +1,57 @@
+"""The catalogue as a source: its pairs as rows, its seed rationales beside them."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from cluster.errors import UserError
+from mpcot.sources.catalogue.generate import MIX, Pair, make_pairs
+from mpcot.sources.catalogue.rationales import ORIGIN, PERSPECTIVES, rationale
+from mpcot.sources.config import CatalogueSource
+from mpcot.sources.rows import SOURCE_SEED, Cleaning, SourceRows, make_row, rows_table
+
+LOCALE = "us"
+
+
+def read_catalogue(source: CatalogueSource, cleaning: Cleaning) -> SourceRows:
+    """Generate the catalogue's rows and a rationale of every pair and perspective.
+
+    Raises:
+        UserError: the label scheme has no place for E, S, C and I.
+    """
+    missing = sorted({cleaning.label_map.get(label, label) for label in MIX} - set(cleaning.codes))
+    if missing:
+        raise UserError(
+            f"source.kind: the catalogue's labels E, S, C, I do not fit the scheme, which has "
+            f"{', '.join(cleaning.codes)}. Set labels.scheme to esci, or source.label_map, say "
+            f"{{E = {cleaning.codes[0]!r}, ...}}"
+        )
+    pairs = make_pairs(source.pairs, source.products_per_query, source.hard_share, source.world_seed)
+    rows = (make_row(i, _raw(pair), cleaning) for i, pair in enumerate(pairs))
+    seeds = [_seed(pair, name, cleaning) for pair in pairs for name in PERSPECTIVES]
+    return SourceRows(rows_table(rows), pa.Table.from_pylist(seeds, schema=SOURCE_SEED))
+
+
+def _raw(pair: Pair) -> dict[str, str]:
+    return {
+        "query": pair.query.text,
+        "product_id": pair.product.product_id,
+        "title": pair.product.title,
+        "brand": pair.product.brand,
+        "description": pair.product.description,
+        "label": pair.judgement.label,
+        "locale": LOCALE,
+    }
+
+
+def _seed(pair: Pair, perspective: str, cleaning: Cleaning) -> dict[str, str]:
+    label = pair.judgement.label
+    return {
+        "query": pair.query.text,
+        "product_id": pair.product.product_id,
+        "locale": LOCALE,
+        "perspective": perspective,
+        "rationale": rationale(pair, perspective),
+        "verdict": cleaning.label_map.get(label, label),
+        "origin": ORIGIN,
+    }

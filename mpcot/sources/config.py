@@ -1,0 +1,120 @@
+"""Settings of stage 1: where pairs come from, their labels and splits. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from cluster.config import Settings
+
+# Our names for the columns of a pair; the keys of `TableSource.columns`.
+REQUIRED = ("query", "product_id", "title")
+COLUMNS = (*REQUIRED, "label", "locale", "brand", "description", "bullets", "colour", "split")
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class LabelSettings(Settings):
+    """Which label scheme the run uses."""
+
+    scheme: str = Field("esci", description="esci, graded, binary, or the path of one's own .toml")
+
+
+class AnySource(Settings):
+    """What every source has."""
+
+    label_map: dict[str, str] = Field({}, description="label in the source -> code of the scheme")
+    max_failed_share: Share = Field(0.2, description="stop when a larger share of the rows fails")
+
+
+class CatalogueSource(AnySource):
+    """Our own deterministic shop catalogue; needs no data from outside."""
+
+    kind: Literal["catalogue"] = "catalogue"
+    world_seed: int = Field(5, description="makes another shop; the run's seed does not")
+    pairs: PositiveInt = Field(720, description="judged pairs to generate")
+    products_per_query: PositiveInt = Field(6, description="mean number of judged products of one query")
+    hard_share: Share = Field(0.5, description="share of S, C and I products that look alike")
+    seed_rationale_share: Share = Field(0.5, description="share of the training pairs with seed rationales")
+
+
+class FileSource(AnySource):
+    """What the sources that read files share. Paths are local or any pyarrow filesystem URI (s3://, gs://)."""
+
+    path: str = Field(min_length=1, description="local path or URI such as s3://bucket/folder")
+    limit: PositiveInt | None = Field(None, description="read only the first rows (after `locales`)")
+    locales: tuple[str, ...] | None = Field(None, description="keep only these locales; empty keeps all")
+    default_locale: str = Field("us", description="locale of rows that name none")
+    seeds: str | None = Field(None, description="file of seed rationales, see `files.SEED_COLUMNS`")
+
+
+class EsciSource(FileSource):
+    """Shopping Queries Dataset: a folder with the two official parquet files, or one jsonl file."""
+
+    kind: Literal["esci"] = "esci"
+    version: Literal["small", "large"] | None = Field(None, description="official version; empty keeps both")
+
+
+class ChorusSource(FileSource):
+    """A folder with judgments.jsonl and products.jsonl; ratings 0 to 3 (scheme `graded`)."""
+
+    kind: Literal["chorus"] = "chorus"
+
+
+class WandsSource(FileSource):
+    """A folder with WANDS's query.csv, product.csv and label.csv (tab-separated).
+
+    Exact, Partial, Irrelevant become 3, 1, 0 (scheme `graded`) unless `label_map` says otherwise.
+    """
+
+    kind: Literal["wands"] = "wands"
+    label_map: dict[str, str] = Field({"Exact": "3", "Partial": "1", "Irrelevant": "0"})
+
+
+class TableSource(FileSource):
+    """One's own file or folder of files: parquet, csv, tsv or jsonl, one judged pair per row."""
+
+    kind: Literal["table"] = "table"
+    format: Literal["auto", "parquet", "csv", "tsv", "jsonl"] = "auto"
+    columns: dict[str, str] = Field({}, description=f"our column -> yours; ours: {', '.join(COLUMNS)}")
+
+    @model_validator(mode="after")
+    def _known_columns(self) -> TableSource:
+        unknown = sorted(set(self.columns) - set(COLUMNS))
+        if unknown:
+            raise ValueError(f"source.columns: {unknown} are not ours; ours are {', '.join(COLUMNS)}")
+        return self
+
+
+SourceSettings = Annotated[
+    CatalogueSource | EsciSource | ChorusSource | WandsSource | TableSource, Field(discriminator="kind")
+]
+
+
+class SplitSettings(Settings):
+    """How queries (never rows) are dealt to the splits. A `split` column of the source is respected."""
+
+    train: Share = 0.7
+    dev: Share = 0.15
+    test: Share = 0.15
+    unlabelled: Share = Field(0.0, description="share of the training queries whose labels are dropped")
+    query_in_two_splits: Literal["stop", "fail"] = Field("stop", description="stop, or fail such rows")
+
+    @model_validator(mode="after")
+    def _sum(self) -> SplitSettings:
+        total = self.train + self.dev + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"split: train + dev + test must be 1, is {total:g}")
+        if self.train == 0 or self.unlabelled == 1:
+            raise ValueError("split: no labelled training pairs are left; raise train or lower unlabelled")
+        return self
+
+
+class PairsStage(Settings):
+    """What `1-pairs` depends on."""
+
+    seed: int = 13
+    source: SourceSettings = CatalogueSource()
+    split: SplitSettings = SplitSettings()
+    labels: LabelSettings = LabelSettings()

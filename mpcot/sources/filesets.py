@@ -1,0 +1,254 @@
+"""Files of a source, local or on any pyarrow filesystem: finding, checking and reading them.
+
+Where Ray is connected its Data readers do the work, one task per text file or parquet fragment; without
+Ray the same functions run here, so that readers are testable alone. Text files are read whole: give large
+data as parquet or in several files. On a cluster a local path must be visible to every node.
+"""
+
+from __future__ import annotations
+
+import codecs
+import itertools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from cluster.errors import UserError
+from mpcot.sources.parse import DELIMITERS, PARSE_ERROR, TEXT_FORMATS, parse_text
+
+SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+BATCH = 4096  # rows handed to a transform at a time
+PROBE_BYTES = 1 << 22  # what is read of a text file to learn its columns
+Transform = Callable[[list[dict[str, Any]]], pa.Table]
+
+
+@dataclass(frozen=True)
+class FileSet:
+    """Files of one format on one filesystem; `columns` is what the first of them has."""
+
+    filesystem: pafs.FileSystem
+    paths: tuple[str, ...]
+    format: str
+    columns: tuple[str, ...]
+
+    def need(self, columns: Sequence[str], field: str) -> None:
+        """Raise a `UserError` that names the columns that are missing and those that are there."""
+        missing = [name for name in columns if name not in self.columns]
+        if missing:
+            raise UserError(
+                f"{field}: {self.paths[0]} has no column {', '.join(map(repr, missing))}; it has "
+                f"{', '.join(self.columns) or 'none'}. Correct the file, or name yours in source.columns"
+            )
+
+
+def find(path: str, form: str = "auto", field: str = "source.path") -> FileSet:
+    """Return the files at `path` (a file or a folder) after checking that they exist, decode and have rows.
+
+    Raises:
+        UserError: nothing there, an unknown or mixed format, a wrong encoding, an empty or broken file.
+    """
+    filesystem, found = _resolve(path, field)
+    files = _files(filesystem, found, path, form, field)
+    formats = {form if form != "auto" else _format(file, field) for file in files}
+    if len(formats) > 1:
+        raise UserError(f"{field}: {path} mixes {', '.join(sorted(formats))}; give a folder of one format")
+    (form,) = formats
+    if form in TEXT_FORMATS:
+        for file in files:
+            _check_encoding(filesystem, file, field)
+    columns = _columns(filesystem, files, form, field)
+    return FileSet(filesystem, tuple(files), form, columns)
+
+
+def check_path(path: str, field: str) -> None:
+    """Raise a `UserError` where there is nothing at `path`."""
+    _resolve(path, field)
+
+
+def exists(path: str, name: str, field: str = "source.path") -> str | None:
+    """Return the path of file `name` in folder `path`, or None where the folder has none of that name."""
+    filesystem, found = _resolve(path, field)
+    inside = f"{found.rstrip('/')}/{name}"
+    return f"{path.rstrip('/')}/{name}" if filesystem.get_file_info(inside).is_file else None
+
+
+def collect(files: FileSet, transform: Transform, columns: Sequence[str], limit: int | None = None) -> pa.Table:
+    """Return the concatenated tables that `transform` makes of batches of rows, in the files' order.
+
+    Args:
+        files: what to read.
+        transform: pure and picklable; list of plain rows -> table.
+        columns: read only these of a parquet file.
+        limit: stop after so many rows of the result.
+    """
+    ray = sys.modules.get("ray")
+    tables = _ray_tables if ray is not None and ray.is_initialized() else _local_tables
+    result = pa.concat_tables(tables(files, transform, [c for c in columns if c in files.columns], limit))
+    return result if limit is None else result.slice(0, limit)
+
+
+def _resolve(path: str, field: str) -> tuple[pafs.FileSystem, str]:
+    try:
+        if "://" in path:
+            filesystem, found = pafs.FileSystem.from_uri(path)
+        else:
+            filesystem, found = pafs.LocalFileSystem(), str(Path(path).expanduser().absolute())
+        info = filesystem.get_file_info(found)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{field}: cannot open {path!r}: {error}. Check address and credentials") from error
+    if info.type == pafs.FileType.NotFound:
+        raise UserError(f"{field}: {path!r} does not exist. Give a file, a folder or a URI (s3://)")
+    return filesystem, found
+
+
+def _files(filesystem: pafs.FileSystem, found: str, path: str, form: str, field: str) -> list[str]:
+    if filesystem.get_file_info(found).is_file:
+        return [found]
+    inside = filesystem.get_file_info(pafs.FileSelector(found, recursive=True))
+    names = sorted(info.path for info in inside if info.is_file and not info.base_name.startswith((".", "_")))
+    if form == "auto":
+        names = [name for name in names if _suffix(name) in SUFFIXES]
+    if not names:
+        raise UserError(f"{field}: folder {path!r} has no file that ends in {', '.join(SUFFIXES)}")
+    return names
+
+
+def _suffix(path: str) -> str:
+    return Path(path.removesuffix(".gz")).suffix.lower()
+
+
+def _format(path: str, field: str) -> str:
+    if _suffix(path) not in SUFFIXES:
+        raise UserError(
+            f"{field}: {path} does not end in {', '.join(SUFFIXES)}, so its format is unknown. "
+            "Rename it or set source.format"
+        )
+    return SUFFIXES[_suffix(path)]
+
+
+def _check_encoding(filesystem: pafs.FileSystem, path: str, field: str) -> None:
+    """Decode a text file once, block by block, so that a wrong byte is named before any work starts."""
+    decoder, offset, blank = codecs.getincrementaldecoder("utf-8")(), 0, True
+    with filesystem.open_input_stream(path) as stream:
+        while block := stream.read(1 << 22):
+            pending = len(decoder.getstate()[0])
+            try:
+                blank = not decoder.decode(block).strip() and blank
+            except UnicodeDecodeError as error:
+                place = offset - pending + error.start
+                raise UserError(_encoding_message(path, place, block, field)) from error
+            offset += len(block)
+    if decoder.getstate()[0]:
+        raise UserError(_encoding_message(path, offset, b"", field))
+    if blank:
+        raise UserError(f"{field}: {path} is empty")
+
+
+def _encoding_message(path: str, offset: int, block: bytes, field: str) -> str:
+    wide = offset == 0 and block[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    guess = "UTF-16" if wide else "LATIN1"
+    name = Path(path).name
+    return (
+        f"{field}: {path} is not UTF-8: byte {offset} cannot be decoded"
+        f"{' (it looks like UTF-16)' if wide else ''}. Convert it, for instance: "
+        f"iconv -f {guess} -t UTF-8 {name} > new-{name}"
+    )
+
+
+def _columns(filesystem: pafs.FileSystem, files: Sequence[str], form: str, field: str) -> tuple[str, ...]:
+    if form == "parquet":
+        return _parquet_columns(filesystem, files, field)
+    with filesystem.open_input_stream(files[0]) as stream:
+        head = stream.read(PROBE_BYTES).decode("utf-8", errors="ignore")
+    rows = list(itertools.islice(parse_text(head, form), 200))
+    if not rows:
+        raise UserError(f"{field}: {files[0]} has no rows{', only a header' if form in DELIMITERS else ''}")
+    parsed = [row for row in rows if PARSE_ERROR not in row or form in DELIMITERS]
+    names = dict.fromkeys(name for row in parsed for name in row)
+    names.pop(PARSE_ERROR, None)
+    return tuple(names)
+
+
+def _parquet_columns(filesystem: pafs.FileSystem, files: Sequence[str], field: str) -> tuple[str, ...]:
+    rows, names = 0, ()
+    for path in files:
+        try:
+            meta = pq.ParquetFile(path, filesystem=filesystem)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{field}: {path} is not a readable parquet file: {error}") from error
+        rows, names = rows + meta.metadata.num_rows, names or tuple(meta.schema_arrow.names)
+        meta.close()
+    if rows == 0:
+        raise UserError(f"{field}: {files[0]} has no rows")
+    return names
+
+
+def _local_tables(files: FileSet, transform: Transform, columns: list[str], limit: int | None) -> list[pa.Table]:
+    tables, have = [], 0
+    for path in files.paths:
+        for rows in _local_batches(files, path, columns):
+            tables.append(transform(rows))
+            have += tables[-1].num_rows
+            if limit is not None and have >= limit:
+                return tables
+    return tables
+
+
+def _local_batches(files: FileSet, path: str, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
+    if files.format == "parquet":
+        with pq.ParquetFile(path, filesystem=files.filesystem) as file:
+            for batch in file.iter_batches(BATCH, columns=columns):
+                yield batch.to_pylist()
+        return
+    with files.filesystem.open_input_stream(path) as stream:
+        yield from _batches(stream.read(), files.format)
+
+
+def _batches(content: bytes, form: str) -> Iterator[list[dict[str, Any]]]:
+    rows = parse_text(content.decode("utf-8"), form)
+    while batch := list(itertools.islice(rows, BATCH)):
+        yield batch
+
+
+def _ray_tables(files: FileSet, transform: Transform, columns: list[str], limit: int | None) -> list[pa.Table]:
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    options = context.execution_options
+    ordered, options.preserve_order = options.preserve_order, True  # source_row counts in the files' order
+    try:
+        if files.format == "parquet":
+            read = ray.data.read_parquet(list(files.paths), filesystem=files.filesystem, columns=columns)
+            made = read.map_batches(_Typed(transform), batch_format="pyarrow", batch_size=BATCH)
+        else:
+            read = ray.data.read_binary_files(list(files.paths), filesystem=files.filesystem)
+            made = read.map_batches(_Parsed(transform, files.format), batch_format="pyarrow", batch_size=1)
+        blocks = ray.get((made if limit is None else made.limit(limit)).to_arrow_refs())
+    finally:
+        options.preserve_order = ordered
+    return [block for block in blocks if block.num_columns] or [transform([])]
+
+
+@dataclass(frozen=True)
+class _Typed:
+    transform: Transform
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return self.transform(batch.to_pylist())
+
+
+@dataclass(frozen=True)
+class _Parsed:
+    transform: Transform
+    format: str
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        for content in batch["bytes"].to_pylist():
+            for rows in _batches(content, self.format):
+                yield self.transform(rows)

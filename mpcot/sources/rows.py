@@ -1,0 +1,132 @@
+"""The rows that every source yields, and their cleaning, the same for all. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+TITLE_LIMIT = 2_000  # characters; a longer title is a broken row, not a title
+QUERY_LIMIT = 500
+DESCRIPTION_LIMIT = 2_000  # a longer description is cut
+FAILED_ROW_LIMIT = 2_000  # characters of a failed row that are kept
+
+# `source_row` counts the source's rows from 0. `error` is set where a row cannot become a pair, as
+# "reason" or "reason: detail"; `raw` is the row as JSON, kept only then.
+_TEXTS = ("query", "product_id", "locale", "title", "brand", "description", "label", "split", "error", "raw")
+ROW = pa.schema([pa.field("source_row", pa.int64(), nullable=False), *(pa.field(name, pa.string()) for name in _TEXTS)])
+
+# Seed rationales as a source brings them, keyed by what names a pair in the source.
+SOURCE_SEED = pa.schema(
+    [
+        pa.field(name, pa.string())
+        for name in ("query", "product_id", "locale", "perspective", "rationale", "verdict", "origin")
+    ]
+)
+
+SPLIT_NAMES = {
+    "train": "train", "training": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev",
+    "test": "test", "unlabelled": "unlabelled", "unlabeled": "unlabelled",
+}  # fmt: skip
+
+# Control characters (tab and line ends are white space), zero-width marks, lone surrogates.
+_NOISE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff\u200b\u2060-\u2064\ud800-\udfff\ufffe\uffff]")
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """All rows of a source (`ROW`) and its seed rationales (`SOURCE_SEED`), if it has any."""
+
+    rows: pa.Table
+    seeds: pa.Table | None = None
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """What cleaning needs to know of the config; small enough to travel to every worker."""
+
+    codes: tuple[str, ...]
+    label_map: Mapping[str, str]
+    default_locale: str
+
+
+def clean_text(value: Any) -> str | None:
+    """Return `value` as NFC text without control characters, white space collapsed; None if empty."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = unicodedata.normalize("NFC", _NOISE.sub("", str(value)))
+    return " ".join(text.split()) or None
+
+
+def describe(*parts: Any) -> str | None:
+    """Join description, bullet points and attributes into one text of at most `DESCRIPTION_LIMIT` characters.
+
+    A mapping becomes "key: value; key: value"; empty parts are left out.
+    """
+    texts = (_attributes(p) if isinstance(p, Mapping) else clean_text(p) for p in parts)
+    text = " ".join(text for text in texts if text)
+    return text[:DESCRIPTION_LIMIT].rstrip() or None
+
+
+def _attributes(mapping: Mapping[str, Any]) -> str:
+    pairs = ((clean_text(key), clean_text(value)) for key, value in mapping.items())
+    return "; ".join(f"{key}: {value}" for key, value in pairs if key and value)
+
+
+def make_row(source_row: int, raw: Mapping[str, Any], cleaning: Cleaning, error: str | None = None) -> dict[str, Any]:
+    """Return one `ROW` from a source row that already has our column names."""
+    plain = ("query", "product_id", "title", "brand")
+    row: dict[str, Any] = {name: clean_text(raw.get(name)) for name in plain}
+    row["locale"] = (clean_text(raw.get("locale")) or cleaning.default_locale).lower()
+    row["description"] = describe(raw.get("description"), raw.get("bullets"), raw.get("attributes"))
+    if colour := clean_text(raw.get("colour")):
+        row["description"] = describe(f"colour: {colour};", row["description"])
+    label = clean_text(raw.get("label"))
+    row["label"] = cleaning.label_map.get(label, label) if label else None
+    split = clean_text(raw.get("split"))
+    row["split"] = SPLIT_NAMES.get(split.lower(), split) if split else None
+    row["source_row"], row["error"] = source_row, error or _problem(row, cleaning.codes)
+    row["raw"] = failed_json(raw) if row["error"] else None
+    if row["error"]:
+        row["title"], row["query"] = (row["title"] or "")[:TITLE_LIMIT], (row["query"] or "")[:QUERY_LIMIT]
+    return row
+
+
+def _problem(row: Mapping[str, Any], codes: tuple[str, ...]) -> str | None:
+    """Return why a row cannot become a pair, or None."""
+    for name in ("query", "product_id", "title"):
+        if not row[name]:
+            return f"{name} missing"
+    for name, limit in (("query", QUERY_LIMIT), ("title", TITLE_LIMIT)):
+        if len(row[name]) > limit:
+            return f"{name} too long: {len(row[name])} characters, limit {limit}"
+    if row["label"] is not None and row["label"] not in codes:
+        return f"unknown label: {row['label'][:50]!r}, the scheme has {', '.join(codes)}"
+    if row["split"] is not None and row["split"] not in SPLIT_NAMES.values():
+        return f"unknown split: {row['split'][:50]!r}"
+    return None
+
+
+def failed_json(raw: Mapping[str, Any]) -> str:
+    """Return a failed row as JSON of at most `FAILED_ROW_LIMIT` characters."""
+    given = {key: value for key, value in raw.items() if value is not None}
+    short = {key: value[:300] if isinstance(value, str) else value for key, value in given.items()}
+    return _NOISE.sub("", json.dumps(short, ensure_ascii=False, default=str))[:FAILED_ROW_LIMIT]
+
+
+def rows_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Return `ROW` dicts as a table."""
+    return pa.Table.from_pylist(list(rows), schema=ROW)
+
+
+def reason_of(error: str) -> str:
+    """Return the countable part of an error: what stands before the detail."""
+    return error.split(":", 1)[0]

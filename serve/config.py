@@ -1,0 +1,82 @@
+"""Settings of the service. Imports nothing heavy; a combination that cannot work is refused here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from cluster.config import Resources
+
+
+class BatchSettings(Resources):
+    """Dynamic batching across requests, and how a batch is cut for the model."""
+
+    max_batch_pairs: PositiveInt = Field(256, description="pairs scored in one call, from any number of requests")
+    batch_wait_ms: NonNegativeFloat = Field(2.0, description="how long a batch waits for company")
+    max_batch_tokens: PositiveInt = Field(4096, description="padded tokens of one forward pass")
+
+
+class ReplicaSettings(Resources):
+    """Autoscaling: Ray Serve adds replicas while each holds more than `target_ongoing` requests."""
+
+    min: PositiveInt = 1
+    max: PositiveInt = 1
+    target_ongoing: PositiveFloat = Field(8.0, description="requests per replica that autoscaling aims at")
+
+    @model_validator(mode="after")
+    def _check(self) -> ReplicaSettings:
+        if self.max < self.min:
+            raise ValueError(f"serve.replicas.max is {self.max}, below min {self.min}: raise max")
+        return self
+
+
+class LimitSettings(Resources):
+    """Bounds on one request. Past one, the answer names it: 413 for the body, 422 for the rest."""
+
+    products_per_request: PositiveInt = 200
+    query_chars: PositiveInt = 1_000
+    title_chars: PositiveInt = 4_000
+    description_chars: PositiveInt = 20_000
+    body_bytes: PositiveInt = 4 * 2**20
+
+
+class ServeSettings(Resources):
+    """The service: where it listens, how it batches, scales and protects itself."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65_535)
+    batch: BatchSettings = BatchSettings()
+    max_queued_requests: NonNegativeInt = Field(
+        128, description="requests a replica lets wait for the model; past it 503 at once"
+    )
+    max_ongoing_requests: PositiveInt = Field(512, description="requests Ray Serve hands a replica at once")
+    replicas: ReplicaSettings = ReplicaSettings()
+    limits: LimitSettings = LimitSettings()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    threads: PositiveInt | None = Field(None, description="CPU threads of the model; empty takes cpus_per_replica")
+    cpus_per_replica: NonNegativeFloat = 1.0
+    gpus_per_replica: NonNegativeFloat = 0.0
+    request_timeout_s: PositiveFloat = 30.0
+    access_log: bool = Field(False, description="one line per request: path, status, time; never the query")
+    drain_s: PositiveFloat = Field(20.0, description="how long a stopping replica may finish what it has")
+
+    @model_validator(mode="after")
+    def _check(self) -> ServeSettings:
+        held = self.batch.max_batch_pairs + self.max_queued_requests
+        if self.max_ongoing_requests < held:
+            raise ValueError(
+                f"serve.max_ongoing_requests is {self.max_ongoing_requests}: Ray Serve would hand a replica too few"
+                f" requests to fill a batch. Set at least batch.max_batch_pairs + max_queued_requests = {held}"
+            )
+        if self.limits.products_per_request > self.batch.max_batch_pairs:
+            raise ValueError(
+                f"serve.limits.products_per_request is {self.limits.products_per_request}, more than"
+                f" serve.batch.max_batch_pairs {self.batch.max_batch_pairs}: one request must fit one batch"
+            )
+        return self
+
+    @property
+    def model_threads(self) -> int:
+        """CPU threads of one replica's model."""
+        return self.threads or max(1, int(self.cpus_per_replica))

@@ -1,0 +1,167 @@
+"""The student in process: pairs in, labels with probabilities and verdicts out. Knows nothing of Ray.
+
+Shapes: N pairs, T tokens, P perspectives, D width of a latent vector, C labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from cluster.artifacts import read_manifest
+from cluster.errors import UserError
+from distill.inputs import encode_pairs
+from distill.student import Student, StudentOutput, load_tokenizer, read_student_config
+from serve.api import Explanation, Result, ScoreInput, Verdict
+from serve.config import ServeSettings
+from serve.explain import Explainer, load_explainer
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Label probabilities NxC; verdict probabilities NxPxC and latent vectors NxPxD, None where there are none."""
+
+    probabilities: np.ndarray
+    verdicts: np.ndarray | None
+    latents: np.ndarray | None
+
+
+class Scorer:
+    """One loaded student. Not safe for use from several threads at once."""
+
+    def __init__(
+        self,
+        student: Student,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str,
+        *,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        max_batch_tokens: int = 4096,
+        device: str = "cpu",
+        explainer: Explainer | None = None,
+    ) -> None:
+        assert tokenizer.padding_side == "right", "batches are cut from the right"
+        self.student = student.to(device).eval()
+        self.tokenizer, self.name, self.explainer = tokenizer, name, explainer
+        self.precision, self.max_batch_tokens, self.device = precision, max_batch_tokens, torch.device(device)
+        self.config = student.config
+        gains = np.array(self.config.scheme.gains)
+        # Shifted and scaled so that the score is 0 to 1 whatever gains a scheme gives.
+        self.gains = (gains - gains.min()) / (gains.max() - gains.min() or 1.0)
+
+    @classmethod
+    def load(cls, export_dir: Path, settings: ServeSettings) -> Scorer:
+        """Load an export folder; on a GPU where the settings give a replica one.
+
+        Raises:
+            UserError: not an export folder, or a GPU is asked for and there is none.
+        """
+        check_export(export_dir)
+        if settings.gpus_per_replica and not torch.cuda.is_available():
+            raise UserError("serve.gpus_per_replica: this machine has no GPU that PyTorch can use; set it to 0")
+        if not settings.gpus_per_replica:
+            torch.set_num_threads(settings.model_threads)
+        return cls(
+            Student.load(export_dir),
+            load_tokenizer(export_dir),
+            export_name(export_dir),
+            precision=settings.precision,
+            max_batch_tokens=settings.batch.max_batch_tokens,
+            device="cuda" if settings.gpus_per_replica else "cpu",
+            explainer=load_explainer(export_dir, read_student_config(export_dir).perspectives),
+        )
+
+    def score(self, pairs: Sequence[Mapping[str, Any]]) -> Scores:
+        """Score pairs (`query`, `title`, and what the student reads besides), in the order given."""
+        assert pairs, "score needs at least one pair"
+        batch = encode_pairs(self.tokenizer, pairs, self.config.max_tokens, self.config.fields)
+        lengths = batch["attention_mask"].sum(1)
+        order = torch.argsort(lengths, descending=True, stable=True)
+        parts = [self._forward(batch, chosen, int(lengths[chosen[0]])) for chosen in self._batches(order, lengths)]
+        back = torch.argsort(order)
+        rows = [None if column[0] is None else torch.cat(column)[back] for column in zip(*parts, strict=True)]
+        logits, latents, verdicts = rows
+        assert logits is not None, "a student always answers"
+        return Scores(
+            logits.softmax(-1).numpy(),
+            None if verdicts is None else verdicts.softmax(-1).numpy(),
+            None if latents is None else latents.numpy(),
+        )
+
+    def _batches(self, order: Tensor, lengths: Tensor) -> Iterator[Tensor]:
+        """Cut pairs, longest first, so that a batch padded to its first pair stays within the token budget."""
+        start = 0
+        while start < len(order):
+            count = max(1, self.max_batch_tokens // int(lengths[order[start]]))
+            yield order[start : start + count]
+            start += count
+
+    def _forward(self, batch: Mapping[str, Tensor], chosen: Tensor, length: int) -> list[Tensor | None]:
+        inputs = {name: values[chosen, :length].to(self.device) for name, values in batch.items()}
+        with torch.inference_mode(), self._autocast():
+            output: StudentOutput = self.student(**inputs)
+        return [None if part is None else part.float().cpu() for part in output]
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def answer(self, requests: Sequence[ScoreInput]) -> list[list[Result]]:
+        """Score the products of several requests at once; one list of results per request."""
+        pairs = [{"query": r.query, **product.model_dump()} for r in requests for product in r.products]
+        scores = self.score(pairs)
+        ids = iter(range(len(pairs)))
+        return [[self._result(product.id, scores, next(ids), r.explain) for product in r.products] for r in requests]
+
+    def _result(self, product_id: str, scores: Scores, row: int, explain: bool) -> Result:
+        probabilities = scores.probabilities[row]
+        verdicts = (
+            {} if scores.verdicts is None else dict(zip(self.config.perspectives, scores.verdicts[row], strict=True))
+        )
+        return Result(
+            id=product_id,
+            label=self._best(probabilities),
+            score=float(np.clip(probabilities @ self.gains, 0, 1)),
+            probabilities=self._named(probabilities),
+            perspectives={n: Verdict(verdict=self._best(p), probabilities=self._named(p)) for n, p in verdicts.items()},
+            explanations=self._explanations(scores, row) if explain else None,
+        )
+
+    def _best(self, probabilities: np.ndarray) -> str:
+        return self.config.scheme.codes[int(probabilities.argmax())]
+
+    def _named(self, probabilities: np.ndarray) -> dict[str, float]:
+        return dict(zip(self.config.scheme.codes, probabilities.tolist(), strict=True))
+
+    def _explanations(self, scores: Scores, row: int) -> list[Explanation]:
+        assert self.explainer is not None and scores.latents is not None, "refused before scoring"
+        return self.explainer.nearest(scores.latents[row])
+
+
+def check_export(export_dir: Path) -> None:
+    """Refuse what is not an export folder, before anything is loaded or started.
+
+    Raises:
+        UserError: no folder, or not a student's.
+    """
+    if not export_dir.is_dir():
+        raise UserError(f"{export_dir} is not a folder. Give the 10-export folder of a run.")
+    read_student_config(export_dir)
+
+
+def export_name(export_dir: Path) -> str:
+    """Name the model by its folder and by what made it: `demo@1f0c2d3e`, so that two exports can be told apart."""
+    manifest = read_manifest(export_dir)
+    folder = export_dir.resolve()
+    name = folder.parent.name if folder.name == "10-export" else folder.name
+    made_by = manifest["fingerprint"] if manifest else read_student_config(export_dir).fingerprint
+    return f"{name}@{made_by[:8]}" if made_by else name

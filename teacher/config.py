@@ -1,0 +1,95 @@
+"""Settings of the teacher's training: SFT and DPO. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from cluster.config import Settings, TrainSettings
+from mpcot.config import (
+    LabelSettings,
+    PerspectiveSettings,
+    PreferenceSettings,
+    RationaleSettings,
+    SampleSettings,
+    TeacherSettings,
+)
+
+
+class Lora(Settings):
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685), merged into the weights at the end."""
+
+    kind: Literal["lora"] = "lora"
+    rank: PositiveInt = 16
+    alpha: PositiveInt = 32
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+
+
+class Full(Settings):
+    """All weights are trained."""
+
+    kind: Literal["full"] = "full"
+
+
+Tuning = Annotated[Lora | Full, Field(discriminator="kind")]
+
+
+class SftSettings(Settings):
+    """Stage 3: next-token loss on the answers of all perspectives."""
+
+    tuning: Tuning = Lora()
+    max_tokens: PositiveInt = Field(1024, description="prompt and answer; the prompt's start is cut, never the answer")
+    origins: tuple[Literal["teacher", "seed"], ...] = Field(
+        ("teacher", "seed"), description="rationales the teacher wrote itself, and those the source brought"
+    )
+    max_rows: PositiveInt | None = None
+    held_out_share: float = Field(0.1, gt=0, lt=0.9, description="share of the training queries that judge the loss")
+    dev_rows: PositiveInt = Field(200, description="at most so many held-out answers judge the loss")
+    missing_labels: Literal["stop", "warn"] = Field("stop", description="what a label without any rationale does")
+    train: TrainSettings = TrainSettings(learning_rate=5e-5, epochs=3)
+
+
+class DpoSettings(Settings):
+    """Stage 6: direct preference optimisation from precomputed reference log-probabilities."""
+
+    tuning: Tuning = Lora()
+    beta: PositiveFloat = 0.1
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of flipped preferences assumed (cDPO)")
+    length_normalised: bool = False
+    sft_weight: float = Field(0.0, ge=0, description="weight of the chosen answers' next-token loss beside DPO's")
+    max_tokens: PositiveInt = 1024
+    dev_rows: PositiveInt = 200
+    train: TrainSettings = TrainSettings(learning_rate=5e-6, epochs=3)
+
+
+class SftStage(Settings):
+    """What stage 3 depends on."""
+
+    seed: int
+    labels: LabelSettings
+    perspectives: PerspectiveSettings
+    teacher: TeacherSettings
+    rationales: RationaleSettings
+    samples: SampleSettings
+    sft: SftSettings
+
+
+class PreferenceStage(Settings):
+    """What stage 5 depends on."""
+
+    seed: int
+    labels: LabelSettings
+    perspectives: PerspectiveSettings
+    samples: SampleSettings
+    preferences: PreferenceSettings
+    dpo: DpoSettings
+
+
+class DpoStage(Settings):
+    """What stage 6 depends on."""
+
+    seed: int
+    dpo: DpoSettings

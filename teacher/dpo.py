@@ -1,0 +1,106 @@
+"""Stage 6: direct preference optimisation, from reference log-probabilities that are data."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cluster.artifacts import StageFolder
+from cluster.errors import UserError
+from cluster.rows import write_rows
+from cluster.training import Row, run_training
+from teacher.config import DpoSettings, DpoStage
+from teacher.reference import read_preferences
+from teacher.sft import AnswerTask
+from teacher.tokens import encode, pad
+
+
+def run(config: DpoStage, folder: StageFolder) -> None:
+    """Train the SFT teacher on the preferences and write `6-dpo/model`."""
+    preferences = read_preferences(folder.input("5-preferences"))
+    start = folder.input("3-sft") / "model"
+    folder.path.mkdir(parents=True, exist_ok=True)
+    if not len(preferences):
+        shutil.copytree(start, folder.path / "model", dirs_exist_ok=True)
+        (folder.path / "history.jsonl").write_text("", encoding="utf-8")
+        folder.finish({"train": 0, "dev": 0}, {"skipped": "no preferences: this is the SFT model"})
+        return
+    train = preferences.filter(pc.equal(preferences["split"], "train"))
+    dev = preferences.filter(pc.equal(preferences["split"], "dev"))
+    if not len(train):
+        raise UserError("dpo: all preferences are of held-out pairs. Add train to samples.splits.")
+    write_rows(folder.path / "train.arrow", train)
+    write_rows(folder.path / "dev.arrow", _spread(dev, config.dpo.dev_rows))
+    settings = config.dpo
+    task = DpoTask(
+        settings.train, config.seed, str(folder.path.resolve()), str(start.resolve()), settings.tuning,
+        settings.max_tokens, settings,
+    )  # fmt: skip
+    result = run_training(task, folder.path, "dpo")
+    figures = {f"dev_{name}_{when}": result.dev(place).get(name) for name in ("loss", "margin", "accuracy")
+               for place, when in ((0, "before"), (-1, "after"))}  # fmt: skip
+    folder.finish({"train": len(train), "dev": min(len(dev), settings.dev_rows)}, figures)
+
+
+def _spread(table: pa.Table, most: int) -> pa.Table:
+    """Return at most `most` rows, evenly spread over the table."""
+    step = max(1, -(-len(table) // most))
+    return table.take(list(range(0, len(table), step)))
+
+
+@dataclass
+class DpoTask(AnswerTask):
+    """Preference loss; units are preference pairs. Batches hold the chosen rows first, then the rejected."""
+
+    dpo: DpoSettings
+
+    def length(self, row: Row) -> int:
+        return max(len(row[f"{side}_prompt"]) + len(row[side]) for side in ("chosen", "rejected"))
+
+    def collate(self, rows: list[Row]) -> dict[str, Any]:
+        import torch
+
+        tokenizer = self.tokenizer()
+        sides = [(row, side) for side in ("chosen", "rejected") for row in rows]
+        examples = [encode(tokenizer, row[f"{side}_prompt"], row[side], self.max_tokens) for row, side in sides]
+        reference = torch.tensor([row[f"{side}_reference_logprob"] for row, side in sides], dtype=torch.float32)
+        return pad(examples, tokenizer.pad_token_id) | {"reference": reference, "units": len(rows)}
+
+    def loss(self, model: Any, batch: dict[str, Any]) -> tuple[Any, dict[str, float]]:
+        loss, margin, nll = self._losses(model, batch)
+        total = loss + self.dpo.sft_weight * nll
+        right = float((margin > 0).sum())
+        return total.sum(), {"margin": float(margin.detach().sum()), "accuracy": right}
+
+    def predict(self, model: Any, batch: dict[str, Any]) -> list[Row]:
+        losses = [values.tolist() for values in self._losses(model, batch)]
+        return [{"loss": loss, "margin": margin, "nll": nll} for loss, margin, nll in zip(*losses, strict=True)]
+
+    def summarise(self, records: list[Row]) -> dict[str, float]:
+        count = len(records)
+        return {
+            "loss": sum(r["loss"] for r in records) / count,
+            "margin": sum(r["margin"] for r in records) / count,
+            "accuracy": sum(r["margin"] > 0 for r in records) / count,
+            "chosen_nll_per_token": sum(r["nll"] for r in records) / count,
+        }
+
+    def _losses(self, model: Any, batch: dict[str, Any]) -> tuple[Any, Any, Any]:
+        """Return per preference: loss, margin, and the chosen answer's mean negative log-probability."""
+        from teacher.losses import preference_loss, sequence_logprobs
+
+        sums, counts = sequence_logprobs(model, batch)
+        reference = batch["reference"]
+        nll = -(sums / counts)[: batch["units"]]
+        if self.dpo.length_normalised:
+            sums, reference = sums / counts, reference / counts
+        half = batch["units"]
+        loss, margin = preference_loss(
+            sums[:half], sums[half:], reference[:half], reference[half:],
+            self.dpo.beta, self.dpo.loss, self.dpo.label_smoothing,
+        )  # fmt: skip
+        return loss, margin, nll

@@ -1,0 +1,66 @@
+"""The teacher's weights: loaded for training with or without adapters, saved as one merged folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from teacher.config import Lora, Tuning
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def load_tokenizer(model: str) -> Any:
+    """Return the model's tokenizer; one without a padding token pads with its end-of-text token."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_trainable(model: str, tuning: Tuning, dtype: str = "float32") -> nn.Module:
+    """Return the causal model with the parameters to train marked; adapters around it for LoRA."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), trust_remote_code=False)
+    if not isinstance(tuning, Lora):
+        return base
+    from peft import LoraConfig, get_peft_model
+
+    modules = tuning.target_modules if isinstance(tuning.target_modules, str) else list(tuning.target_modules)
+    config = LoraConfig(
+        r=tuning.rank,
+        lora_alpha=tuning.alpha,
+        lora_dropout=tuning.dropout,
+        target_modules=modules,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(base, config)
+
+
+def save_merged(model: str, tuning: Tuning, state: dict[str, Tensor], folder: Path) -> None:
+    """Write a plain Hugging Face folder: trained parameters put into the model, adapters merged.
+
+    Args:
+        model: what the training started from.
+        state: the trained parameters by name, on the CPU.
+
+    Raises:
+        RuntimeError: a trained parameter has no place in the model.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    trained = load_trainable(model, tuning)
+    unknown = trained.load_state_dict(state, strict=False).unexpected_keys
+    if unknown:
+        raise RuntimeError(f"trained parameters without a place in {model}: {unknown[:3]}")
+    if isinstance(tuning, Lora):
+        trained = trained.merge_and_unload()
+    dtype = AutoConfig.from_pretrained(model, trust_remote_code=False).dtype or torch.float32
+    trained.to(dtype).save_pretrained(folder)
+    load_tokenizer(model).save_pretrained(folder)

@@ -1,0 +1,161 @@
+"""Stage 3: supervised fine-tuning on the kept rationales of all perspectives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from cluster.artifacts import StageFolder
+from cluster.errors import UserError
+from cluster.models import check_model
+from cluster.progress import console
+from cluster.rows import ArrowRows, write_rows
+from cluster.storage import read_table
+from cluster.training import Row, Rows, TrainTask, run_training
+from mpcot.labels import Scheme, load_scheme
+from mpcot.perspective import load_perspectives
+from mpcot.prompts import answer, messages, render
+from teacher.config import SftStage, Tuning
+from teacher.model import load_tokenizer, load_trainable, save_merged
+from teacher.tokens import encode, pad
+
+EXAMPLE = pa.schema(
+    [(name, pa.string()) for name in ("pair_id", "query_id", "perspective", "prompt", "answer", "verdict", "origin")]
+)
+
+
+def run(config: SftStage, folder: StageFolder) -> None:
+    """Train the teacher on rationales and write `3-sft/model`."""
+    model = check_model("teacher.model", config.teacher.model)
+    examples = collect_examples(config, folder.input("1-pairs"), folder.input("2-rationales"), model)
+    missing = check_labels(examples, load_scheme(config.labels.scheme), config.sft.missing_labels)
+    train, dev = hold_out(examples, config.sft.held_out_share, config.seed, config.sft.dev_rows)
+    write_rows(folder.path / "train.arrow", train)
+    write_rows(folder.path / "dev.arrow", dev)
+    settings = config.sft
+    task = SftTask(settings.train, config.seed, str(folder.path.resolve()), model, settings.tuning, settings.max_tokens)
+    result = run_training(task, folder.path, "sft")
+    origins = {str(v["values"]): v["counts"] for v in train["origin"].value_counts().to_pylist()}
+    figures = {"origins": origins, "labels_without_rationale": missing}
+    figures |= {"dev_loss_before": result.dev(0).get("loss"), "dev_loss_after": result.dev(-1).get("loss")}
+    folder.finish({"train": len(train), "dev": len(dev)}, figures)
+
+
+def collect_examples(config: SftStage, pairs_folder: Path, rationales: Path, model: str) -> pa.Table:
+    """Return one example per kept rationale and per seed of the training split, in a fixed order."""
+    pairs = {p["pair_id"]: p for p in read_table(pairs_folder / "pairs.parquet").to_pylist() if p["split"] == "train"}
+    found: list[dict[str, Any]] = []
+    if "teacher" in config.sft.origins:
+        kept = read_table(rationales / "kept.parquet", ["pair_id", "perspective", "sample", "rationale", "verdict"])
+        found += [row | {"origin": "teacher"} for row in kept.to_pylist()]
+    if "seed" in config.sft.origins:
+        found += [row | {"sample": 0} for row in read_table(pairs_folder / "seeds.parquet").to_pylist()]
+    perspectives = {p.name: p for p in load_perspectives(config.perspectives)}
+    scheme, tokenizer = load_scheme(config.labels.scheme), load_tokenizer(model)
+    form = config.samples
+    rows = []
+    for row in found:
+        pair, perspective = pairs.get(row["pair_id"]), perspectives.get(row["perspective"])
+        if pair is None or perspective is None or pair["label"] is None:
+            continue
+        chat = messages(pair, perspective, scheme, form.few_shot, form.description_chars)
+        said = answer(row["rationale"], row["verdict"])
+        rows.append(row | {"query_id": pair["query_id"], "prompt": render(tokenizer, chat), "answer": said})
+    rows.sort(key=lambda r: (r["pair_id"], r["perspective"], r["origin"], r["sample"]))
+    return pa.Table.from_pylist(rows[: config.sft.max_rows], EXAMPLE)
+
+
+def check_labels(examples: pa.Table, scheme: Scheme, missing_labels: str) -> list[str]:
+    """Return the labels that no example teaches.
+
+    Raises:
+        UserError: there are such labels and the config says to stop, or there are no examples at all.
+    """
+    counts = {v["values"]: v["counts"] for v in examples["verdict"].value_counts().to_pylist()}
+    missing = [code for code in scheme.codes if not counts.get(code)]
+    if not missing:
+        return []
+    had = ", ".join(f"{code} {counts.get(code, 0)}" for code in scheme.codes)
+    message = (
+        f"sft: no rationale was kept for label {', '.join(missing)} (kept: {had}). Raise rationales.samples or "
+        "rationales.few_shot, bring seed rationales"
+    )
+    if missing_labels == "stop" or len(missing) == len(scheme.codes):
+        raise UserError(f'{message}, or accept it with sft.missing_labels = "warn".')
+    console().print(f"  warning: {message}.", style="yellow")
+    return missing
+
+
+def hold_out(examples: pa.Table, share: float, seed: int, most: int) -> tuple[pa.Table, pa.Table]:
+    """Split the examples by query into those that train and at most `most` that judge the loss."""
+
+    def draw(query_id: str) -> float:
+        return xxhash.xxh3_64_intdigest(f"{seed}/{query_id}") / 2**64
+
+    held = pa.array([draw(q) < share for q in examples["query_id"].to_pylist()], pa.bool_())
+    train = examples.filter(pc.invert(held))
+    return train, examples.filter(held).slice(0, most)
+
+
+@dataclass
+class AnswerTask(TrainTask):
+    """What SFT and DPO share: rows on disk, the model they start from, and how it is saved."""
+
+    folder: str
+    model: str
+    tuning: Tuning
+    max_tokens: int
+
+    def train_rows(self) -> Rows:
+        return ArrowRows(Path(self.folder) / "train.arrow")
+
+    def dev_rows(self) -> Rows:
+        return ArrowRows(Path(self.folder) / "dev.arrow")
+
+    def build(self) -> Any:
+        return load_trainable(self.model, self.tuning, "bfloat16" if self.settings.precision == "bf16" else "float32")
+
+    def save(self, state: dict[str, Any], folder: Path) -> None:
+        save_merged(self.model, self.tuning, state, folder)
+
+    def tokenizer(self) -> Any:
+        """Return the tokenizer, loaded once per process."""
+        if not hasattr(self, "_tokenizer"):
+            self._tokenizer = load_tokenizer(self.model)
+        return self._tokenizer
+
+
+@dataclass
+class SftTask(AnswerTask):
+    """Next-token loss on answers; units are answer tokens."""
+
+    def length(self, row: Row) -> int:
+        return len(row["prompt"]) + len(row["answer"])
+
+    def collate(self, rows: list[Row]) -> dict[str, Any]:
+        tokenizer = self.tokenizer()
+        examples = [encode(tokenizer, r["prompt"], r["answer"], self.max_tokens) for r in rows]
+        batch = pad(examples, tokenizer.pad_token_id)
+        # The first token has no predecessor: it is never predicted.
+        return batch | {"units": int((batch["labels"][:, 1:] >= 0).sum())}
+
+    def loss(self, model: Any, batch: dict[str, Any]) -> tuple[Any, dict[str, float]]:
+        from teacher.losses import answer_logprobs
+
+        logprobs, _ = answer_logprobs(model, batch)
+        return -logprobs.sum(), {}
+
+    def predict(self, model: Any, batch: dict[str, Any]) -> list[Row]:
+        from teacher.losses import sequence_logprobs
+
+        sums, counts = sequence_logprobs(model, batch)
+        return [{"nll": -s, "tokens": n} for s, n in zip(sums.tolist(), counts.tolist(), strict=True)]
+
+    def summarise(self, records: list[Row]) -> dict[str, float]:
+        tokens = sum(r["tokens"] for r in records)
+        return {"loss": sum(r["nll"] for r in records) / tokens}

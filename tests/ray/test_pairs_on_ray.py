@@ -1,0 +1,71 @@
+"""Where Ray is connected its Data readers give the same rows in the same order as reading without it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mpcot.labels import load_scheme
+from mpcot.sources.config import ChorusSource, TableSource
+from mpcot.sources.read import read_source
+
+ray = pytest.importorskip("ray")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def connected():
+    started = not ray.is_initialized()
+    if started:
+        environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+    yield
+    if started:
+        ray.shutdown()
+
+
+def files(folder: Path) -> list[TableSource | ChorusSource]:
+    rows = [
+        {
+            "query": f"q{i}",
+            "product_id": f"{i}",
+            "title": f"T {i}",
+            "label": "0123"[i % 4],
+            "locale": "us" if i % 3 else "es",
+        }
+        for i in range(30)
+    ]
+    for name, part in (("a", rows[:20]), ("b", rows[20:])):
+        (folder / "lines").mkdir(exist_ok=True)
+        (folder / "table").mkdir(exist_ok=True)
+        lines = "".join(json.dumps(row) + "\n" for row in part) + "{broken\n"
+        (folder / "lines" / f"{name}.jsonl").write_text(lines)
+        pq.write_table(pa.Table.from_pylist(part), folder / "table" / f"{name}.parquet", row_group_size=4)
+    (folder / "chorus").mkdir()
+    judged = ({"query": r["query"], "product_id": r["product_id"], "rating": int(r["label"])} for r in rows)
+    shop = ({"product_id": r["product_id"], "title": r["title"], "attributes": {"n_size": 2.0}} for r in rows)
+    (folder / "chorus" / "judgments.jsonl").write_text("\n".join(json.dumps(r) for r in judged))
+    (folder / "chorus" / "products.jsonl").write_text("\n".join(json.dumps(r) for r in shop))
+    return [
+        TableSource(path=str(folder / "lines")),
+        TableSource(path=str(folder / "lines"), locales=("us",), limit=7),
+        TableSource(path=str(folder / "table")),
+        TableSource(path=str(folder / "table"), limit=23),
+        TableSource(path=str(folder / "table"), locales=("jp",)),
+        ChorusSource(path=str(folder / "chorus"), limit=11),
+    ]
+
+
+def test_ray_and_plain_reading_agree(tmp_path: Path, connected: None, monkeypatch: pytest.MonkeyPatch):
+    scheme = load_scheme("graded")
+    for source in files(tmp_path):
+        with_ray = read_source(source, scheme).rows
+        with monkeypatch.context() as patch:
+            patch.setattr(ray, "is_initialized", lambda: False)
+            without = read_source(source, scheme).rows
+        assert with_ray.to_pylist() == without.to_pylist()
+        assert with_ray.schema.equals(without.schema)

@@ -1,0 +1,137 @@
+"""The service on a real local Ray Serve with a tiny student: answers, batches, refuses and stops."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import ray
+
+from cluster.errors import UserError
+from serve.config import ServeSettings
+from serve.run import score_once, serve_export
+from serve.scorer import Scorer
+from tests.report_run import NAMES, write_export
+
+PRODUCTS = [{"id": "a", "title": "red phone case"}, {"id": "b", "title": "blue lamp", "brand": "Mug"}]
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory):
+    return write_export(tmp_path_factory.mktemp("export"), tmp_path_factory.mktemp("bert"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    ray.init(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return ServeSettings(port=free_port(), max_queued_requests=4, request_timeout_s=10)
+
+
+@pytest.fixture(scope="module")
+def url(local_ray, export, settings):
+    told = []
+    service = serve_export(export, settings, ready=told.append, blocking=False)
+    assert told == [service.url]
+    yield service.url
+    service.stop()
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(f"{service.url}/healthz", timeout=5)
+
+
+def post(url: str, products: list[dict]) -> tuple[int, dict, dict]:
+    """POST to /v1/score and return status, headers and body, whatever the status."""
+    body = json.dumps({"query": "red phone", "products": products}).encode()
+    request = urllib.request.Request(f"{url}/v1/score", body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, dict(answer.headers), json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, dict(error.headers), json.load(error)
+
+
+def test_the_service_says_what_the_scorer_says(url, export, settings):
+    answer = score_once(url, "red phone", PRODUCTS)
+    scorer = Scorer.load(export, settings)
+    expected = scorer.score([{"query": "red phone", **product} for product in PRODUCTS])
+    assert [result["id"] for result in answer["results"]] == ["a", "b"]
+    for result, probabilities in zip(answer["results"], expected.probabilities, strict=True):
+        assert list(result["probabilities"].values()) == pytest.approx(probabilities.tolist(), abs=1e-5)
+        assert set(result["perspectives"]) == set(NAMES)
+    assert answer["model"] == scorer.name
+
+
+def test_requests_at_once_each_get_their_own_answer(url):
+    alone = {f"lamp {i}": score_once(url, "red", [{"id": "x", "title": f"lamp {i}"}])["results"][0] for i in range(4)}
+
+    def ask(title):
+        return title, score_once(url, "red", [{"id": "x", "title": title}])["results"][0]
+
+    with ThreadPoolExecutor(4) as pool:
+        for title, result in pool.map(ask, list(alone) * 5):
+            assert result["score"] == pytest.approx(alone[title]["score"], abs=1e-5)
+
+
+def test_a_full_queue_is_answered_at_once_and_the_service_recovers(url):
+    many = [{"id": str(i), "title": "red phone case mug lamp " * 8} for i in range(200)]
+    with ThreadPoolExecutor(32) as pool:
+        answers = list(pool.map(lambda _: post(url, many), range(32)))
+    codes = [status for status, _, _ in answers]
+    assert set(codes) == {200, 503}, "some are served, the rest refused, none hangs"
+    refused = next((headers, body) for status, headers, body in answers if status == 503)
+    headers = {name.lower(): value for name, value in refused[0].items()}
+    assert headers["retry-after"] == "1" and headers["content-type"] == "application/problem+json"
+    assert refused[1]["limit"] == "max_queued_requests"
+    assert all(len(body["results"]) == 200 for status, _, body in answers if status == 200)
+    assert post(url, PRODUCTS)[0] == 200
+
+
+def test_health_stays_quick_while_the_model_works(url):
+    many = [{"id": str(i), "title": "red phone case mug lamp " * 8} for i in range(200)]
+    busy = threading.Thread(target=post, args=(url, many))
+    busy.start()
+    started = time.monotonic()
+    for path in ("healthz", "readyz", "openapi.json"):
+        with urllib.request.urlopen(f"{url}/{path}", timeout=10) as answer:
+            assert answer.status == 200
+    assert time.monotonic() - started < 5
+    busy.join()
+
+
+def test_limits_hold_over_http(url, settings):
+    status, _, body = post(url, PRODUCTS * 101)
+    assert (status, body["limit"]) == (422, "products_per_request")
+    status, _, body = post(url, [{"id": "a", "title": "x" * (settings.limits.body_bytes + 1)}])
+    assert (status, body["limit"]) == (413, "body_bytes")
+
+
+def test_an_explanation_needs_an_index(url):
+    with pytest.raises(UserError, match="this export carries no rationale index"):
+        score_once(url, "red", PRODUCTS, explain=True)
+
+
+def test_a_folder_that_is_no_export_starts_nothing(local_ray, tmp_path, settings):
+    with pytest.raises(UserError, match=r"has no student\.json"):
+        serve_export(tmp_path, settings)
+
+
+def test_a_second_service_on_the_same_port_is_refused(url, export, settings):
+    with pytest.raises(UserError, match=r"serve\.port: cannot listen"):
+        serve_export(export, settings)

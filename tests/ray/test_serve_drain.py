@@ -1,0 +1,52 @@
+"""SIGTERM: a service that was started to block finishes what it holds, then ends with 0."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from serve.run import score_once
+from tests.report_run import write_export
+
+SERVER = """
+import sys
+from pathlib import Path
+import ray
+from serve.config import ServeSettings
+from serve.run import serve_export
+ray.init(num_cpus=1, object_store_memory=100 * 2**20, include_dashboard=False)
+serve_export(Path(sys.argv[1]), ServeSettings(port=int(sys.argv[2])))
+print("drained", flush=True)
+ray.shutdown()
+"""
+
+
+def test_requests_in_flight_are_answered_after_sigterm(tmp_path):
+    export = write_export(tmp_path / "export", tmp_path / "bert")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-c", SERVER, str(export), str(port)]
+    root = Path(__file__).parents[2]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=root)
+    try:
+        assert server.stdout is not None
+        assert any(f"listening on http://127.0.0.1:{port}" in line for line in server.stdout), "it never got ready"
+        products = [{"id": str(i), "title": "red phone case mug lamp " * 8} for i in range(200)]
+        with ThreadPoolExecutor(20) as pool:
+            asked = [pool.submit(score_once, f"http://127.0.0.1:{port}", "red phone", products) for _ in range(20)]
+            while not any(future.done() for future in asked):  # the first answer: all are on their way
+                time.sleep(0.005)
+            server.send_signal(signal.SIGTERM)
+            assert sum(not future.done() for future in asked) > 0, "nothing was left to drain"
+            assert [len(future.result(60)["results"]) for future in asked] == [200] * 20
+        rest = server.stdout.read()
+        assert server.wait(60) == 0
+        assert "drained" in rest
+    finally:
+        server.kill()

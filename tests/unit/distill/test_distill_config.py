@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from distill.config import GatExtractor, NoExtractor, StudentSettings, TargetSettings
+
+
+def test_the_extractor_is_chosen_by_kind() -> None:
+    student = StudentSettings.model_validate({"extractor": {"kind": "gat", "heads": 2, "layers": 3}})
+    assert student.extractor == GatExtractor(heads=2, layers=3)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"extractor": {"kind": "mlp", "codes": 4}},
+        {"extractor": {"kind": "transformer"}},
+        {"lambda": 0.1},
+        {"alignment": "l1"},
+        {"alignment_weight": -1},
+        {"fields": "brand"},
+    ],
+)
+def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        StudentSettings.model_validate(wrong)
+
+
+def test_settings_survive_saving() -> None:
+    student = StudentSettings(extractor=GatExtractor(), alignment="infonce", target="mean", per_perspective=False)
+    assert StudentSettings.model_validate_json(student.model_dump_json()) == student
+
+
+def test_the_baseline_learns_from_labels_alone_on_the_same_data() -> None:
+    student = StudentSettings(soft_label_weight=1.0, use_unlabelled=True, fields="title+brand")
+    baseline = student.labels_only()
+    assert isinstance(baseline.extractor, NoExtractor) and not baseline.per_perspective
+    weights = (baseline.alignment_weight, baseline.soft_label_weight, baseline.perspective_verdict_weight)
+    assert weights == (0, 0, 0)
+    same = {"train", "model", "use_unlabelled", "fields", "max_tokens", "dropout", "label_weights"}
+    assert student.model_dump(include=same) == baseline.model_dump(include=same)
+
+
+def test_where_the_encoder_runs_does_not_change_the_fingerprint() -> None:
+    from cluster.artifacts import result_settings
+    from distill.config import EncoderWorkers
+
+    few, many = (TargetSettings(workers=EncoderWorkers(count=n)) for n in (1, 8))
+    assert result_settings(few) == result_settings(many)
+
+
+def test_config_imports_nothing_heavy() -> None:
+    heavy = ("torch", "ray", "transformers", "pyarrow", "numpy")
+    code = f"import sys, distill.config; print([name for name in {heavy} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

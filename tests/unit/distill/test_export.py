@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from cluster.artifacts import StageFolder, read_manifest
+from cluster.config import TrainSettings
+from cluster.errors import UserError
+from cluster.storage import read_table
+from distill import export, lrkd
+from distill.config import ExportSettings, ExportStage, MlpExtractor, StudentSettings, StudentStage
+from distill.index import RationaleIndex
+from distill.predict import predict
+from distill.student import Student, load_tokenizer
+from mpcot.config import LabelSettings, PerspectiveSettings
+
+NAMES = ("intent", "rules")
+LABELS = LabelSettings(scheme="binary")
+Stage = Callable[..., StageFolder]
+Export = Callable[..., StageFolder]
+
+
+@pytest.fixture
+def exported(encoder: Path, stage: Stage, trained_without_ray: list[str]) -> Export:
+    """Train both students, then return what runs the export stage."""
+    student = StudentSettings(
+        model=str(encoder),
+        max_tokens=32,
+        extractor=MlpExtractor(hidden=8),
+        train=TrainSettings(epochs=1, learning_rate=1e-3, global_batch=8, micro_batch=8, precision="fp32"),
+    )
+    names = PerspectiveSettings(names=NAMES)
+    lrkd.run(StudentStage(seed=1, labels=LABELS, perspectives=names, student=student), stage("9-student"))
+
+    def make(**settings: object) -> StageFolder:
+        folder = stage("10-export")
+        own = ExportSettings(**settings)  # type: ignore[arg-type]
+        export.run(ExportStage(name="shop", labels=LABELS, export=own), folder)
+        return folder
+
+    return make
+
+
+def test_the_export_judges_as_the_trained_student(exported: Export) -> None:
+    folder = exported()
+    manifest = read_manifest(folder.path)
+    assert manifest is not None and 0 <= manifest["figures"]["largest_logit_difference"] <= 1e-4
+    predicted = read_table(folder.run_dir / "9-student/lrkd/predictions.parquet").to_pylist()
+    pairs = {row["pair_id"]: row for row in read_table(folder.run_dir / "1-pairs/pairs.parquet").to_pylist()}
+    found = predict(Student.load(folder.path), load_tokenizer(folder.path), [pairs[p["pair_id"]] for p in predicted])
+    np.testing.assert_allclose(found.probabilities, [p["probabilities"] for p in predicted], atol=1e-4)
+
+
+def test_the_card_holds_the_figures(exported: Export) -> None:
+    folder = exported()
+    manifest = read_manifest(folder.path)
+    assert manifest is not None
+    figures, card = manifest["figures"]["test"], (folder.path / "README.md").read_text()
+    assert figures["pairs"] == 16 and figures["majority"]["accuracy"] == 0.75
+    assert f"| accuracy | {figures['accuracy']:.3f} | 0.750 |" in card and "one per perspective" in card
+
+
+def test_a_damaged_copy_is_refused(exported: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = export.copy_student
+
+    def damage(source: Path, target: Path) -> None:
+        copy(source, target)
+        tensors = load_file(target / "model.safetensors")
+        tensors["classifier.bias"] = tensors["classifier.bias"] + np.float32(0.01)
+        save_file(tensors, target / "model.safetensors")
+
+    monkeypatch.setattr(export, "copy_student", damage)
+    with pytest.raises(UserError, match=r"logits differ from the trained one's by 1.00e-02"):
+        exported()
+
+
+def test_the_student_without_a_teacher_has_no_index(exported: Export) -> None:
+    folder = exported(student="ce_only")
+    assert RationaleIndex.load(folder.path, NAMES) is None
+    assert not (folder.path / "index.parquet").exists()
+
+
+def test_index_size_is_bounded(exported: Export) -> None:
+    folder = exported(index_pairs=5)
+    manifest = read_manifest(folder.path)
+    assert manifest is not None and manifest["counts"] == {"indexed": 5}
+    assert load_file(folder.path / "index.safetensors")["latents"].shape == (2, 5, 6)
+
+
+def test_a_training_pair_is_its_own_nearest(exported: Export) -> None:
+    folder = exported()
+    index = RationaleIndex.load(folder.path, NAMES)
+    assert index is not None and index.rows.num_rows == 31  # of 32 training pairs one was not judged
+    pair = {"query": "red drill", "title": "the lamp"}
+    latents = predict(Student.load(folder.path), load_tokenizer(folder.path), [pair]).latents
+    assert latents is not None
+    nearest = index.nearest(latents[0], count=3)
+    assert list(nearest) == ["intent", "rules"]
+    for found in nearest.values():
+        assert (found[0].query, found[0].title) == ("red drill", "the lamp")
+        assert found[0].similarity == pytest.approx(1, abs=2e-3)
+        assert found[0].similarity >= found[1].similarity >= found[2].similarity
+    assert nearest["intent"][0].rationale == "the shopper wants red drill"
+
+
+def test_a_perspective_that_was_silent_is_never_shown(exported: Export) -> None:
+    folder = exported()
+    index = RationaleIndex.load(folder.path, NAMES)
+    assert index is not None
+    found = index.nearest(index.vectors[:, 0], count=100)
+    assert len(found["intent"]) == 31 and len(found["rules"]) == 31 - 8
+    assert all(neighbour.rationale for neighbour in found["rules"])
+
+
+def test_a_student_that_was_not_trained(exported: Export, stage: Stage) -> None:
+    folder = stage("10-export")
+    (folder.run_dir / "9-student/ce_only/model/student.json").unlink()
+    with pytest.raises(UserError, match=r"export.student: 'ce_only' was not trained"):
+        exported(student="ce_only")

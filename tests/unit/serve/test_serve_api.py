@@ -1,0 +1,125 @@
+"""The HTTP API over a service that echoes: limits, problem documents, OpenAPI. No Ray."""
+
+from __future__ import annotations
+
+import pytest
+from starlette.testclient import TestClient
+
+from serve.api import PROBLEM, Problem, Result, ScoreInput, ScoreResponse, make_api
+from serve.config import LimitSettings
+
+LIMITS = LimitSettings(products_per_request=3, query_chars=20, title_chars=30, description_chars=40, body_bytes=2000)
+
+
+class Echo:
+    """Answers every product with its position; refuses the query `full`."""
+
+    model = "echo"
+    is_ready = True
+
+    async def score(self, request: ScoreInput) -> ScoreResponse:
+        if request.query == "full":
+            raise Problem(503, "The queue is full", "try again", "max_queued_requests", 7)
+        results = [
+            Result(id=p.id, label="E", score=1 / (1 + i), probabilities={"E": 1.0}, perspectives={})
+            for i, p in enumerate(request.products)
+        ]
+        return ScoreResponse(model=self.model, results=results)
+
+    def ready(self) -> bool:
+        return self.is_ready
+
+
+@pytest.fixture
+def service():
+    return Echo()
+
+
+@pytest.fixture
+def client(service):
+    return TestClient(make_api(service, LIMITS))
+
+
+def product(**more):
+    return {"id": "a", "title": "red shoe", **more}
+
+
+def test_results_come_in_the_order_of_the_products(client):
+    answer = client.post("/v1/score", json={"query": "shoe", "products": [product(), product(id="b", brand="X")]})
+    assert answer.status_code == 200
+    assert [(r["id"], r["score"]) for r in answer.json()["results"]] == [("a", 1.0), ("b", 0.5)]
+    assert answer.json()["model"] == "echo"
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "limit"),
+    [
+        ({"query": "x" * 21, "products": [product()]}, "query", "query_chars"),
+        ({"query": "x", "products": [product()] * 4}, "products", "products_per_request"),
+        ({"query": "x", "products": [product(title="t" * 31)]}, "products.0.title", "title_chars"),
+        ({"query": "x", "products": [product(description="t" * 41)]}, "products.0.description", "description_chars"),
+        ({"query": "x", "products": []}, "products", None),
+        ({"query": "  ", "products": [product()]}, "query", None),
+        ({"query": "x", "products": [product(), product(title=" \n")]}, "products.1.title", None),
+        ({"query": "x", "products": [product(colour="red")]}, "products.0.colour", None),
+        ({"products": [product()]}, "query", None),
+        ([1, 2], "body", None),
+    ],
+)
+def test_a_wrong_request_names_the_field_and_the_limit(client, body, field, limit):
+    answer = client.post("/v1/score", json=body)
+    problem = answer.json()
+    assert (answer.status_code, problem["status"], answer.headers["content-type"]) == (422, 422, PROBLEM)
+    assert [error["field"] for error in problem["errors"]] == [field]
+    assert problem.get("limit") == limit
+    assert field in problem["detail"]
+
+
+def test_what_is_not_json_is_the_body_s_fault(client):
+    problem = client.post("/v1/score", content=b"{oops", headers={"Content-Type": "application/json"}).json()
+    assert [error["field"] for error in problem["errors"]] == ["body"]
+
+
+def in_pieces():
+    yield from [b" " * 500] * 5
+
+
+@pytest.mark.parametrize("content", [b" " * 2001, in_pieces()], ids=["announced", "chunked"])
+def test_a_large_body_is_refused_announced_or_not(client, content):
+    answer = client.post("/v1/score", content=content, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["limit"]) == (413, "body_bytes")
+    assert answer.headers["content-type"] == PROBLEM
+
+
+def test_a_refusal_of_the_service_carries_its_limit_and_retry_after(client):
+    answer = client.post("/v1/score", json={"query": "full", "products": [product()]})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "7")
+    assert answer.json() == {
+        "type": "about:blank", "title": "The queue is full", "status": 503, "detail": "try again",
+        "limit": "max_queued_requests",
+    }  # fmt: skip
+
+
+def test_unknown_paths_and_methods_are_problems_too(client):
+    for answer, status in ((client.get("/v2"), 404), (client.get("/v1/score"), 405)):
+        assert (answer.status_code, answer.json()["status"], answer.headers["content-type"]) == (
+            status,
+            status,
+            PROBLEM,
+        )
+
+
+def test_health_and_readiness(client, service):
+    assert client.get("/healthz").json() == {"status": "ok", "model": "echo"}
+    assert client.get("/readyz").json()["status"] == "ready"
+    service.is_ready = False
+    assert client.get("/readyz").status_code == 503
+    assert client.get("/healthz").status_code == 200
+
+
+def test_openapi_states_the_limits_in_force(client):
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    assert schemas["ScoreRequest"]["properties"]["products"]["maxItems"] == 3
+    assert schemas["ScoreRequest"]["properties"]["query"]["maxLength"] == 20
+    assert schemas["Product"]["properties"]["title"]["maxLength"] == 30
+    assert client.get("/docs").status_code == 200

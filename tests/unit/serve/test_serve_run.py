@@ -1,0 +1,59 @@
+"""Starting is refused early where it cannot work; `score_once` speaks plainly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+import pytest
+
+from cluster.errors import UserError
+from serve.config import ReplicaSettings, ServeSettings
+from serve.run import check_port, check_resources, reachable, score_once, stop_signals, wait_until_ready
+
+
+@pytest.fixture
+def taken():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+def test_a_port_in_use_is_named(taken):
+    with pytest.raises(UserError, match=rf"serve\.port: cannot listen on 127\.0\.0\.1:{taken}"):
+        check_port(ServeSettings(port=taken))
+
+
+def test_more_than_the_cluster_has(monkeypatch):
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
+    check_resources(ServeSettings(cpus_per_replica=2))
+    with pytest.raises(UserError, match=r"serve\.cpus_per_replica x serve\.replicas\.min asks for 4 CPU, .* has 2"):
+        check_resources(ServeSettings(cpus_per_replica=2, replicas=ReplicaSettings(min=2, max=2)))
+    with pytest.raises(UserError, match="asks for 1 GPU, the cluster has 0"):
+        check_resources(ServeSettings(gpus_per_replica=1))
+
+
+def test_nobody_listens():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    with pytest.raises(UserError, match="does not answer"):
+        score_once(url, "q", [{"id": "a", "title": "t"}])
+    with pytest.raises(UserError, match="did not become ready"):
+        wait_until_ready(url, timeout_s=0)
+
+
+def test_signals_set_the_event_and_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_signals() as stopped:
+        assert not stopped.is_set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stopped.wait(5)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(("host", "expected"), [("0.0.0.0", "127.0.0.1"), ("10.1.2.3", "10.1.2.3")])
+def test_an_address_to_call(host, expected):
+    assert reachable(host) == expected

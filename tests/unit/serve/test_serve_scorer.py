@@ -1,0 +1,127 @@
+"""The scorer: the same scores in any order and batch, and what it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from cluster.errors import UserError
+from cluster.storage import write_table
+from distill.index import write_index
+from distill.predict import predict
+from distill.student import Student, load_tokenizer
+from mpcot.records import PAIR
+from serve.api import ProductInput, ScoreInput
+from serve.config import BatchSettings, ServeSettings
+from serve.scorer import Scorer, check_export, export_name
+from tests.report_run import NAMES, pairs, write_export, write_judgements
+
+WORDS = ["red", "blue", "drill", "lamp", "mug", "case", "phone", "shoe"]
+PAIRS = [{"query": WORDS[i % 8], "title": " ".join(WORDS[: 1 + (5 * i + i // 8) % 8])} for i in range(21)]
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory):
+    return write_export(tmp_path_factory.mktemp("export"), tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="module")
+def scorer(export):
+    return Scorer.load(export, ServeSettings(batch=BatchSettings(max_batch_tokens=64)))
+
+
+def test_scores_are_those_of_the_student(export, scorer):
+    expected = predict(Student.load(export), load_tokenizer(export), PAIRS)
+    found = scorer.score(PAIRS)
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
+    np.testing.assert_allclose(found.latents, expected.latents, atol=1e-5)
+    assert found.verdicts is not None and found.verdicts.shape == (21, 3, 4)
+    assert len({row.tobytes() for row in found.probabilities.round(6)}) > 10, "the pairs do differ"
+
+
+@pytest.mark.parametrize("budget", [1, 40, 10_000])
+def test_the_token_budget_changes_no_score(export, scorer, budget):
+    other = Scorer(Student.load(export), load_tokenizer(export), "x", max_batch_tokens=budget)
+    np.testing.assert_allclose(other.score(PAIRS).probabilities, scorer.score(PAIRS).probabilities, atol=1e-5)
+
+
+def test_batches_stay_within_the_budget_and_hold_every_pair_once(export, monkeypatch):
+    scorer = Scorer(Student.load(export), load_tokenizer(export), "x", max_batch_tokens=40)
+    shapes = []
+    forward = scorer._forward
+    monkeypatch.setattr(scorer, "_forward", lambda b, c, n: shapes.append((len(c), n)) or forward(b, c, n))
+    scorer.score(PAIRS)
+    assert sum(count for count, _ in shapes) == len(PAIRS)
+    assert all(count * length <= 40 or count == 1 for count, length in shapes)
+    assert [length for _, length in shapes] == sorted((length for _, length in shapes), reverse=True)
+    assert len({length for _, length in shapes}) > 1, "short pairs are not padded to the longest"
+
+
+def test_bf16_is_close(export, scorer):
+    low = Scorer(Student.load(export), load_tokenizer(export), "x", precision="bf16")
+    np.testing.assert_allclose(low.score(PAIRS).probabilities, scorer.score(PAIRS).probabilities, atol=0.02)
+
+
+def ask(query, *titles, explain=False):
+    products = [ProductInput(id=str(i), title=title) for i, title in enumerate(titles)]
+    return ScoreInput(query=query, products=products, explain=explain)
+
+
+def test_requests_scored_together_get_what_they_get_alone(scorer):
+    requests = [ask("red phone", "lamp", "red phone case"), ask("mug", "blue mug")]
+    together = scorer.answer(requests)
+    assert [[result.id for result in results] for results in together] == [["0", "1"], ["0"]]
+    for request, results in zip(requests, together, strict=True):
+        for alone, result in zip(scorer.answer([request])[0], results, strict=True):
+            assert result.label == alone.label
+            assert result.score == pytest.approx(alone.score, abs=1e-5)
+
+
+def test_a_result_is_consistent(scorer):
+    result = scorer.answer([ask("red phone", "lamp")])[0][0]
+    assert result.label == max(result.probabilities, key=result.probabilities.get)
+    assert sum(result.probabilities.values()) == pytest.approx(1, abs=1e-5)
+    gains = {"E": 1.0, "S": 0.1, "C": 0.01, "I": 0.0}
+    assert result.score == pytest.approx(sum(gains[c] * p for c, p in result.probabilities.items()), abs=1e-5)
+    assert tuple(result.perspectives) == NAMES
+    for verdict in result.perspectives.values():
+        assert verdict.verdict == max(verdict.probabilities, key=verdict.probabilities.get)
+    assert result.explanations is None
+
+
+def test_without_verdict_heads_there_are_no_verdicts(tmp_path):
+    export = write_export(tmp_path / "export", tmp_path / "bert", per_perspective=False)
+    scorer = Scorer.load(export, ServeSettings())
+    assert scorer.answer([ask("red", "lamp")])[0][0].perspectives == {}
+
+
+def test_explanations_come_from_the_index(tmp_path):
+    export = write_export(tmp_path / "export", tmp_path / "bert")
+    rows = [{**row, "title": " ".join([*WORDS[n % 8 :], str(n)])} for n, row in enumerate(pairs())]
+    write_table(tmp_path / "pairs.parquet", pa.Table.from_pylist(rows, PAIR))
+    write_judgements(tmp_path, rows)
+    write_index(export, tmp_path / "pairs.parquet", tmp_path / "judgements.parquet", 8)
+    scorer = Scorer.load(export, ServeSettings())
+    known = rows[2]  # n % 8 != 5: every perspective said something
+    found = scorer.answer([ask(known["query"], known["title"], explain=True)])[0][0].explanations
+    assert found is not None and [e.perspective for e in found] == list(NAMES)
+    assert {e.pair_id for e in found} == {known["pair_id"]}, "a training pair is its own nearest"
+    assert all(e.similarity == pytest.approx(1, abs=2e-3) for e in found)
+
+
+def test_wrong_folders(tmp_path):
+    with pytest.raises(UserError, match="is not a folder"):
+        check_export(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"has no student\.json"):
+        Scorer.load(tmp_path, ServeSettings())
+
+
+def test_a_gpu_is_not_tried_where_there_is_none(export, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match=r"serve\.gpus_per_replica"):
+        Scorer.load(export, ServeSettings(gpus_per_replica=1))
+
+
+def test_the_name_tells_two_exports_apart(export):
+    assert export_name(export) == f"{export.name}@01234567"

@@ -1,0 +1,172 @@
+"""The command `broadfast`: runs stages, checks what they left, fetches small models, serves, reports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.table import Table
+
+from cluster.errors import UsageError, UserError
+from cluster.progress import console
+from workflows.config import RunConfig, load_config, service_config, validate
+from workflows.stages import STAGES
+from workflows.terminal import LOG, clear_errors, quiet
+
+app = typer.Typer(
+    help="Think broad, act fast: a teacher LLM reasons about query-product pairs, a small student learns it and serves.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+models = typer.Typer(help="Local model folders.", no_args_is_help=True)
+app.add_typer(models, name="models")
+
+ConfigFile = Annotated[Path, typer.Argument(help="TOML config, see workflows/configs", metavar="CONFIG.toml")]
+Changes = Annotated[Optional[list[str]], typer.Option("--set", metavar="a.b=c", help="change one setting; repeatable")]
+Out = Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="run folder [default: runs/NAME]")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="show what Ray and vLLM write, too")]
+RunDir = Annotated[Path, typer.Argument(help="a run folder", metavar="RUN_DIR")]
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    changes: Changes = None,
+    first: Annotated[
+        Optional[str], typer.Option("--from", metavar="STAGE", help="make this and all after it again")
+    ] = None,
+    last: Annotated[Optional[str], typer.Option("--to", metavar="STAGE", help="stop after this stage")] = None,
+    out: Out = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run the pipeline; finished stages are skipped."""
+    with clear_errors():
+        settings = load_config(config, changes or ())
+    _run(settings, out, first, last, first is not None, dry_run, verbose)
+
+
+def _run(
+    settings: RunConfig, out: Path | None, first: str | None, last: str | None, redo: bool, dry_run: bool, verbose: bool
+) -> None:
+    from workflows.plan import print_plan
+    from workflows.runner import run_stages, select
+
+    run_dir = out or Path("runs") / settings.name
+    log = run_dir / LOG
+    with clear_errors(log):
+        stages = select(first, last)
+        if dry_run:
+            print_plan(settings, run_dir, stages)
+            return
+        with quiet(None if verbose else _writable(log)):
+            run_stages(settings, run_dir, stages, redo)
+            if stages[-1].short == "report":
+                console().print(f"report: {run_dir / '11-report' / 'report.html'}", highlight=False)
+
+
+def _writable(log: Path) -> Path:
+    from cluster.storage import check_writable
+
+    check_writable(log.parent)
+    return log
+
+
+def _stage_command(name: str, about: str) -> None:
+    @app.command(name=name, help=f"Stage {name}: {about}.", rich_help_panel="Single stages")
+    def command(config: ConfigFile, changes: Changes = None, out: Out = None, verbose: Verbose = False) -> None:
+        with clear_errors():
+            settings = load_config(config, changes or ())
+        _run(settings, out, name, name, False, False, verbose)
+
+
+for _stage in STAGES:
+    if _stage.short != "report":
+        _stage_command(_stage.short, _stage.about)
+
+
+@app.command()
+def report(run_dir: RunDir, verbose: Verbose = False) -> None:
+    """Write the report of a run folder again and say where it is."""
+    with clear_errors(run_dir / LOG):
+        saved = run_dir / "config.json"
+        if not saved.is_file():
+            raise UsageError(f"{run_dir} is not a run folder: it has no config.json")
+        settings = validate(json.loads(saved.read_text(encoding="utf-8")), str(saved))
+    _run(settings, run_dir, "report", "report", True, False, verbose)
+
+
+@app.command()
+def verify(run_dir: RunDir) -> None:
+    """Check every ledger of a run folder; exit 1 with what does not balance."""
+    from workflows.verify import verify_run
+
+    with clear_errors():
+        results = verify_run(run_dir)
+    table = Table("stage", "rows", "holds", title=str(run_dir))
+    for stage, said, wrong in results:
+        table.add_row(stage, said, "[red]" + "\n".join(wrong) + "[/red]" if wrong else "[green]yes[/green]")
+    console().print(table)
+    if any(wrong for _, _, wrong in results):
+        raise typer.Exit(1)
+
+
+@models.command("fetch")
+def fetch_model(
+    name: Annotated[str, typer.Argument(help="a name of `broadfast models list`")],
+    root: Annotated[Path, typer.Option(help="where model folders lie")] = Path("models"),
+    verbose: Verbose = False,
+) -> None:
+    """Make a local model folder from a package."""
+    from cluster.models import fetch
+
+    with clear_errors(), quiet(None if verbose else root / LOG):
+        folder = fetch(name, root)
+        console().print(f"{folder}", highlight=False)
+
+
+@models.command("list")
+def list_models() -> None:
+    """Say which small models a package carries."""
+    from cluster.models import packaged_models
+
+    table = Table("name", "about", "licence")
+    for name, model in packaged_models().items():
+        table.add_row(name, model.about, model.licence)
+    console().print(table)
+
+
+@app.command()
+def serve(
+    export_dir: Annotated[Path, typer.Argument(help="an export folder: RUN_DIR/10-export", metavar="EXPORT_DIR")],
+    config: Annotated[
+        Optional[Path], typer.Option("--config", help="TOML config whose [serve] and [cluster] hold")
+    ] = None,
+    changes: Changes = None,
+    verbose: Verbose = False,
+) -> None:
+    """Serve a student over HTTP until Ctrl-C or SIGTERM."""
+    from cluster.ray_session import ray_session
+    from serve.run import serve_export
+
+    with clear_errors():
+        service, cluster = service_config(config, changes or ())
+    log = Path("runs") / "serve.log"
+    with clear_errors(log), quiet(None if verbose else log), ray_session(cluster):
+        serve_export(export_dir, service, ready=lambda url: console().print(f"listening on {url}, docs at {url}/docs"))
+
+
+def main() -> None:
+    """Entry point of the command."""
+    try:
+        app()
+    except UserError as error:  # raised while a command was looked up
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(1) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""The whole run's config: one section per concern, TOML plus `--set a.b=c`. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from cluster.config import ClusterSettings, Settings
+from cluster.errors import UsageError
+from distill.config import ExportSettings, StudentSettings, TargetSettings
+from distill.report.config import ReportSettings
+from mpcot.config import (
+    Engine,
+    JudgeSettings,
+    LabelSettings,
+    PerspectiveSettings,
+    PreferenceSettings,
+    RationaleSettings,
+    SampleSettings,
+    TeacherSettings,
+    VllmEngine,
+)
+from mpcot.sources.config import SourceSettings, SplitSettings
+from serve.config import ServeSettings
+from teacher.config import DpoSettings, SftSettings
+
+
+class RunConfig(Settings):
+    """All settings of a run. A stage depends on the sections that its stage class names."""
+
+    name: str = Field(pattern=r"^[\w.-]+$", description="names the run folder runs/NAME")
+    seed: int = 13
+    cluster: ClusterSettings = ClusterSettings()
+    source: SourceSettings
+    split: SplitSettings = SplitSettings()
+    labels: LabelSettings = LabelSettings()
+    perspectives: PerspectiveSettings = PerspectiveSettings()
+    teacher: TeacherSettings
+    engine: Engine = VllmEngine()
+    rationales: RationaleSettings = RationaleSettings()
+    sft: SftSettings = SftSettings()
+    samples: SampleSettings = SampleSettings()
+    preferences: PreferenceSettings = PreferenceSettings()
+    dpo: DpoSettings = DpoSettings()
+    judge: JudgeSettings = JudgeSettings()
+    targets: TargetSettings = TargetSettings()
+    student: StudentSettings = StudentSettings()
+    export: ExportSettings = ExportSettings()
+    report: ReportSettings = ReportSettings()
+    serve: ServeSettings = ServeSettings()
+
+    @model_validator(mode="after")
+    def _same_prompt(self) -> RunConfig:
+        """The teacher is judged with the prompt that it was trained on."""
+        for name in ("few_shot", "description_chars"):
+            trained, asked = getattr(self.samples, name), getattr(self.judge, name)
+            if trained != asked:
+                raise ValueError(
+                    f"judge.{name} is {asked}, but the teacher learns with samples.{name} {trained}: set both alike"
+                )
+        if "train" not in self.samples.splits:
+            raise ValueError("samples.splits: must contain train, or there are no preferences to learn from")
+        return self
+
+
+def load_config(path: Path, changes: Iterable[str] = ()) -> RunConfig:
+    """Read a TOML config and apply `a.b=value` changes.
+
+    Raises:
+        UsageError: no such file, not TOML, an unknown key, or a value of the wrong kind; names each.
+    """
+    if not path.is_file():
+        raise UsageError(f"no config file {path}. Shipped ones lie in workflows/configs.")
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML: {error}") from error
+    data.setdefault("name", path.stem)
+    for change in changes:
+        _apply(data, change)
+    return validate(data, str(path))
+
+
+class ServiceConfig(Settings):
+    """What `broadfast serve` takes where no run's config is given."""
+
+    serve: ServeSettings = ServeSettings()
+    cluster: ClusterSettings = ClusterSettings()
+
+
+def service_config(path: Path | None, changes: Iterable[str] = ()) -> tuple[ServeSettings, ClusterSettings]:
+    """Return the settings of a service: of a run's config, or the defaults; changed by `a.b=value`.
+
+    Raises:
+        UsageError: as `load_config`.
+    """
+    if path is not None:
+        config = load_config(path, changes)
+        return config.serve, config.cluster
+    data: dict[str, Any] = {}
+    for change in changes:
+        _apply(data, change)
+    try:
+        own = ServiceConfig(**data)
+    except ValidationError as error:
+        raise UsageError("serve:\n" + "\n".join(_line(e) for e in error.errors())) from error
+    return own.serve, own.cluster
+
+
+def validate(data: Mapping[str, Any], where: str) -> RunConfig:
+    """Return the config, or a `UsageError` with one line per wrong setting."""
+    try:
+        return RunConfig(**data)
+    except ValidationError as error:
+        raise UsageError(f"{where}:\n" + "\n".join(_line(e) for e in error.errors())) from error
+
+
+def _line(error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"  {place}: no such setting{_nearest(error['loc'])}"
+    return f"  {place}: {error['msg']} (given: {error.get('input')!r})" if place else f"  {error['msg']}"
+
+
+def _nearest(loc: tuple[Any, ...]) -> str:
+    """Return ', did you mean …' for a misspelt key."""
+    import difflib
+
+    model: Any = RunConfig
+    for part in loc[:-1]:
+        fields = getattr(model, "model_fields", {})
+        model = fields[part].annotation if part in fields else model
+    near = difflib.get_close_matches(str(loc[-1]), list(getattr(model, "model_fields", {})), n=1)
+    return f". Did you mean {near[0]!r}?" if near else ""
+
+
+def _apply(data: dict[str, Any], change: str) -> None:
+    name, sign, text = change.partition("=")
+    if not sign or not name:
+        raise UsageError(f"--set {change!r}: write it as section.setting=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, last = name.strip().split(".")
+    place = data
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise UsageError(f"--set {change!r}: {section!r} is a value, not a section")
+    place[last] = value

@@ -1,0 +1,182 @@
+"""Running stages in order: skip what is finished, go on where a run was stopped, refuse a foreign folder."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from cluster.artifacts import (
+    MANIFEST,
+    StageFolder,
+    changed_settings,
+    digest,
+    read_json,
+    read_manifest,
+    result_settings,
+    write_json,
+)
+from cluster.errors import UserError
+from cluster.models import check_model, model_fingerprint
+from cluster.progress import console
+from cluster.ray_session import ray_session
+from cluster.storage import check_writable
+from mpcot.labels import load_scheme
+from mpcot.perspective import load_perspectives
+from workflows.config import RunConfig
+from workflows.stages import STAGES, Stage
+
+STARTED = "started.json"
+PAID_FOR = "answers"  # keyed by all that decides them, so they outlive a change of settings
+
+
+def select(first: str | None, last: str | None) -> tuple[Stage, ...]:
+    """Return the stages from `first` to `last`, both included."""
+    from workflows.stages import find_stage
+
+    start = STAGES.index(find_stage(first)) if first else 0
+    end = STAGES.index(find_stage(last)) if last else len(STAGES) - 1
+    if end < start:
+        raise UserError(f"--from {first} comes after --to {last}")
+    return STAGES[start : end + 1]
+
+
+def run_stages(config: RunConfig, run_dir: Path, stages: Sequence[Stage], redo: bool = False) -> None:
+    """Run `stages` in the run folder; finished ones are skipped unless `redo`.
+
+    Raises:
+        UserError: a stage's input is missing, the folder was made by other settings, or a stage failed.
+    """
+    check_writable(run_dir)
+    preflight(config, stages)
+    with locked(run_dir), ray_session(config.cluster) as resources:
+        check_resources(config, stages, resources)
+        write_json(run_dir / "config.json", config.model_dump(mode="json"))
+        for stage in stages:
+            _run_one(config, run_dir, stage, redo)
+
+
+def preflight(config: RunConfig, stages: Sequence[Stage]) -> None:
+    """Check what can be checked before anything runs: schemes, perspectives, model folders."""
+    load_scheme(config.labels.scheme)
+    load_perspectives(config.perspectives)
+    names = {stage.short for stage in stages}
+    if names & {"rationales", "sft"}:
+        check_model("teacher.model", config.teacher.model)
+    if "targets" in names:
+        check_model("targets.encoder", config.targets.encoder)
+    if "student" in names:
+        check_model("student.model", config.student.model)
+
+
+def check_resources(config: RunConfig, stages: Sequence[Stage], resources: dict[str, float]) -> None:
+    """Compare every stage's needs with the cluster before a model loads.
+
+    Raises:
+        UserError: a stage asks for more CPUs or GPUs than there are.
+    """
+    for stage in stages:
+        need = stage.need(config)
+        for kind, asked in (("CPU", need.cpus), ("GPU", need.gpus)):
+            if asked > resources.get(kind, 0):
+                raise UserError(
+                    f"{stage.name} asks for {asked:g} {kind}s and the cluster has {resources.get(kind, 0):g}. "
+                    f"Lower its workers or replicas, or raise cluster.num_{kind.lower()}s."
+                )
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Hold the run folder, so that two runs never write into it at once."""
+    try:
+        with FileLock(run_dir / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise UserError(
+            f"{run_dir} is in use by another broadfast run. Wait for it, or choose another --out."
+        ) from error
+
+
+def stage_folder(config: RunConfig, run_dir: Path, stage: Stage) -> StageFolder:
+    """Return the stage's folder with the settings and inputs that its fingerprint is made of.
+
+    Raises:
+        UserError: a stage that it reads has not finished.
+    """
+    inputs = {}
+    for name in stage.reads:
+        manifest = read_manifest(run_dir / name)
+        if manifest is None:
+            raise UserError(
+                f"{stage.name} reads {name}, which has not finished in {run_dir}. Run it first: --from {name}."
+            )
+        inputs[name] = manifest["fingerprint"]
+    settings = result_settings(stage.settings(config)) | {"content": _content(config, stage)}
+    return StageFolder(run_dir, stage.name, settings, inputs)
+
+
+def _content(config: RunConfig, stage: Stage) -> dict[str, str]:
+    """Digests of the files that settings only name: a changed file is a changed setting."""
+    fields = stage.config.model_fields
+    found = {}
+    if "labels" in fields:
+        found["labels"] = digest(load_scheme(config.labels.scheme).model_dump())
+    if "perspectives" in fields:
+        found["perspectives"] = digest([p.model_dump() for p in load_perspectives(config.perspectives)])
+    if "teacher" in fields:
+        found["teacher"] = model_fingerprint(config.teacher.model)
+    if "targets" in fields:
+        found["encoder"] = model_fingerprint(config.targets.encoder)
+    if "student" in fields:
+        found["student"] = model_fingerprint(config.student.model)
+    path = getattr(config.source, "path", None)
+    if "source" in fields and path and Path(path).exists():
+        files = [Path(path)] if Path(path).is_file() else sorted(p for p in Path(path).rglob("*") if p.is_file())
+        found["source"] = digest([(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files])
+    return found
+
+
+def _run_one(config: RunConfig, run_dir: Path, stage: Stage, redo: bool) -> None:
+    folder = stage_folder(config, run_dir, stage)
+    manifest = folder.manifest()
+    if manifest and not redo:
+        if manifest["fingerprint"] == folder.fingerprint:
+            console().print(f"[dim]{stage.name:14} finished before, skipped[/dim]", highlight=False)
+            return
+        raise UserError(foreign(folder, manifest))
+    prepare(folder)
+    console().print(f"[bold]{stage.name:14}[/bold] {stage.about}", highlight=False)
+    started = time.monotonic()
+    stage.run()(stage.settings(config), folder)
+    done = read_manifest(folder.path)
+    assert done is not None, f"{stage.name} returned without a manifest"
+    counts = ", ".join(f"{name} {count:,}" for name, count in done["counts"].items())
+    console().print(f"{'':14} {counts} ({time.monotonic() - started:.0f} s)", highlight=False)
+
+
+def foreign(folder: StageFolder, manifest: dict[str, Any]) -> str:
+    """Return the message about a finished folder that other settings or other inputs made."""
+    changes = changed_settings(manifest["settings"], result_settings(folder.settings))
+    changes += changed_settings(manifest["inputs"], dict(folder.inputs), "input ")
+    shown = "\n".join(f"  {line}" for line in changes[:12])
+    return (
+        f"{folder.path} was made with other settings:\n{shown}\n"
+        f"Choose another folder with --out, or make it and all after it again with --from {folder.name}."
+    )
+
+
+def prepare(folder: StageFolder) -> None:
+    """Make the folder ready: keep what an interrupted run of the same settings left, remove anything else."""
+    marker = folder.path / STARTED
+    same = marker.exists() and read_json(marker).get("fingerprint") == folder.fingerprint
+    if folder.path.exists() and (not same or (folder.path / MANIFEST).exists()):
+        for item in folder.path.iterdir():
+            if item.name != PAID_FOR:
+                shutil.rmtree(item) if item.is_dir() else item.unlink()
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_json(marker, {"fingerprint": folder.fingerprint})

@@ -1,0 +1,86 @@
+"""What people see: their console apart from Ray's and vLLM's chatter, and errors in one clear message."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from cluster.errors import UsageError, UserError
+from cluster.progress import console, use_console
+
+LOG = "broadfast.log"
+
+
+@contextmanager
+def quiet(log: Path | None) -> Iterator[None]:
+    """Send all output of this process and its children to `log`, except what goes through the console.
+
+    Native code and worker processes write to the file descriptors themselves, so those are what is turned.
+    """
+    if log is None:
+        yield
+        return
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    person = Console(file=os.fdopen(os.dup(1), "w", encoding="utf-8"))
+    before = console()
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    use_console(person)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(kept[0], 1)
+        os.dup2(kept[1], 2)
+        person.file.close()
+        use_console(before)
+        for descriptor in (*kept, file):
+            os.close(descriptor)
+
+
+@contextmanager
+def clear_errors(log: Path | None = None) -> Iterator[None]:
+    """End with one message and an exit code: 1 for what failed, 2 for wrong usage, 130 for Ctrl-C."""
+    try:
+        yield
+    except UserError as error:
+        _say(str(error))
+        raise typer.Exit(2 if isinstance(error, UsageError) else 1) from error
+    except KeyboardInterrupt as error:
+        _say("interrupted. What is finished is kept; run the same command to go on.")
+        raise typer.Exit(130) from error
+    except (typer.Exit, typer.Abort, SystemExit):
+        raise
+    except Exception as error:
+        where = _keep_traceback(log)
+        _say(
+            f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else 'no message'}{where}"
+        )
+        raise typer.Exit(1) from error
+
+
+def _say(message: str) -> None:
+    Console(stderr=True).print("[bold red]error:[/bold red] ", end="")
+    Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def _keep_traceback(log: Path | None) -> str:
+    if log is None or not log.parent.is_dir():
+        logging.getLogger("broadfast").debug("unexpected failure", exc_info=True)
+        return ". Run again with -v for more."
+    with log.open("a", encoding="utf-8") as file:
+        traceback.print_exc(file=file)
+    return f". The whole story is in {log}."

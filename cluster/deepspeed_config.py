@@ -6,6 +6,7 @@ from typing import Any
 
 from cluster.config import TrainSettings
 from cluster.errors import UserError
+from cluster.precision import Precision
 
 
 def accumulation_steps(settings: TrainSettings) -> int:
@@ -30,8 +31,8 @@ def accumulation_steps(settings: TrainSettings) -> int:
     return per_worker // micro
 
 
-def deepspeed_config(settings: TrainSettings) -> dict[str, Any]:
-    """Return the DeepSpeed config for `settings`.
+def deepspeed_config(settings: TrainSettings, precision: Precision = "fp32") -> dict[str, Any]:
+    """Return the DeepSpeed config for `settings`, with the precision that `auto` came to.
 
     Raises:
         UserError: batches that do not divide, or an offload that the ZeRO stage does not have.
@@ -53,7 +54,7 @@ def deepspeed_config(settings: TrainSettings) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": per_worker // steps,
         "gradient_accumulation_steps": steps,
         "gradient_clipping": settings.max_grad_norm,
-        "bf16": {"enabled": settings.precision == "bf16"},
+        "bf16": {"enabled": precision == "bf16"},
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,

@@ -35,7 +35,9 @@ def packaged_models() -> dict[str, PackagedModel]:
 
 
 def check_model(field: str, name: str) -> str:
-    """Return `name` if it is a model folder or may be a hub name.
+    """Return the folder's whole path, or the name if it may be one of a hub.
+
+    Workers run in folders of their own, so they are given whole paths.
 
     Raises:
         UserError: a path that is not a Hugging Face folder with weights and tokenizer.
@@ -55,7 +57,7 @@ def check_model(field: str, name: str) -> str:
         missing.append("weights (*.safetensors)")
     if missing:
         raise UserError(f"{field}: {name!r} is not a model folder: {', '.join(missing)} not found in it")
-    return name
+    return str(path.resolve())
 
 
 def model_fingerprint(name: str) -> str:

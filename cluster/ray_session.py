@@ -12,6 +12,7 @@ from typing import Any
 from cluster.config import ClusterSettings
 from cluster.errors import UserError
 
+PIECE_ROWS = 4096
 QUIET = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
 
 
@@ -58,11 +59,25 @@ def init_arguments(settings: ClusterSettings) -> dict[str, Any]:
 def stream_parquet(path: Path, columns: list[str] | None = None) -> Any:
     """Return a Ray Data set over a parquet file or folder, for actors that may hold every CPU.
 
-    Its read tasks reserve no CPU: they do little, and where actors hold all CPUs they would wait for ever.
+    Ray's own reader reserves a CPU to list files and would wait for ever where actors hold all of them;
+    this one reserves none, and yields a file piece by piece.
     """
     import ray.data
 
-    return ray.data.read_parquet(str(path.resolve()), columns=columns, ray_remote_args={"num_cpus": 0})
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    items = [{"file": str(file.resolve())} for file in files]
+
+    def pieces(batch: dict[str, Any]) -> Iterator[Any]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        for file in batch["file"]:
+            with pq.ParquetFile(file) as opened:
+                for piece in opened.iter_batches(batch_size=PIECE_ROWS, columns=columns):
+                    yield pa.Table.from_batches([piece])
+
+    listed = ray.data.from_items(items, override_num_blocks=len(items))
+    return listed.map_batches(pieces, batch_size=1, num_cpus=0)
 
 
 def _bound_ray_data() -> None:

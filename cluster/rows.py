@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import pyarrow as pa
 
-from cluster.storage import disk_error
+from cluster.files import whole_file
 
 
 def write_rows(path: Path, table: pa.Table) -> None:
@@ -18,14 +17,12 @@ def write_rows(path: Path, table: pa.Table) -> None:
     Raises:
         UserError: the disk is full or read-only.
     """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table, max_chunksize=4096)
-        os.replace(partial, path)
-    except OSError as error:
-        raise disk_error(error, path) from error
+    with (
+        whole_file(path) as partial,
+        pa.OSFile(str(partial), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as writer,
+    ):
+        writer.write_table(table, max_chunksize=4096)
 
 
 class ArrowRows(Sequence[dict[str, Any]]):
@@ -44,7 +41,7 @@ class ArrowRows(Sequence[dict[str, Any]]):
     def __getitem__(self, place: slice) -> list[dict[str, Any]]: ...
     def __getitem__(self, place: int | slice) -> Any:
         if isinstance(place, slice):
-            return self.table.take(range(*place.indices(len(self)))).to_pylist()
+            return self.table.take(pa.array(range(*place.indices(len(self))), pa.int64())).to_pylist()
         if not -len(self) <= place < len(self):
             raise IndexError(place)
         return self.table.slice(place % len(self), 1).to_pylist()[0]

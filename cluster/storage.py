@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,20 +11,9 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from cluster.errors import UserError
+from cluster.files import disk_error, whole_file
 
-DISK_ERRORS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EROFS: "the disk is read-only",
-    errno.EACCES: "permission denied",
-}
-
-
-def disk_error(error: OSError, path: str | Path) -> UserError:
-    """Return the message for a failed write; what was finished before stays and is used by a rerun."""
-    why = DISK_ERRORS.get(error.errno or 0, str(error))
-    return UserError(f"cannot write {path}: {why}. Free or change the place (--out) and run the same command again.")
+__all__ = ["check_writable", "disk_error", "read_table", "rows_of", "write_table"]
 
 
 def write_table(path: Path, table: pa.Table) -> Path:
@@ -34,17 +22,10 @@ def write_table(path: Path, table: pa.Table) -> Path:
     Raises:
         UserError: the disk is full, read-only or closed to this user.
     """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise disk_error(error, path) from error
+    with whole_file(path) as partial, partial.open("wb") as file:
+        pq.write_table(table, file, compression="zstd")
+        file.flush()
+        os.fsync(file.fileno())
     return path
 
 

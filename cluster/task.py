@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.config import TrainSettings
+from cluster.precision import Precision, resolve_precision
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,6 +24,11 @@ class TrainTask(ABC):
 
     settings: TrainSettings
     seed: int
+
+    @property
+    def precision(self) -> Precision:
+        """What the training computes in, on the machine that asks."""
+        return resolve_precision(self.settings.precision, self.settings.workers.gpus_per_worker > 0)
 
     @abstractmethod
     def train_rows(self) -> Rows:

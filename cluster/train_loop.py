@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.deepspeed_config import deepspeed_config
 from cluster.task import TrainTask, epoch_batches
 
 
@@ -19,7 +20,6 @@ class TrainJob:
 
     task: TrainTask
     out: str
-    deepspeed: dict[str, Any]
     board: Any
 
 
@@ -65,6 +65,7 @@ class Loop:
         self.lengths = [self.task.length(self.rows[i]) for i in range(len(self.rows))]
         self.per_epoch = -(-len(self.rows) // self.settings.global_batch)
         self.steps = self.per_epoch * self.settings.epochs
+        self.plan = deepspeed_config(self.settings, self.task.precision)
         self.engine = self._engine()
         self.state = TrainState()
         self.started = time.monotonic()
@@ -91,7 +92,7 @@ class Loop:
             model=model,
             optimizer=optimizer,
             lr_scheduler=lambda inner: get_scheduler(name, inner, warmup, self.steps),
-            config=self.job.deepspeed,
+            config=self.plan,
             dist_init_required=False,
         )
         return engine
@@ -111,7 +112,7 @@ class Loop:
         """One optimizer step over the next global batch; the loss is the mean over its units on all workers."""
         import torch
 
-        state, count = self.state, self.job.deepspeed["gradient_accumulation_steps"]
+        state, count = self.state, self.plan["gradient_accumulation_steps"]
         epoch = state.step // self.per_epoch
         if self.batches[0] != epoch:
             self.batches = (epoch, epoch_batches(self.lengths, self.settings, self.task.seed, epoch))

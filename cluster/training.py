@@ -57,10 +57,11 @@ def run_training(task: TrainTask, out: Path, label: str) -> TrainResult:
     settings = task.settings
     if not len(task.train_rows()):
         raise UserError(f"{label}: there are no training rows. Look at the counts of the stages before it.")
+    deepspeed_config(settings)  # refuses what cannot work before workers start
     out.mkdir(parents=True, exist_ok=True)
     with progress(label, unit="step") as bar:
         board = Board.start(bar)
-        job = TrainJob(task, str(out.resolve()), deepspeed_config(settings), board.actor)
+        job = TrainJob(task, str(out.resolve()), board.actor)
         try:
             _fit(job, out.resolve() / CHECKPOINTS, label)
         finally:

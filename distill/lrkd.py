@@ -19,6 +19,7 @@ from transformers import AutoConfig
 
 from cluster.artifacts import StageFolder, read_manifest, versions
 from cluster.errors import UserError
+from cluster.models import check_model
 from cluster.storage import read_table, write_table
 from cluster.training import Row, TrainTask, read_history, run_training
 from distill.config import StudentConfig, StudentSettings, StudentStage
@@ -203,6 +204,7 @@ def tasks(config: StudentStage, folder: StageFolder) -> dict[str, LrkdTask]:
 def _task(config: StudentStage, student: StudentSettings, folder: StageFolder) -> LrkdTask:
     scheme, names = load_scheme(config.labels.scheme), config.perspectives.names
     _check_target(student, names)
+    student = student.model_copy(update={"model": check_model("student.model", student.model)})
     rows = RowSettings(
         pairs=(folder.input("1-pairs") / "pairs.parquet").resolve(),
         judgements=(folder.input("7-judgements") / "judgements.parquet").resolve(),

@@ -97,7 +97,7 @@ def run(config: TargetsStage, folder: StageFolder) -> None:
         UserError: the encoder cannot be loaded, or nothing was judged.
     """
     settings = config.targets
-    check_model("targets.encoder", settings.encoder)
+    settings = settings.model_copy(update={"encoder": check_model("targets.encoder", settings.encoder)})
     judgements = folder.input("7-judgements") / "judgements.parquet"
     total = pq.read_metadata(judgements).num_rows
     if not total:
@@ -113,7 +113,7 @@ def run(config: TargetsStage, folder: StageFolder) -> None:
         raise UserError(f"8-targets: {total} judgements in, {counted.ok} targets and {len(counted.failed)} failed out")
     if not counted.ok:
         raise UserError("7-judgements holds no rationale at all, so there is no target. Look at its failed.parquet.")
-    figures = {"width": counted.width, "encoder": settings.encoder, "missing_vectors": counted.missing}
+    figures = {"width": counted.width, "encoder": config.targets.encoder, "missing_vectors": counted.missing}
     folder.finish({"in": total, "ok": counted.ok, "failed": len(counted.failed)}, figures)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import xxhash
 
 from cluster.errors import UserError
+from cluster.precision import resolve_precision
 from mpcot.config import AnswerSettings, Engine, ScriptedEngine, VllmEngine
 from mpcot.labels import Scheme
 from mpcot.parsing import LabelTokens
@@ -54,7 +55,7 @@ def engine_arguments(engine: VllmEngine, model: str, gpu: bool) -> dict[str, Any
     """Return vLLM's engine arguments as plain data: the plan that tests and `--dry-run` look at."""
     shared: dict[str, Any] = {
         "model": model,
-        "dtype": engine.dtype,
+        "dtype": engine_dtype(engine, gpu),
         "max_model_len": engine.max_model_len,
         "max_num_seqs": engine.max_num_seqs,
         "enforce_eager": engine.enforce_eager,
@@ -67,6 +68,13 @@ def engine_arguments(engine: VllmEngine, model: str, gpu: bool) -> dict[str, Any
     if gpu:
         return shared | {"gpu_memory_utilization": engine.gpu_memory_utilization}
     return shared | {"distributed_executor_backend": "mp"}
+
+
+def engine_dtype(engine: VllmEngine, gpu: bool) -> str:
+    """Return the number format: on a CPU, `auto` is bf16 only where the processor multiplies it."""
+    if engine.dtype != "auto" or gpu:
+        return engine.dtype
+    return {"fp32": "float32", "bf16": "bfloat16"}[resolve_precision("auto", gpu=False)]
 
 
 def engine_environment(engine: VllmEngine, gpu: bool, cores: list[int], shared_node: bool) -> dict[str, str]:
@@ -144,7 +152,7 @@ class Scripted:
     async def reply(self, ask: Ask) -> Reply:
         if self.engine.delay_s:
             await asyncio.sleep(self.engine.delay_s)
-        draw = xxhash.xxh3_64_intdigest(f"{ask.key}/{ask.seed}")
+        draw = xxhash.xxh3_64_intdigest(f"{ask.key}/{ask.seed}".encode())
         chance, other = (draw & 0xFFFF) / 65536, (draw >> 16) & 0xFFFF
         if chance < self.engine.failure_share:
             return Reply("no form", None, 1, 2)

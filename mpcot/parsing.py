@@ -64,7 +64,10 @@ class LabelTokens:
         shortest = min(len(t) for t in tokens)
         place = next((i for i in range(shortest) if len({t[i] for t in tokens}) > 1), None)
         ids = [t[place] for t in tokens] if place is not None else []
-        if len(set(ids)) != len(scheme.codes):
+        # The codes must differ from their first token on, and no id may come again later in a code.
+        shared = str(tokenizer.decode(tokens[0][:place])).strip()
+        again = any(set(t[len(t) if place is None else place + 1 :]) & set(ids) for t in tokens)
+        if len(set(ids)) != len(scheme.codes) or not VERDICT.startswith(shared) or again:
             raise UserError(
                 f"labels: this tokenizer cannot tell the codes {', '.join(scheme.codes)} apart by their first "
                 "token. Choose codes that begin differently, such as single letters or digits."

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from cluster.artifacts import StageFolder
 from cluster.errors import UserError
+from cluster.precision import resolve_precision
 from cluster.progress import progress
 from cluster.ray_session import stream_parquet
 from cluster.storage import read_table, write_table
@@ -155,7 +156,7 @@ class ReferenceScorer:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.device == "cpu":
             torch.set_num_threads(threads)
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        dtype = torch.bfloat16 if resolve_precision(precision, self.device == "cuda") == "bf16" else torch.float32
         loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, trust_remote_code=False)
         self.model = loaded.to(self.device).eval()
         self.tokenizer, self.max_tokens = load_tokenizer(model), max_tokens

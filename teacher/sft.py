@@ -95,7 +95,7 @@ def hold_out(examples: pa.Table, share: float, seed: int, most: int) -> tuple[pa
     """Split the examples by query into those that train and at most `most` that judge the loss."""
 
     def draw(query_id: str) -> float:
-        return xxhash.xxh3_64_intdigest(f"{seed}/{query_id}") / 2**64
+        return xxhash.xxh3_64_intdigest(f"{seed}/{query_id}".encode()) / 2**64
 
     held = pa.array([draw(q) < share for q in examples["query_id"].to_pylist()], pa.bool_())
     train = examples.filter(pc.invert(held))
@@ -118,7 +118,7 @@ class AnswerTask(TrainTask):
         return ArrowRows(Path(self.folder) / "dev.arrow")
 
     def build(self) -> Any:
-        return load_trainable(self.model, self.tuning, "bfloat16" if self.settings.precision == "bf16" else "float32")
+        return load_trainable(self.model, self.tuning, "bfloat16" if self.precision == "bf16" else "float32")
 
     def save(self, state: dict[str, Any], folder: Path) -> None:
         save_merged(self.model, self.tuning, state, folder)

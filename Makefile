@@ -1,0 +1,47 @@
+# Everything a person or CI calls. `make help` lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+MODELS := models/smollm2-135m-instruct/config.json models/all-minilm-l6-v2/config.json
+RUN := runs/demo
+# Torch's CPU build comes from pip's own configuration or from the index named here, where one is needed.
+PIP_FLAGS ?=
+
+.PHONY: help setup demo test check bench clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+setup: $(INSTALLED) $(MODELS) ## make .venv, install, bring the two small models
+
+$(INSTALLED): pyproject.toml
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@echo "installing (some minutes; log in $(VENV)/install.log)"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[cpu,dev]' > $(VENV)/install.log 2>&1 || (tail -20 $(VENV)/install.log; exit 1)
+	@# vLLM asks for these; builds that do not match a CPU torch break `import transformers`, and text needs none.
+	@for name in torchvision torchaudio torchcodec; do \
+	  $(BIN)/python -c "import $$name" > /dev/null 2>&1 || $(BIN)/python -m pip uninstall --yes --quiet $$name > /dev/null 2>&1; done
+	@touch $@
+
+models/%/config.json: | $(INSTALLED)
+	@$(BIN)/broadfast models fetch $*
+
+demo: setup ## run the whole pipeline on small real models, serve the student, score one query
+	@$(BIN)/broadfast run workflows/configs/demo.toml
+	@$(BIN)/python -m workflows.demo $(RUN)
+
+test: setup ## run the default tests
+	@$(BIN)/python -m pytest
+
+check: setup ## formatter, linter, type checker
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+bench: setup ## run every benchmark
+	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+clean: ## remove runs and caches; keeps .venv and models
+	rm -rf runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -type d -prune -exec rm -rf {} +

@@ -1,0 +1,55 @@
+"""Label schemes are data: shipped ones load, wrong ones are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import UserError
+from mpcot.labels import SCHEMES, load_scheme
+
+LABEL = '[[labels]]\ncode = "{}"\nname = "n"\nmeaning = "m"\ngain = 1.0\nrelevant = {}\n'
+
+
+def write(folder: Path, *labels: tuple[str, str]) -> str:
+    path = folder / "own.toml"
+    path.write_text('name = "own"\n' + "".join(LABEL.format(code, relevant) for code, relevant in labels))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SCHEMES.glob("*.toml")))
+def test_shipped_schemes_are_in_order_of_gain(name: str) -> None:
+    scheme = load_scheme(name)
+    assert scheme.name == name
+    assert list(scheme.gains) == sorted(scheme.gains, reverse=True)
+    assert [scheme.index(code) for code in scheme.codes] == list(range(len(scheme.codes)))
+    relevant = [label.relevant for label in scheme.labels]
+    assert relevant == sorted(relevant, reverse=True)
+
+
+def test_ones_own_scheme_is_a_file(tmp_path: Path) -> None:
+    assert load_scheme(write(tmp_path, ("good", "true"), ("bad", "false"))).codes == ("good", "bad")
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        ([("a", "true")], "two or more"),
+        ([("a", "true"), ("a", "false")], "different codes"),
+        ([("a", "true"), ("b", "true")], "at least one label relevant and one not"),
+        ([("a", "perhaps"), ("b", "false")], "does not describe a label scheme"),
+    ],
+)
+def test_a_wrong_scheme(tmp_path: Path, labels: list[tuple[str, str]], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        load_scheme(write(tmp_path, *labels))
+
+
+def test_no_such_scheme_and_no_such_label(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'stars' is neither one of binary, esci, graded"):
+        load_scheme("stars")
+    with pytest.raises(UserError, match=r"\.toml file that exists"):
+        load_scheme(str(tmp_path / "none.toml"))
+    with pytest.raises(UserError, match="'X' is not in scheme 'esci', which has E, S, C, I"):
+        load_scheme("esci").index("X")

@@ -1,0 +1,154 @@
+"""What SFT learns from: kept rationales and seeds of training pairs, held out by query."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from cluster.config import TrainSettings
+from cluster.errors import UserError
+from cluster.rows import write_rows
+from cluster.storage import write_table
+from mpcot.config import (
+    LabelSettings,
+    PerspectiveSettings,
+    RationaleSettings,
+    SampleSettings,
+    TeacherSettings,
+)
+from mpcot.labels import load_scheme
+from mpcot.records import ANSWER, PAIR, SEED
+from teacher.config import Full, SftSettings, SftStage
+from teacher.sft import EXAMPLE, SftTask, check_labels, collect_examples, hold_out
+
+SPLITS = ("train", "dev", "test", "train")
+
+
+def pair(n: int) -> dict[str, Any]:
+    row = dict.fromkeys(PAIR.names) | {"pair_id": f"p{n}", "query_id": f"q{n // 2}", "product_id": f"x{n}"}
+    return row | {
+        "locale": "us",
+        "query": f"drill {n // 2}",
+        "title": f"drill {n}",
+        "label": "E",
+        "split": SPLITS[n % 4],
+    }
+
+
+def kept(pair_id: str, perspective: str = "intent", sample: int = 0) -> dict[str, Any]:
+    row = dict.fromkeys(ANSWER.names) | {"key": f"{pair_id}{perspective}{sample}", "pair_id": pair_id}
+    return row | {"perspective": perspective, "sample": sample, "rationale": f"kept {sample}", "verdict": "E"}
+
+
+def seed(pair_id: str, perspective: str = "rules", verdict: str = "E") -> dict[str, Any]:
+    return {"pair_id": pair_id, "perspective": perspective, "rationale": "seeded", "verdict": verdict, "origin": "seed"}
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    pairs, rationales = tmp_path / "1-pairs", tmp_path / "2-rationales"
+    write_table(pairs / "pairs.parquet", pa.Table.from_pylist([pair(n) for n in range(8)], PAIR))
+    seeds = [seed("p4"), seed("p1"), seed("p0", "winter")]
+    write_table(pairs / "seeds.parquet", pa.Table.from_pylist(seeds, SEED))
+    answers = [kept("p4", sample=1), kept("p4"), kept("p0", "rules"), kept("p1"), kept("p2")]
+    write_table(rationales / "kept.parquet", pa.Table.from_pylist(answers, ANSWER))
+    return pairs, rationales
+
+
+def stage(model: Path, **changes: Any) -> SftStage:
+    return SftStage(
+        seed=1,
+        labels=LabelSettings(),
+        perspectives=PerspectiveSettings(),
+        teacher=TeacherSettings(model=str(model)),
+        rationales=RationaleSettings(few_shot=2),
+        samples=SampleSettings(),
+        sft=SftSettings(**changes),
+    )
+
+
+def test_examples_are_of_training_pairs_and_known_perspectives(folders: tuple[Path, Path], llama_folder: Path) -> None:
+    examples = collect_examples(stage(llama_folder), *folders, str(llama_folder)).to_pylist()
+    places = [(e["pair_id"], e["perspective"], e["origin"], e["answer"]) for e in examples]
+    assert places == [
+        ("p0", "rules", "teacher", "kept 0\nVerdict: E"),
+        ("p4", "intent", "teacher", "kept 0\nVerdict: E"),
+        ("p4", "intent", "teacher", "kept 1\nVerdict: E"),
+        ("p4", "rules", "seed", "seeded\nVerdict: E"),
+    ]
+    assert [e["query_id"] for e in examples] == ["q0", "q2", "q2", "q2"]
+
+
+def test_the_prompt_is_that_of_the_samples_not_of_the_few_shot_rationales(
+    folders: tuple[Path, Path], llama_folder: Path
+) -> None:
+    prompt = collect_examples(stage(llama_folder), *folders, str(llama_folder))["prompt"][0].as_py()
+    assert "Examples" not in prompt and "Query: drill 0\nProduct: drill 0" in prompt
+    assert prompt.startswith("<system>") and prompt.endswith("<assistant>")
+
+
+def test_origins_and_rows_can_be_bounded(folders: tuple[Path, Path], llama_folder: Path) -> None:
+    for origins, count in ((("seed",), 1), (("teacher",), 3)):
+        examples = collect_examples(stage(llama_folder, origins=origins), *folders, str(llama_folder))
+        assert examples["origin"].to_pylist() == [origins[0]] * count
+    assert len(collect_examples(stage(llama_folder, max_rows=2), *folders, str(llama_folder))) == 2
+
+
+def examples(verdicts: str, queries: int = 1) -> pa.Table:
+    rows = [dict.fromkeys(EXAMPLE.names, "x") | {"verdict": v, "query_id": f"q{i % queries}", "pair_id": f"p{i}"}
+            for i, v in enumerate(verdicts)]  # fmt: skip
+    return pa.Table.from_pylist(rows, EXAMPLE)
+
+
+def test_a_label_that_nothing_teaches_stops_or_warns() -> None:
+    scheme = load_scheme("esci")
+    assert check_labels(examples("ESCI"), scheme, "stop") == []
+    with pytest.raises(UserError, match=r"label C, I \(kept: E 2, S 1, C 0, I 0\).*missing_labels"):
+        check_labels(examples("EES"), scheme, "stop")
+    assert check_labels(examples("EES"), scheme, "warn") == ["C", "I"]
+
+
+def test_nothing_kept_at_all_stops_whatever_the_config_says() -> None:
+    with pytest.raises(UserError, match="no rationale was kept for label E, S, C, I"):
+        check_labels(examples(""), load_scheme("esci"), "warn")
+
+
+def test_held_out_queries_never_train() -> None:
+    table = examples("E" * 2000, queries=500)
+    train, dev = hold_out(table, 0.2, seed=1, most=10_000)
+    assert len(train) + len(dev) == 2000
+    queries = [set(t["query_id"].to_pylist()) for t in (train, dev)]
+    assert not queries[0] & queries[1]
+    assert len(queries[1]) == pytest.approx(100, abs=30)
+    assert hold_out(table, 0.2, 1, 10_000)[1].equals(dev)
+    assert not hold_out(table, 0.2, 2, 10_000)[1].equals(dev)
+    fewer_train, fewer = hold_out(table, 0.2, 1, 7)
+    assert len(fewer) == 7 and fewer_train.equals(train)
+
+
+def test_adding_rows_moves_no_query_between_the_parts() -> None:
+    before = set(hold_out(examples("E" * 300, queries=100), 0.3, 1, 999)[1]["query_id"].to_pylist())
+    after = set(hold_out(examples("E" * 900, queries=300), 0.3, 1, 999)[1]["query_id"].to_pylist())
+    assert before <= after
+
+
+def test_the_loss_is_a_mean_over_answer_tokens(tmp_path: Path, llama_folder: Path) -> None:
+    """Two micro batches of unlike length give the same mean as one batch of all."""
+    said = ["It is a drill.\nVerdict: E", "The shopper wants a drill, and this case only holds one.\nVerdict: C"]
+    rows = [dict.fromkeys(EXAMPLE.names, "x") | {"prompt": "Query: drill " * n, "answer": a}
+            for n, a in enumerate(said * 2, start=1)]  # fmt: skip
+    write_rows(tmp_path / "train.arrow", pa.Table.from_pylist(rows, EXAMPLE))
+    task = SftTask(TrainSettings(precision="fp32"), 1, str(tmp_path), str(llama_folder), Full(), 200)
+    model = task.build()
+    whole = task.collate(rows)
+    assert whole["units"] == sum(len(task.tokenizer().encode(a)) + 1 for a in said * 2)
+    total, _ = task.loss(model, whole)
+    parts = [task.collate(rows[:1]), task.collate(rows[1:])]
+    summed = sum(task.loss(model, part)[0].item() for part in parts)
+    assert sum(part["units"] for part in parts) == whole["units"]
+    assert summed == pytest.approx(total.item(), rel=1e-5)
+    dev = task.summarise([r for part in parts for r in task.predict(model, part)])
+    assert dev["loss"] == pytest.approx(total.item() / whole["units"], rel=1e-5)

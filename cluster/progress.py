@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 PLAIN_EVERY_S = 10.0
-_console = Console(stderr=False)
+_console = Console(soft_wrap=True)
 
 
 def console() -> Console:
@@ -120,14 +120,14 @@ class Board:
         return board
 
     def _poll(self, every_s: float) -> None:
+        while not self.ended.wait(every_s):
+            self._update()
+
+    def _update(self) -> None:
         import ray
 
-        while not self.ended.wait(every_s):
-            try:
-                newest = ray.get(self.actor.get.remote(), timeout=5)
-            except Exception:  # progress must never end a stage
-                continue
-            self._show(newest)
+        with suppress(Exception):  # progress must never end a stage
+            self._show(ray.get(self.actor.get.remote(), timeout=5))
 
     def _show(self, newest: dict[str, tuple[int, int | None, dict[str, float]]]) -> None:
         if not newest:
@@ -146,4 +146,5 @@ class Board:
         self.ended.set()
         if self.thread is not None:
             self.thread.join(timeout=10)
+        self._update()
         ray.kill(self.actor)

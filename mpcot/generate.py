@@ -27,7 +27,7 @@ from mpcot.perspective import Perspective
 from mpcot.prompts import answer_regex, messages
 from mpcot.records import ANSWER, PAIR
 
-ANSWERS, TODO = "answers", "todo"
+ANSWERS, TODO, REQUESTED = "answers", "todo", "requested.parquet"
 NOT_SAMPLING = {"splits", "pairs_per_split", "max_failed_share", "retries", "samples", "few_shot", "description_chars"}
 PAIRS_PER_FILE = 256
 
@@ -98,6 +98,7 @@ def generate(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path
         _run_workers(plan, folder, label, missing)
     shutil.rmtree(folder / TODO, ignore_errors=True)
     table = _collect(answers, wanted, label)
+    write_table(folder / REQUESTED, pa.table({"key": pa.array(sorted(wanted), pa.string())}))
     _check_failures(table, plan.ask, label)
     return table.replace_schema_metadata({"asked": str(missing), "reused": str(len(wanted) - missing)})
 
@@ -168,7 +169,7 @@ def _collect(answers: Path, wanted: set[str], label: str) -> pa.Table:
     Raises:
         UserError: keys without an answer; names the first few.
     """
-    table = read_table(answers)
+    table = read_table(answers) if any(answers.glob("*.parquet")) else ANSWER.empty_table()
     table = table.append_column("row", pa.array(range(len(table)), pa.int64()))
     first = table.group_by("key").aggregate([("row", "min")])
     table = table.take(first["row_min"].sort()).drop_columns("row").select(ANSWER.names).cast(ANSWER)

@@ -20,7 +20,7 @@ Message = dict[str, str]
 def system_text(scheme: Scheme) -> str:
     """Return the task and the labels' meanings."""
     lines = [f"{label.code} = {label.name}: {label.meaning}." for label in scheme.labels]
-    return "You judge how well a product answers a shopper's query.\n" + "\n".join(lines)
+    return "Judge how well the product answers the shopper's query.\n" + "\n".join(lines)
 
 
 def pair_text(pair: Mapping[str, Any], description_chars: int = 0) -> str:
@@ -43,10 +43,10 @@ def messages(
     """Return the chat for one pair and perspective; examples without a verdict in `scheme` are left out."""
     examples = [e for e in perspective.examples if e.verdicts.get(scheme.name) in scheme.codes][:few_shot]
     shown = [f"Query: {e.query}\nProduct: {e.title}\n{answer(e.rationale, e.verdicts[scheme.name])}" for e in examples]
-    parts = [pair_text(pair, description_chars)]
+    parts = [pair_text(pair, description_chars), perspective.question]
     if shown:
-        parts.append("Examples of answers for other pairs:\n\n" + "\n\n".join(shown))
-    parts.append(f"{perspective.question} Answer for the query and product above.")
+        above = "Now answer for the first query and product above."
+        parts += ["Examples of answers for other pairs:", *shown, above]
     return [{"role": "system", "content": system_text(scheme)}, {"role": "user", "content": "\n\n".join(parts)}]
 
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster.errors import UserError
 from cluster.storage import write_table
 from mpcot.config import Replicas
 from mpcot.engine import Ask, Reply, start_engine
 from mpcot.generate import GenerationPlan
 from mpcot.labels import Scheme
 from mpcot.parsing import parse_answer
+from mpcot.perspective import Perspective
 from mpcot.records import ANSWER
 
 ASKS_IN_FLIGHT = 1024
@@ -36,9 +38,7 @@ class AnswerWorker:
 
     async def __call__(self, batch: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         rows = pa.Table.from_pydict({k: list(v) for k, v in batch.items()}).to_pylist()
-        asked = [
-            self._answer(pair, *ask) for pair in rows for ask in self.plan.asks(pair) if ask[2].key in set(pair["keys"])
-        ]
+        asked = [self._answer(pair, *ask) for pair in rows for ask in requests_of(self.plan, pair)]
         gate = asyncio.Semaphore(ASKS_IN_FLIGHT)
 
         async def bounded(work: Any) -> int:
@@ -48,9 +48,10 @@ class AnswerWorker:
         tokens = await asyncio.gather(*(bounded(work) for work in asked))
         # Ray takes the batch as done once it is yielded, so its answers must be on disk by then.
         self.parts.flush()
+        self._show()
         yield {"answers": [len(tokens)], "output_tokens": [sum(tokens)]}
 
-    async def _answer(self, pair: dict[str, Any], perspective: Any, sample: int, ask: Ask) -> int:
+    async def _answer(self, pair: dict[str, Any], perspective: Perspective, sample: int, ask: Ask) -> int:
         for attempt in range(self.plan.ask.retries + 1):
             reply = await self._reply(Ask(ask.key, ask.chat, ask.seed + attempt, ask.gold))
             row = answer_row(reply, self.plan.scheme)
@@ -61,9 +62,12 @@ class AnswerWorker:
         )
         self.done, self.tokens = self.done + 1, self.tokens + reply.output_tokens
         if self.done % 16 == 0:
-            speed = self.tokens / (time.monotonic() - self.started)
-            self.board.put.remote(self.name, self.done, None, {"tokens/s": round(speed, 1)})
+            self._show()
         return reply.output_tokens
+
+    def _show(self) -> None:
+        speed = self.tokens / (time.monotonic() - self.started)
+        self.board.put.remote(self.name, self.done, None, {"tokens/s": round(speed, 1)})
 
     async def _reply(self, ask: Ask) -> Reply:
         try:
@@ -72,6 +76,19 @@ class AnswerWorker:
             if "EngineDead" in type(error).__name__:
                 raise  # nothing more can be asked here: Ray replaces the actor
             return Reply("", None, 0, 0, f"engine error: {type(error).__name__}: {str(error)[:200]}")
+
+
+def requests_of(plan: GenerationPlan, pair: dict[str, Any]) -> list[tuple[Perspective, int, Ask]]:
+    """Return the requests of `pair` that are still missing, by its column `keys`.
+
+    Raises:
+        UserError: this worker comes to other keys than the driver.
+    """
+    missing = set(pair["keys"])
+    found = [ask for ask in plan.asks(pair) if ask[2].key in missing]
+    if len(found) != len(missing):
+        raise UserError("this worker would ask otherwise than the driver: run one version of broadfast on all nodes")
+    return found
 
 
 def answer_row(reply: Reply, scheme: Scheme) -> dict[str, Any]:

@@ -92,12 +92,17 @@ def check_labels(examples: pa.Table, scheme: Scheme, missing_labels: str) -> lis
 
 
 def hold_out(examples: pa.Table, share: float, seed: int, most: int) -> tuple[pa.Table, pa.Table]:
-    """Split the examples by query into those that train and at most `most` that judge the loss."""
+    """Split the examples by query into those that train and at most `most` that judge the loss.
 
-    def draw(query_id: str) -> float:
-        return xxhash.xxh3_64_intdigest(f"{seed}/{query_id}".encode()) / 2**64
+    At least one query is held out, and at least one trains.
+    """
 
-    held = pa.array([draw(q) < share for q in examples["query_id"].to_pylist()], pa.bool_())
+    def draw(query_id: str) -> int:
+        return xxhash.xxh3_64_intdigest(f"{seed}/{query_id}".encode())
+
+    queries = sorted(set(examples["query_id"].to_pylist()), key=draw)
+    count = min(len(queries) - 1, max(1, round(share * len(queries))))
+    held = pc.is_in(examples["query_id"], pa.array(queries[:count], pa.string()))
     train = examples.filter(pc.invert(held))
     return train, examples.filter(held).slice(0, most)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -120,21 +120,35 @@ def validate(data: Mapping[str, Any], where: str) -> RunConfig:
 
 
 def _line(error: Any) -> str:
-    place = ".".join(str(part) for part in error["loc"])
+    place, holder = _setting(error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"  {place}: no such setting{_nearest(error['loc'])}"
+        return f"  {place}: no such setting{_nearest(str(error['loc'][-1]), holder)}"
     return f"  {place}: {error['msg']} (given: {error.get('input')!r})" if place else f"  {error['msg']}"
 
 
-def _nearest(loc: tuple[Any, ...]) -> str:
+def _setting(loc: tuple[Any, ...]) -> tuple[str, Any]:
+    """Return a setting's dotted name as the config writes it, and the class of the section that holds it."""
+    names: list[str] = []
+    holder: Any = RunConfig
+    inside: Any = RunConfig
+    for part in loc:
+        choices = [kind for kind in get_args(inside) if "kind" in getattr(kind, "model_fields", {})]
+        chosen = [kind for kind in choices if kind.model_fields["kind"].default == part]
+        if chosen:  # pydantic names the chosen kind as if it were a section
+            inside = chosen[0]
+            continue
+        names.append(str(part))
+        holder = inside
+        fields = getattr(holder, "model_fields", {})
+        inside = fields[part].annotation if part in fields else None
+    return ".".join(names), holder
+
+
+def _nearest(name: str, holder: Any) -> str:
     """Return ', did you mean …' for a misspelt key."""
     import difflib
 
-    model: Any = RunConfig
-    for part in loc[:-1]:
-        fields = getattr(model, "model_fields", {})
-        model = fields[part].annotation if part in fields else model
-    near = difflib.get_close_matches(str(loc[-1]), list(getattr(model, "model_fields", {})), n=1)
+    near = difflib.get_close_matches(name, list(getattr(holder, "model_fields", {})), n=1)
     return f". Did you mean {near[0]!r}?" if near else ""
 
 

@@ -21,7 +21,7 @@ from cluster.artifacts import (
     result_settings,
     write_json,
 )
-from cluster.errors import UserError
+from cluster.errors import UsageError, UserError
 from cluster.models import check_model, model_fingerprint
 from cluster.progress import console
 from cluster.ray_session import ray_session
@@ -42,7 +42,7 @@ def select(first: str | None, last: str | None) -> tuple[Stage, ...]:
     start = STAGES.index(find_stage(first)) if first else 0
     end = STAGES.index(find_stage(last)) if last else len(STAGES) - 1
     if end < start:
-        raise UserError(f"--from {first} comes after --to {last}")
+        raise UsageError(f"--from {first} comes after --to {last}")
     return STAGES[start : end + 1]
 
 
@@ -57,8 +57,10 @@ def run_stages(config: RunConfig, run_dir: Path, stages: Sequence[Stage], redo: 
     with locked(run_dir), ray_session(config.cluster) as resources:
         check_resources(config, stages, resources)
         write_json(run_dir / "config.json", config.model_dump(mode="json"))
+        if redo:
+            forget(run_dir, stages[0])
         for stage in stages:
-            _run_one(config, run_dir, stage, redo)
+            _run_one(config, run_dir, stage)
 
 
 def preflight(config: RunConfig, stages: Sequence[Stage]) -> None:
@@ -141,10 +143,17 @@ def _content(config: RunConfig, stage: Stage) -> dict[str, str]:
     return found
 
 
-def _run_one(config: RunConfig, run_dir: Path, stage: Stage, redo: bool) -> None:
+def forget(run_dir: Path, first: Stage) -> None:
+    """Make `first` and all after it unfinished, so that none of them outlives what it was made from."""
+    for stage in reversed(STAGES[STAGES.index(first) :]):
+        for name in (MANIFEST, STARTED):
+            (run_dir / stage.name / name).unlink(missing_ok=True)
+
+
+def _run_one(config: RunConfig, run_dir: Path, stage: Stage) -> None:
     folder = stage_folder(config, run_dir, stage)
     manifest = folder.manifest()
-    if manifest and not redo:
+    if manifest:
         if manifest["fingerprint"] == folder.fingerprint:
             console().print(f"[dim]{stage.name:14} finished before, skipped[/dim]", highlight=False)
             return
@@ -174,7 +183,7 @@ def prepare(folder: StageFolder) -> None:
     """Make the folder ready: keep what an interrupted run of the same settings left, remove anything else."""
     marker = folder.path / STARTED
     same = marker.exists() and read_json(marker).get("fingerprint") == folder.fingerprint
-    if folder.path.exists() and (not same or (folder.path / MANIFEST).exists()):
+    if folder.path.exists() and not same:
         for item in folder.path.iterdir():
             if item.name != PAID_FOR:
                 shutil.rmtree(item) if item.is_dir() else item.unlink()

@@ -32,7 +32,7 @@ def quiet(log: Path | None) -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
-    person = Console(file=os.fdopen(os.dup(1), "w", encoding="utf-8"))
+    person = Console(file=os.fdopen(os.dup(1), "w", encoding="utf-8"), soft_wrap=True)
     before = console()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(file, 1)
@@ -81,6 +81,9 @@ def _keep_traceback(log: Path | None) -> str:
     if log is None or not log.parent.is_dir():
         logging.getLogger("broadfast").debug("unexpected failure", exc_info=True)
         return ". Run again with -v for more."
-    with log.open("a", encoding="utf-8") as file:
-        traceback.print_exc(file=file)
+    try:
+        with log.open("a", encoding="utf-8") as file:
+            traceback.print_exc(file=file)
+    except OSError:  # a full disk must not hide what went wrong
+        return "."
     return f". The whole story is in {log}."

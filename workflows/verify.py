@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from cluster.artifacts import read_manifest
 from cluster.errors import UsageError
 from cluster.storage import read_table
+from mpcot.generate import ANSWERS, REQUESTED
 from workflows.stages import STAGES
 
 Result = tuple[str, str, list[str]]
@@ -32,8 +36,10 @@ def verify_run(run_dir: Path) -> list[Result]:
             results.append((stage.name, "", ["has not finished: no manifest"]))
             continue
         wrong = _files(folder, manifest) + _inputs(run_dir, manifest)
-        if not wrong:
-            wrong = LEDGERS.get(stage.name, _no_ledger)(run_dir, manifest)
+        try:
+            wrong += LEDGERS.get(stage.name, _no_ledger)(run_dir, manifest)
+        except (OSError, pa.ArrowException) as error:
+            wrong = wrong or [f"cannot be read: {error}"]
         results.append((stage.name, ", ".join(f"{k} {v:,}" for k, v in manifest["counts"].items()), wrong))
     return results
 
@@ -66,6 +72,10 @@ def _ids(path: Path, column: str = "pair_id") -> list[str]:
     return read_table(path, [column])[column].to_pylist()
 
 
+def _rows(path: Path, columns: list[str]) -> list[dict[str, Any]]:
+    return read_table(path, columns).to_pylist()
+
+
 def _compare(what: str, expected: set[str], found: list[str]) -> list[str]:
     """Name what is missing, what nobody asked for, and what is there twice."""
     wrong = []
@@ -73,8 +83,8 @@ def _compare(what: str, expected: set[str], found: list[str]) -> list[str]:
     for name, ids in (("lost", expected - present), ("unknown", present - expected)):
         if ids:
             wrong.append(f"{what}: {len(ids)} {name}, first {', '.join(sorted(ids)[:3])}")
-    if len(present) != len(found):
-        wrong.append(f"{what}: {len(found) - len(present)} ids are there twice")
+    if twice := sorted(i for i, times in Counter(found).items() if times > 1):
+        wrong.append(f"{what}: {len(twice)} ids are there twice, first {', '.join(twice[:3])}")
     return wrong
 
 
@@ -93,8 +103,8 @@ def _answers(name: str) -> Callable[[Path, dict[str, Any]], list[str]]:
         folder, counts = run_dir / name, manifest["counts"]
         keys = {part: _ids(folder / f"{part}.parquet", "key") for part in ("kept", "filtered", "failed")}
         found = [key for part in keys.values() for key in part]
-        asked = set(_ids(folder / "answers", "key"))
-        wrong = _compare("answers", set(found) & asked, found)
+        names = _requests(folder)
+        wrong = _compare("answers", set(names.values()), [names.get(key, key) for key in found])
         wrong += [
             f"{part}: {len(k):,} rows, the manifest says {counts[part]:,}"
             for part, k in keys.items()
@@ -107,11 +117,34 @@ def _answers(name: str) -> Callable[[Path, dict[str, Any]], list[str]]:
     return check
 
 
-def _judgements(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
-    counts = manifest["counts"]
-    judged = _ids(run_dir / "7-judgements" / "judgements.parquet")
+def _requests(folder: Path) -> dict[str, str]:
+    """Return what was asked: the answer's key -> pair/perspective/sample, or the key itself where none came."""
+    columns = ["key", "pair_id", "perspective", "sample"]
+    came = {r["key"]: f"{r['pair_id']}/{r['perspective']}/{r['sample']}" for r in _rows(folder / ANSWERS, columns)}
+    return {key: came.get(key, key) for key in _ids(folder / REQUESTED, "key")}
+
+
+def _preferences(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
+    columns = ["preference_id", "pair_id", "chosen_reference_logprob", "rejected_reference_logprob"]
+    rows = _rows(run_dir / "5-preferences" / "preferences.parquet", columns)
+    ids = [row["preference_id"] for row in rows]
     pairs = set(_ids(run_dir / "1-pairs" / "pairs.parquet"))
-    wrong = _compare("judgements", set(judged) & pairs, judged)
+    wrong = _compare("preferences", set(ids), ids)
+    wrong += _compare("preferences' pairs", pairs & {r["pair_id"] for r in rows}, list({r["pair_id"] for r in rows}))
+    if len(rows) != manifest["counts"]["preferences"]:
+        wrong.append(f"{len(rows):,} preferences, the manifest says {manifest['counts']['preferences']:,}")
+    if unscored := [row["preference_id"] for row in rows if None in row.values()]:
+        wrong.append(f"{len(unscored)} preferences have no reference log-probabilities, first {unscored[0]}")
+    return wrong
+
+
+def _judgements(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
+    folder, counts = run_dir / "7-judgements", manifest["counts"]
+    judged = _ids(folder / "judgements.parquet")
+    pairs = set(_ids(run_dir / "1-pairs" / "pairs.parquet"))
+    asked = {name.partition("/")[0] for name in _requests(folder).values()}
+    failed = set(_ids(folder / "failed.parquet")) - set(judged)
+    wrong = _compare("judgements", asked & pairs - failed, judged)
     if counts["requested"] != counts["judged"] + counts["failed"] or counts["judged"] != len(judged):
         wrong.append(f"requested {counts['requested']:,}, judged {len(judged):,}, failed {counts['failed']:,}")
     return wrong
@@ -138,6 +171,7 @@ LEDGERS: dict[str, Callable[[Path, dict[str, Any]], list[str]]] = {
     "1-pairs": _pairs,
     "2-rationales": _answers("2-rationales"),
     "4-samples": _answers("4-samples"),
+    "5-preferences": _preferences,
     "7-judgements": _judgements,
     "8-targets": _targets,
     "9-student": _student,

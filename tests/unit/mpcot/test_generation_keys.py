@@ -10,12 +10,13 @@ import pyarrow as pa
 import pytest
 
 from cluster.errors import UserError
-from cluster.storage import write_table
+from cluster.storage import read_table, write_table
 from mpcot.config import AnswerSettings, PerspectiveSettings, Replicas, ScriptedEngine, VllmEngine
 from mpcot.generate import GenerationPlan, _collect, _write_todo, select_pairs
 from mpcot.labels import load_scheme
 from mpcot.perspective import Perspective, load_perspectives
 from mpcot.records import ANSWER, PAIR
+from mpcot.worker import requests_of
 
 PLAN = GenerationPlan(
     model="models/a",
@@ -109,8 +110,6 @@ def test_only_what_lacks_an_answer_is_to_be_asked(tmp_path: Path) -> None:
     done = set(keys(row=pairs[0]).values()) | {keys(row=pairs[1])["intent", 0]}
     wanted, missing = _write_todo(PLAN, pairs, tmp_path / "todo", done)
     assert len(wanted) == 18 and missing == 11
-    from cluster.storage import read_table
-
     todo = read_table(tmp_path / "todo").to_pylist()
     assert [row["pair_id"] for row in todo] == ["p1", "p2"]
     assert set(todo[0]["keys"]) == set(keys(row=pairs[1]).values()) - done
@@ -142,3 +141,11 @@ def test_pairs_are_chosen_by_split_and_id_whatever_their_order(tmp_path: Path) -
     everything = AnswerSettings(splits=("train", "test"))
     assert {r["split"] for r in select_pairs(path, everything)} == {"train", "test"}
     assert len(list(select_pairs(path, everything))) == 20
+
+
+def test_a_worker_that_would_ask_otherwise_says_so() -> None:
+    """Another version of the prompts on a node must not end in rows that nobody answers."""
+    row = pair() | {"keys": list(keys().values())[:2]}
+    assert [ask.key for _, _, ask in requests_of(PLAN, row)] == row["keys"]
+    with pytest.raises(UserError, match="run one version of broadfast on all nodes"):
+        requests_of(replace(PLAN, seed=2), row)

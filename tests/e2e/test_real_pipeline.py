@@ -1,0 +1,155 @@
+"""The whole pipeline on real engines and small real models, a few rows each: behaviour, not only exit codes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SMALL = {
+    "source.pairs": 120,
+    "rationales.pairs_per_split": 4,
+    "samples.pairs_per_split": 10,
+    "sft.max_rows": 96,
+    "sft.train.epochs": 1,
+    "sft.train.learning_rate": 0.002,
+    "sft.missing_labels": "warn",
+    "preferences.max_rows": 24,
+    "dpo.train.learning_rate": 0.0002,
+    "judge.pairs_per_split": 12,
+    "student.train.epochs": 2,
+}
+
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not (ROOT / "models/smollm2-135m-instruct/config.json").exists(), reason="no models: make setup"),
+]
+
+
+def broadfast(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "workflows.cli", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("e2e") / "run"
+    changes = [f"--set={name}={value}" for name, value in SMALL.items()]
+    done = broadfast("run", "workflows/configs/demo.toml", "--out", str(out), *changes)
+    log = out / "broadfast.log"
+    tail = log.read_text(encoding="utf-8", errors="replace")[-3000:] if log.exists() else ""
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{tail}"
+    return out
+
+
+def manifest(run_dir: Path, stage: str) -> dict[str, Any]:
+    return json.loads((run_dir / stage / "manifest.json").read_text(encoding="utf-8"))
+
+
+def table(run_dir: Path, name: str) -> list[dict[str, Any]]:
+    return pq.read_table(run_dir / name).to_pylist()
+
+
+def history(run_dir: Path, stage: str, split: str) -> list[dict[str, Any]]:
+    lines = (run_dir / stage / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    return [row for row in map(json.loads, lines) if row["split"] == split]
+
+
+def test_all_stages_finish_and_balance(run_dir: Path) -> None:
+    assert len(list(run_dir.glob("*/manifest.json"))) == 11
+    checked = broadfast("verify", str(run_dir))
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_vllm_answers_in_the_enforced_form_with_label_logprobs(run_dir: Path) -> None:
+    answers = [row for part in ("kept", "filtered") for row in table(run_dir, f"2-rationales/{part}.parquet")]
+    assert answers
+    for row in answers:
+        assert row["verdict"] in "ESCI" and 20 <= len(row["rationale"])
+        assert math.isclose(sum(map(math.exp, row["logprobs"])), 1.0, abs_tol=0.05)
+
+
+def test_sft_lowers_the_held_out_loss_and_vllm_loads_what_it_left(run_dir: Path) -> None:
+    dev = history(run_dir, "3-sft", "dev")
+    assert dev[-1]["loss"] < 0.9 * dev[0]["loss"]
+    assert manifest(run_dir, "4-samples")["counts"]["requested"] > 0
+
+
+def test_dpo_starts_at_the_reference_and_widens_the_margin(run_dir: Path) -> None:
+    rows = history(run_dir, "6-dpo", "train")
+    assert abs(rows[0]["margin"]) < 0.05 and math.isclose(rows[0]["loss"], math.log(2), abs_tol=0.03)
+    last = sum(row["margin"] for row in rows[-2:]) / len(rows[-2:])
+    assert last > rows[0]["margin"] + 0.01
+
+
+def test_preferences_hold_one_right_and_one_wrong_verdict(run_dir: Path) -> None:
+    gold = {row["pair_id"]: row["label"] for row in table(run_dir, "1-pairs/pairs.parquet")}
+    for row in table(run_dir, "5-preferences/preferences.parquet"):
+        assert row["chosen"].endswith(f"Verdict: {gold[row['pair_id']]}")
+        assert not row["rejected"].endswith(f"Verdict: {gold[row['pair_id']]}")
+        assert row["chosen_reference_logprob"] < 0 and row["rejected_reference_logprob"] < 0
+
+
+def test_judgements_are_distributions_with_a_vote(run_dir: Path) -> None:
+    for row in table(run_dir, "7-judgements/judgements.parquet"):
+        assert math.isclose(sum(row["soft"]), 1.0, abs_tol=1e-3)
+        assert row["vote"] in row["verdicts"]
+
+
+def test_the_student_learns_and_its_export_judges_alike(run_dir: Path) -> None:
+    lines = (run_dir / "9-student/lrkd/history.jsonl").read_text(encoding="utf-8").splitlines()
+    losses = [row["loss"] for row in map(json.loads, lines) if row["split"] == "train"]
+    assert sum(losses[-3:]) < sum(losses[:3])
+    assert manifest(run_dir, "10-export")["figures"]["largest_logit_difference"] <= 1e-4
+
+
+def test_a_finished_run_is_skipped_and_a_foreign_one_refused(run_dir: Path) -> None:
+    changes = [f"--set={name}={value}" for name, value in SMALL.items()]
+    again = broadfast("run", "workflows/configs/demo.toml", "--out", str(run_dir), *changes)
+    assert again.returncode == 0 and again.stdout.count("skipped") == 11
+    other = broadfast("run", "workflows/configs/demo.toml", "--out", str(run_dir), *changes, "--set=dpo.beta=0.5")
+    assert other.returncode == 1 and "dpo.beta: 0.1 -> 0.5" in other.stderr
+
+
+@pytest.fixture
+def url(run_dir: Path) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "workflows.cli", "serve", str(run_dir / "10-export"), "--set", f"serve.port={port}"]
+    settings = ["--set", "cluster.num_cpus=2", "--set", "cluster.object_store_mb=128"]
+    server = subprocess.Popen([*command, *settings], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    try:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        assert "listening" in line, line
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        assert server.wait(timeout=60) == 0
+
+
+def test_the_served_student_answers_as_the_trained_one(run_dir: Path, url: str) -> None:
+    from serve.run import score_once
+
+    pairs = {row["pair_id"]: row for row in table(run_dir, "1-pairs/pairs.parquet")}
+    predicted = [r for r in table(run_dir, "9-student/lrkd/predictions.parquet") if r["split"] == "test"][:5]
+    for row in predicted:
+        pair = pairs[row["pair_id"]]
+        product = {"id": pair["product_id"], "title": pair["title"], "brand": pair["brand"]}
+        result = score_once(url, pair["query"], [product])["results"][0]
+        best = max(range(4), key=row["probabilities"].__getitem__)
+        assert result["label"] == "ESCI"[best]
+        assert math.isclose(result["probabilities"][result["label"]], row["probabilities"][best], abs_tol=0.01)
+        assert set(result["perspectives"]) == {"intent", "attributes", "rules"}

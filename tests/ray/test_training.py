@@ -1,0 +1,167 @@
+"""Trainings of a tiny teacher through Ray Train and DeepSpeed: they learn, agree, resume and end in a plain folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from cluster.config import ClusterSettings, TrainSettings, Workers
+from cluster.errors import UserError
+from cluster.ray_session import ray_session
+from cluster.rows import write_rows
+from cluster.training import TrainResult, run_training
+from mpcot.records import PREFERENCE
+from teacher.config import DpoSettings, Lora
+from teacher.dpo import DpoTask
+from teacher.reference import ReferenceScorer, fill_reference
+from teacher.sft import SftTask
+from tests.training_tasks import AlwaysFails, KilledOnce, examples, lora_with_dropout, settings, sft_task
+
+IDS = torch.arange(5, 69).reshape(2, 32)
+STEPS = 12
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_cluster() -> Iterator[None]:
+    with ray_session(ClusterSettings(num_cpus=2, object_store_mb=100)):
+        yield
+
+
+Train = Callable[..., TrainResult]
+
+
+@pytest.fixture(scope="module")
+def train(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
+    def run(zero: int = 0, workers: int = 1) -> TrainResult:
+        folder = tmp_path_factory.mktemp("sft")
+        return run_training(sft_task(folder, llama_folder, settings(zero, workers)), folder / "out", "sft")
+
+    return run
+
+
+@pytest.fixture
+def dev_task(tmp_path: Path, llama_folder: Path) -> SftTask:
+    return sft_task(tmp_path, llama_folder, settings())
+
+
+@pytest.fixture(scope="module")
+def plain(train: Train) -> TrainResult:
+    """One worker, no ZeRO."""
+    return train()
+
+
+def curve(result: TrainResult, split: str) -> list[float]:
+    return [row["loss"] for row in result.history if row["split"] == split]
+
+
+def logits(folder: Path) -> torch.Tensor:
+    with torch.no_grad():
+        return AutoModelForCausalLM.from_pretrained(folder).eval()(input_ids=IDS).logits
+
+
+def loss_of_folder(task: SftTask, folder: Path) -> float:
+    """The held-out loss of a saved folder, by plain transformers."""
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    rows = task.dev_rows()
+    with torch.no_grad():
+        return task.summarise(task.predict(model, task.collate([rows[i] for i in range(len(rows))])))["loss"]
+
+
+def test_the_held_out_loss_falls(plain: TrainResult) -> None:
+    dev = [row for row in plain.history if row["split"] == "dev"]
+    assert [row["step"] for row in dev] == [0, 4, 8, 12]
+    assert curve(plain, "dev") == sorted(curve(plain, "dev"), reverse=True)
+    assert dev[-1]["loss"] < 0.8 * dev[0]["loss"]
+    train = [row for row in plain.history if row["split"] == "train"]
+    assert [row["step"] for row in train] == list(range(1, STEPS + 1))
+    assert train[-1]["epoch"] == 3.0 and train[0]["units"] > 0
+
+
+def test_only_what_a_reader_needs_is_left(plain: TrainResult) -> None:
+    out = plain.model.parent
+    assert sorted(p.name for p in out.iterdir()) == ["history.jsonl", "model", "tensorboard"]
+    assert list((out / "tensorboard").glob("events*"))
+
+
+@pytest.mark.parametrize(("zero", "workers"), [(0, 2), (1, 2), (2, 2), (3, 2), (3, 1)])
+def test_workers_and_zero_stages_do_not_change_what_is_learnt(
+    plain: TrainResult, train: Train, dev_task: SftTask, zero: int, workers: int
+) -> None:
+    """Equal global batches of answers of unlike length: every loss agrees, and so does the saved folder."""
+    result = train(zero, workers)
+    for split in ("train", "dev"):
+        np.testing.assert_allclose(curve(result, split), curve(plain, split), rtol=2e-4)
+    assert torch.allclose(logits(result.model), logits(plain.model), atol=2e-3)
+    assert loss_of_folder(dev_task, result.model) == pytest.approx(result.dev(-1)["loss"], rel=1e-5)
+
+
+def test_a_killed_worker_loses_nothing(llama_folder: Path, tmp_path: Path) -> None:
+    """Killed in step 8 of 12, restarted from step 6, dropout and all: the same weights to the last bit."""
+    results = {}
+    for name in ("undisturbed", "killed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        task = sft_task(folder, llama_folder, settings(), lora_with_dropout())
+        if name == "killed":
+            task = KilledOnce(**vars(task), at=15)
+        results[name] = run_training(task, folder / "out", name)
+        assert (folder / "killed").exists() is (name == "killed")
+    one, other = results.values()
+    assert torch.equal(logits(one.model), logits(other.model))
+    assert curve(one, "train") == curve(other, "train") and curve(one, "dev") == curve(other, "dev")
+    assert not torch.equal(logits(one.model), logits(llama_folder))
+
+
+def test_a_training_that_cannot_succeed_says_what_its_worker_said(llama_folder: Path, tmp_path: Path) -> None:
+    quick = settings(workers=1).model_copy(update={"workers": Workers(max_failures=0)})
+    task = AlwaysFails(**vars(sft_task(tmp_path, llama_folder, quick)))
+    with pytest.raises(UserError, match=r"sft: the training failed: .*cannot be learnt"):
+        run_training(task, tmp_path / "out", "sft")
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_no_rows_no_training(llama_folder: Path, tmp_path: Path) -> None:
+    task = sft_task(tmp_path, llama_folder, settings())
+    write_rows(tmp_path / "train.arrow", examples(0))
+    with pytest.raises(UserError, match="there are no training rows"):
+        run_training(task, tmp_path / "out", "sft")
+
+
+def preferences(count: int, model: Path) -> pa.Table:
+    """The right verdict is chosen over a wrong one, with the model's own reference log-probabilities."""
+    rows = []
+    for n, example in enumerate(examples(count).to_pylist()):
+        words, _, verdict = example["answer"].rpartition(" ")
+        wrong = "ESCI"[("ESCI".index(verdict) + 1 + n % 3) % 4]
+        row = dict.fromkeys(PREFERENCE.names[:5], "x") | {"preference_id": f"{n}"}
+        row |= {f"{side}_prompt": example["prompt"] for side in ("chosen", "rejected")}
+        rows.append(row | {"chosen": example["answer"], "rejected": f"{words} {wrong}"})
+    table = pa.Table.from_pylist(rows, PREFERENCE)
+    batch = {name: np.asarray(table[name].to_pylist(), dtype=object) for name in PREFERENCE.names[:9]}
+    found = ReferenceScorer(str(model), 128, "fp32", 1)(batch)
+    sides = zip(found["chosen_logprob"].tolist(), found["rejected_logprob"].tolist(), strict=True)
+    return fill_reference(table, dict(zip(found["preference_id"], sides, strict=True)))
+
+
+def test_dpo_widens_the_margin(llama_folder: Path, tmp_path: Path) -> None:
+    table = preferences(28, llama_folder)
+    write_rows(tmp_path / "train.arrow", table)
+    write_rows(tmp_path / "dev.arrow", table.slice(0, 8))
+    own = TrainSettings(**settings().model_dump() | {"epochs": 4, "zero_stage": 1, "learning_rate": 1e-2})
+    task = DpoTask(own, 1, str(tmp_path), str(llama_folder), Lora(rank=8), 128, DpoSettings(beta=0.5))
+    result = run_training(task, tmp_path / "out", "dpo")
+    before, after = result.dev(0), result.dev(-1)
+    assert before["margin"] == pytest.approx(0, abs=1e-4) and before["loss"] == pytest.approx(np.log(2), abs=1e-4)
+    assert after["margin"] > 0.1 and after["loss"] < before["loss"] and after["accuracy"] > 0.6
+    model: Any = AutoModelForCausalLM.from_pretrained(result.model).eval()
+    rows = task.dev_rows()
+    with torch.no_grad():
+        again = task.summarise(task.predict(model, task.collate([rows[i] for i in range(len(rows))])))
+    assert again["margin"] == pytest.approx(after["margin"], rel=1e-3)

@@ -1,0 +1,69 @@
+"""A training of the tiny Llama on made-up answers, and one whose worker is killed once in the middle."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.config import TrainSettings, Workers
+from cluster.rows import write_rows
+from teacher.config import Full, Lora, Tuning
+from teacher.sft import EXAMPLE, SftTask
+
+SENTENCE = "the shopper wants a drill and this case only holds one so it is not what they asked for"
+
+
+def examples(count: int, start: int = 0) -> pa.Table:
+    """Rows of unlike length whose verdict follows from the prompt."""
+    rows = []
+    for n in range(start, start + count):
+        said = SENTENCE[: 20 + 5 * (n % 11)]
+        row = dict.fromkeys(EXAMPLE.names, "x") | {"pair_id": f"p{n}", "query_id": f"q{n}"}
+        rows.append(row | {"prompt": f"Query: drill {n % 7}\n", "answer": f"{said}.\nVerdict: {'ESCI'[n % 4]}"})
+    return pa.Table.from_pylist(rows, EXAMPLE)
+
+
+def settings(zero: int = 0, workers: int = 1, **changes: Any) -> TrainSettings:
+    """A dozen steps in fp32."""
+    given = {"epochs": 3, "learning_rate": 3e-3, "global_batch": 8, "micro_batch": 4, "checkpoint_every_steps": 2}
+    count = Workers(count=workers)
+    return TrainSettings(**{**given, "precision": "fp32", "zero_stage": zero, "workers": count, **changes})
+
+
+def sft_task(folder: Path, model: Path, train: TrainSettings, tuning: Tuning | None = None) -> SftTask:
+    """A supervised training whose rows lie in `folder`."""
+    write_rows(folder / "train.arrow", examples(30))
+    write_rows(folder / "dev.arrow", examples(9, start=1000))
+    return SftTask(train, 5, str(folder), str(model), tuning or Full(), 128)
+
+
+def lora_with_dropout() -> Lora:
+    return Lora(rank=4, alpha=8, dropout=0.1)
+
+
+@dataclass
+class KilledOnce(SftTask):
+    """Its worker is killed in the forward pass number `at`, unless that has happened before."""
+
+    at: int
+
+    def loss(self, model: Any, batch: dict[str, Any]) -> tuple[Any, dict[str, float]]:
+        self.passes = getattr(self, "passes", 0) + 1
+        mark = Path(self.folder) / "killed"
+        if self.passes == self.at and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().loss(model, batch)
+
+
+@dataclass
+class AlwaysFails(SftTask):
+    """A training that cannot succeed."""
+
+    def loss(self, model: Any, batch: dict[str, Any]) -> tuple[Any, dict[str, float]]:
+        raise ValueError("this row\ncannot be learnt")

@@ -1,0 +1,302 @@
+"""The command: exit codes, messages with the way out, plans that write nothing, ledgers that balance."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner, Result
+
+from cluster.artifacts import MANIFEST, read_json, read_manifest, write_json
+from cluster.storage import read_table, write_table
+from workflows.cli import app
+from workflows.config import load_config
+from workflows.runner import STARTED, prepare, stage_folder
+from workflows.stages import STAGES, find_stage
+
+
+def broadfast(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def text(result: Result) -> str:
+    """What a person saw, with line breaks of any width taken out."""
+    return " ".join(result.output.split())
+
+
+def files(folder: Path) -> dict[str, int]:
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("run",), ("fly",), ("run", "--speed", "9"), ("verify",), ("models", "fetch")],
+)
+def test_wrong_usage_exits_with_2(arguments: tuple[str, ...]) -> None:
+    assert broadfast(*arguments).exit_code == 2
+
+
+def test_a_missing_config_names_it_and_where_others_are(tmp_path: Path) -> None:
+    result = broadfast("run", tmp_path / "nowhere.toml")
+    assert result.exit_code == 2 and "nowhere.toml" in text(result) and "workflows/configs" in text(result)
+    assert "Traceback" not in result.output
+
+
+def test_wrong_settings_exit_with_2(config_file: Path) -> None:
+    result = broadfast("run", config_file, "--set", "sft.train.epoch=2")
+    assert result.exit_code == 2 and "Did you mean 'epochs'" in text(result)
+    result = broadfast("run", config_file, "--from", "flying", "--out", config_file.parent / "run")
+    assert result.exit_code == 2 and "no stage 'flying'" in text(result)
+    result = broadfast("run", config_file, "--from", "dpo", "--to", "sft", "--out", config_file.parent / "run")
+    assert result.exit_code == 2 and "--from dpo comes after --to sft" in text(result)
+
+
+def test_a_missing_model_folder_stops_before_anything_runs(
+    config_file: Path, tmp_path: Path, without_ray: None
+) -> None:
+    for section, name in (("teacher", "model"), ("targets", "encoder"), ("student", "model")):
+        result = broadfast("run", config_file, "--set", f"{section}.{name}=/no/such/model", "--out", tmp_path / "run")
+        assert result.exit_code == 1
+        assert f"{section}.{name}: the model folder '/no/such/model' does not exist" in text(result)
+        assert not (tmp_path / "run" / "1-pairs").exists()
+
+
+def test_a_stage_before_its_input(config_file: Path, tmp_path: Path, without_ray: None) -> None:
+    result = broadfast("sft", config_file, "--out", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "3-sft reads 1-pairs, which has not finished" in text(result) and "--from 1-pairs" in text(result)
+
+
+def test_finished_stages_are_skipped(config_file: Path, tmp_path: Path, without_ray: None) -> None:
+    run_dir = tmp_path / "run"
+    first = broadfast("run", config_file, "--to", "rationales", "--out", run_dir, "-v")
+    assert first.exit_code == 0, first.output
+    before = files(run_dir / "1-pairs") | files(run_dir / "2-rationales")
+    again = broadfast("run", config_file, "--to", "rationales", "--out", run_dir, "-v")
+    assert again.exit_code == 0 and text(again).count("finished before, skipped") == 2
+    assert files(run_dir / "1-pairs") | files(run_dir / "2-rationales") == before
+    assert load_config(config_file).model_dump(mode="json") == read_json(run_dir / "config.json")
+
+
+def test_from_makes_a_stage_and_all_after_it_again(config_file: Path, run_dir: Path, without_ray: None) -> None:
+    kept = files(run_dir / "1-pairs")
+    answers = files(run_dir / "2-rationales" / "answers")
+    result = broadfast("run", config_file, "--from", "rationales", "--to", "rationales", "--out", run_dir, "-v")
+    assert result.exit_code == 0, result.output
+    assert files(run_dir / "1-pairs") == kept
+    # What was paid for is used again; what was made from the old stage counts no longer as finished.
+    assert files(run_dir / "2-rationales" / "answers") == answers
+    figures = read_json(run_dir / "2-rationales" / MANIFEST)["figures"]
+    assert (
+        figures["asked"] == 0
+        and figures["reused"] == read_json(run_dir / "2-rationales" / MANIFEST)["counts"]["requested"]
+    )
+    assert all(read_manifest(run_dir / s.name) is None for s in STAGES[2:])
+
+
+def test_a_folder_made_by_another_config_names_the_setting(config_file: Path, run_dir: Path, without_ray: None) -> None:
+    before = files(run_dir / "2-rationales")
+    result = broadfast("rationales", config_file, "--set", "rationales.temperature=0.1", "--out", run_dir)
+    assert result.exit_code == 1
+    assert "was made with other settings: rationales.temperature: 0.7 -> 0.1" in text(result)
+    assert "--out" in text(result) and "--from 2-rationales" in text(result)
+    assert files(run_dir / "2-rationales") == before
+
+
+def test_other_models_and_perspectives_are_other_settings(
+    config_file: Path, run_dir: Path, models: Path, tmp_path: Path, without_ray: None
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    shipped = Path(__file__).parents[3] / "mpcot" / "perspectives" / "intent.toml"
+    (own / "intent.toml").write_text(shipped.read_text() + "\n")
+    same = broadfast("rationales", config_file, "--out", run_dir)
+    assert same.exit_code == 0, same.output
+    result = broadfast("rationales", config_file, "--set", f"perspectives.folder={own}", "--out", run_dir)
+    assert result.exit_code == 1 and "perspectives.folder: None -> " in text(result)
+
+
+def test_resources_are_no_other_settings(config_file: Path, run_dir: Path, without_ray: None) -> None:
+    change = ("--set", "engine.replicas.pairs_per_task=9", "--set", "cluster.object_store_mb=200")
+    result = broadfast("rationales", config_file, *change, "--out", run_dir, "-v")
+    assert result.exit_code == 0 and "skipped" in text(result)
+
+
+def test_a_run_folder_in_use_is_left_alone(config_file: Path, tmp_path: Path, without_ray: None) -> None:
+    from filelock import FileLock
+
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"):
+        result = broadfast("pairs", config_file, "--out", tmp_path / "run")
+    assert result.exit_code == 1 and "is in use by another broadfast run" in text(result)
+
+
+def test_what_other_settings_left_unfinished_is_removed_but_not_what_was_paid_for(
+    config_file: Path, run_dir: Path
+) -> None:
+    config = load_config(config_file)
+    folder = stage_folder(config, run_dir, find_stage("rationales"))
+    (folder.path / MANIFEST).unlink()
+    write_json(folder.path / STARTED, {"fingerprint": folder.fingerprint})
+    prepare(folder)
+    assert (folder.path / "kept.parquet").exists()
+    write_json(folder.path / STARTED, {"fingerprint": "of other settings"})
+    prepare(folder)
+    assert sorted(p.name for p in folder.path.iterdir()) == ["answers", STARTED]
+    assert list((folder.path / "answers").iterdir())
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
+    config_file: Path, tmp_path: Path, wide: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = files(tmp_path)
+    result = broadfast("run", config_file, "--dry-run", "--set", "sft.train.workers.count=4")
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert all(any(stage.name in line for line in lines) for stage in STAGES)
+    assert "4 of 2" in next(line for line in lines if "3-sft " in line and "4 of 2" in line)
+    assert "60 pairs" in next(line for line in lines if "1-pairs" in line) and "a local Ray has 2 CPUs" in result.output
+    assert files(tmp_path) == before and not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_knows_what_is_done(config_file: Path, run_dir: Path, wide: None) -> None:
+    (run_dir / "7-judgements" / MANIFEST).unlink()
+    before = files(run_dir)
+    lines = broadfast("run", config_file, "--dry-run", "--out", run_dir).output.splitlines()
+    cells = [[cell.strip() for cell in line.split("│")] for line in lines if "│" in line]
+    states: dict[str, list[str]] = {"finished": [], "begun": [], "new": []}
+    for _, stage, _, state, *_ in cells:
+        states[state].append(stage)
+    assert states["finished"] == [s.name for s in STAGES[:6]]
+    assert states["begun"] == ["7-judgements"] and states["new"] == [s.name for s in STAGES[7:]]
+    assert files(run_dir) == before
+
+
+def test_a_sound_run_folder_verifies(run_dir: Path, wide: None) -> None:
+    result = broadfast("verify", run_dir)
+    assert result.exit_code == 0, result.output
+    assert result.output.count("yes") == 7
+
+
+def rewrite(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    write_table(path, change(read_table(path)))
+
+
+def without_first(table: pa.Table) -> pa.Table:
+    return table.slice(1)
+
+
+def first_twice(table: pa.Table) -> pa.Table:
+    return pa.concat_tables([table, table.slice(0, 1)])
+
+
+def name_of(row: dict[str, object]) -> str:
+    return f"{row['pair_id']}/{row['perspective']}/{row['sample']}" if "sample" in row else str(row["pair_id"])
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "says"),
+    [
+        ("2-rationales/kept.parquet", without_first, "answers: 1 lost, first {first}"),
+        ("2-rationales/kept.parquet", first_twice, "answers: 1 ids are there twice, first {first}"),
+        ("2-rationales/filtered.parquet", without_first, "answers: 1 lost, first {first}"),
+        ("4-samples/filtered.parquet", first_twice, "answers: 1 ids are there twice, first {first}"),
+        ("7-judgements/judgements.parquet", without_first, "judgements: 1 lost, first {first}"),
+        ("7-judgements/judgements.parquet", first_twice, "judgements: 1 ids are there twice, first {first}"),
+        ("1-pairs/pairs.parquet", first_twice, "pairs: 1 ids are there twice, first {first}"),
+        ("1-pairs/pairs.parquet", without_first, "judgements: 1 unknown, first {first}"),
+    ],
+)
+def test_rows_lost_or_doubled_are_named(run_dir: Path, wide: None, file: str, change: Callable, says: str) -> None:
+    first = name_of(read_table(run_dir / file).slice(0, 1).to_pylist()[0])
+    rewrite(run_dir / file, change)
+    # Even where the manifest was made to fit, the ids do not balance.
+    manifest = run_dir / Path(file).parts[0] / MANIFEST
+    data = json.loads(manifest.read_text())
+    data["files"][Path(file).name] = os.path.getsize(run_dir / file)
+    manifest.write_text(json.dumps(data))
+    result = broadfast("verify", run_dir)
+    assert result.exit_code == 1
+    assert says.format(first=first) in text(result)
+
+
+def test_a_row_that_nobody_asked_for_is_named(run_dir: Path, wide: None) -> None:
+    def foreign(table: pa.Table) -> pa.Table:
+        row = table.slice(0, 1).to_pylist()[0] | {"key": "made-up"}
+        return pa.concat_tables([table.slice(1), pa.Table.from_pylist([row], table.schema)])
+
+    rewrite(run_dir / "2-rationales" / "kept.parquet", foreign)
+    result = broadfast("verify", run_dir)
+    assert result.exit_code == 1 and "1 unknown, first made-up" in text(result) and "1 lost" in text(result)
+
+
+def test_files_missing_or_changed_are_named(run_dir: Path, wide: None) -> None:
+    (run_dir / "2-rationales" / "filtered.parquet").unlink()
+    (run_dir / "3-sft" / "model" / "model.safetensors").write_bytes(b"")
+    (run_dir / "6-dpo" / MANIFEST).unlink()
+    (run_dir / "7-judgements" / "judgements.parquet").write_bytes(b"not parquet")
+    result = broadfast("verify", run_dir)
+    assert result.exit_code == 1 and "Traceback" not in result.output
+    lines = {s.name: next(line for line in result.output.splitlines() if f" {s.name} " in line) for s in STAGES[:7]}
+    assert "filtered.parquet is missing" in lines["2-rationales"]
+    assert "model/model.safetensors has 0 bytes" in lines["3-sft"]
+    assert "has not finished" in lines["6-dpo"]
+    assert "judgements.parquet has 11 bytes" in text(result)
+    assert "yes" in lines["1-pairs"]
+
+
+def test_an_input_made_again_is_named(run_dir: Path, wide: None) -> None:
+    data = read_json(run_dir / "3-sft" / MANIFEST)
+    write_json(run_dir / "3-sft" / MANIFEST, data | {"fingerprint": "another"})
+    result = broadfast("verify", run_dir)
+    assert result.exit_code == 1 and "3-sft was made again after this stage read it" in text(result)
+
+
+def test_verify_and_report_want_a_run_folder(tmp_path: Path) -> None:
+    for command in ("verify", "report"):
+        result = broadfast(command, tmp_path)
+        assert result.exit_code == 2 and "is not a run folder" in text(result)
+
+
+def test_unexpected_failures_are_one_line_with_the_story_in_the_log(
+    config_file: Path, tmp_path: Path, without_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(config: object, folder: object) -> None:
+        raise RuntimeError("first line\nthe last line")
+
+    monkeypatch.setattr("mpcot.pairs.run", fail)
+    result = broadfast("pairs", config_file, "--out", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "RuntimeError: the last line. The whole story is in" in text(result) and "Traceback" not in result.output
+    assert "Traceback" in (tmp_path / "run" / "broadfast.log").read_text()
+    assert read_manifest(tmp_path / "run" / "1-pairs") is None
+
+
+def test_a_full_disk_is_said_even_where_the_log_cannot_be_written(
+    config_file: Path, tmp_path: Path, without_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.open
+
+    def full(self: Path, mode: str = "r", *args: object, **more: object):
+        if "w" in mode or "a" in mode:
+            raise OSError(28, "No space left on device")
+        return real(self, mode, *args, **more)
+
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    monkeypatch.setattr(Path, "open", full)
+    result = broadfast("pairs", config_file, "--out", run_dir, "-v")
+    assert result.exit_code == 1 and "Traceback" not in result.output
+    assert "the disk is full" in text(result) and "--out" in text(result)
+
+
+def test_fetching_an_unknown_model_names_those_there_are(tmp_path: Path) -> None:
+    result = broadfast("models", "fetch", "gpt-9", "--root", tmp_path)
+    assert result.exit_code == 1 and "all-minilm-l6-v2" in text(result)
+    listed = broadfast("models", "list")
+    assert listed.exit_code == 0 and "smollm2-135m-instruct" in listed.output

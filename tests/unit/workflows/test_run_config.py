@@ -1,0 +1,160 @@
+"""The run's config: every wrong setting is named, every shipped file loads, nothing heavy is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import UsageError
+from mpcot.config import ScriptedEngine, VllmEngine
+from teacher.config import Full
+from workflows import config as config_module
+from workflows.config import load_config, service_config, validate
+
+SHIPPED = sorted((Path(config_module.__file__).parent / "configs").glob("*.toml"))
+LEAST = {"name": "run", "source": {"kind": "catalogue"}, "teacher": {"model": "m"}}
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_config_loads(path: Path) -> None:
+    loaded = load_config(path)
+    assert loaded.name == path.stem
+    written = tomllib.loads(path.read_text(encoding="utf-8"))
+    assert written["teacher"]["model"] == loaded.teacher.model
+    # What is saved beside the results says the same when it is read back.
+    assert validate(loaded.model_dump(mode="json"), "config.json") == loaded
+
+
+def test_a_config_is_shipped() -> None:
+    assert "demo" in {path.stem for path in SHIPPED}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"colour": 1}, "colour: no such setting"),
+        ({"sft": {"train": {"epoch": 3}}}, "sft.train.epoch: no such setting. Did you mean 'epochs'?"),
+        ({"samples": {"temprature": 1}}, "samples.temprature: no such setting. Did you mean 'temperature'?"),
+        ({"teachr": {}}, "teachr: no such setting. Did you mean 'teacher'?"),
+        (
+            {"engine": {"kind": "vllm", "max_num_seq": 3}},
+            "engine.max_num_seq: no such setting. Did you mean 'max_num_seqs'?",
+        ),
+        (
+            {"engine": {"kind": "scripted", "replicas": {"cpu": 3}}},
+            "engine.replicas.cpu: no such setting. Did you mean 'cpus'?",
+        ),
+        (
+            {"source": {"kind": "table", "path": "a.csv", "colums": {}}},
+            "source.colums: no such setting. Did you mean 'columns'?",
+        ),
+        ({"source": {"kind": "esci"}}, "source.path: Field required"),
+        ({"source": {"kind": "shop"}}, "source: Input tag 'shop'"),
+        ({"sft": {"tuning": {"kind": "lora", "rnk": 4}}}, "sft.tuning.rnk: no such setting. Did you mean 'rank'?"),
+        ({"sft": {"train": {"epochs": "many"}}}, "sft.train.epochs: Input should be a valid integer"),
+        ({"sft": {"train": {"epochs": 0}}}, "sft.train.epochs: Input should be greater than 0 (given: 0)"),
+        ({"judge": {"few_shot": 2}}, "judge.few_shot is 2, but the teacher learns with samples.few_shot 0"),
+        ({"samples": {"description_chars": 9}}, "judge.description_chars is 0"),
+        ({"samples": {"splits": ["dev"]}}, "samples.splits: must contain train"),
+        ({"perspectives": {"names": ["intent", "intent"]}}, "one or more different names"),
+        ({"split": {"train": 0.9}}, "train + dev + test must be 1"),
+        ({"name": "a/b"}, "name: String should match pattern"),
+    ],
+)
+def test_a_wrong_setting_is_named(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        validate(LEAST | changes, "own.toml")
+    assert str(caught.value).startswith("own.toml:\n") and says in str(caught.value)
+
+
+def test_all_wrong_settings_are_named_at_once() -> None:
+    with pytest.raises(UsageError) as caught:
+        validate(LEAST | {"colour": 1, "seed": "x", "split": {"trian": 1}}, "own.toml")
+    assert len(str(caught.value).splitlines()) == 4
+
+
+@pytest.fixture
+def least(tmp_path: Path) -> Path:
+    path = tmp_path / "own.toml"
+    path.write_text('[source]\nkind = "catalogue"\n[teacher]\nmodel = "m"\n')
+    return path
+
+
+def test_a_config_without_a_name_is_called_after_its_file(least: Path) -> None:
+    assert load_config(least).name == "own"
+
+
+def test_set_takes_numbers_words_lists_tables_and_new_sections(least: Path) -> None:
+    changes = [
+        "seed=4",
+        "sft.train.learning_rate=1e-3",
+        "teacher.model=Qwen/Qwen3-14B",
+        'name="quoted"',
+        "perspectives.names=['rules', 'intent']",
+        "engine.kind=scripted",
+        "engine.replicas={ max = 3, cpus = 2 }",
+        "sft.tuning.kind=full",
+        "student.baseline=false",
+        "cluster.address=auto",
+    ]
+    loaded = load_config(least, changes)
+    assert (loaded.seed, loaded.sft.train.learning_rate, loaded.teacher.model) == (4, 1e-3, "Qwen/Qwen3-14B")
+    assert (loaded.name, loaded.perspectives.names) == ("quoted", ("rules", "intent"))
+    assert isinstance(loaded.engine, ScriptedEngine) and loaded.engine.replicas.max == 3
+    assert loaded.sft.tuning == Full() and loaded.student.baseline is False and loaded.cluster.address == "auto"
+    assert isinstance(load_config(least).engine, VllmEngine)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("seed", "write it as section.setting=value"),
+        ("=4", "write it as section.setting=value"),
+        ("teacher.model.size=4", "'model' is a value, not a section"),
+        ("sft.train.epoch=4", "Did you mean 'epochs'"),
+        ("seed=four", "seed: Input should be a valid integer"),
+    ],
+)
+def test_a_wrong_set_says_how_to_write_it(least: Path, change: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says.replace("(", r"\(")):
+        load_config(least, [change])
+
+
+def test_files_that_are_no_config(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no config file .*nowhere\.toml"):
+        load_config(tmp_path / "nowhere.toml")
+    broken = tmp_path / "broken.toml"
+    for content in (b"name = ", b"\xff\xfe"):
+        broken.write_bytes(content)
+        with pytest.raises(UsageError, match="is not TOML"):
+            load_config(broken)
+
+
+def test_a_service_takes_a_config_or_only_changes(least: Path) -> None:
+    serve, cluster = service_config(None, ["serve.port=8123", "cluster.num_cpus=3"])
+    assert serve.port == 8123 and cluster.num_cpus == 3
+    assert service_config(least, ["serve.port=8124"])[0].port == 8124
+    with pytest.raises(UsageError, match=r"serve\.prt: no such setting. Did you mean 'port'"):
+        service_config(None, ["serve.prt=1"])
+
+
+def test_settings_are_frozen(least: Path) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_config(least).seed = 9  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("module", ["workflows.config", "workflows.stages", "workflows.cli"])
+def test_reading_a_config_imports_nothing_heavy(module: str) -> None:
+    code = (
+        f"import sys, {module}\n"
+        "heavy = {'torch', 'ray', 'vllm', 'transformers', 'deepspeed', 'peft', 'sklearn', 'matplotlib'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

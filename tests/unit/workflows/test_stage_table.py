@@ -1,0 +1,93 @@
+"""The table of stages: in order, complete, each one importable and fed only by earlier ones."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from cluster.config import Workers
+from cluster.errors import UsageError, UserError
+from mpcot.config import Replicas, VllmEngine
+from tests.unit.workflows.test_run_config import LEAST
+from workflows.config import RunConfig
+from workflows.runner import check_resources, select
+from workflows.stages import STAGES, Need, Stage, find_stage
+
+CONFIG = RunConfig(**LEAST)
+BY_NAME = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+
+
+def test_the_stages_are_numbered_in_order() -> None:
+    assert [stage.name.partition("-")[0] for stage in STAGES] == [str(n) for n in range(1, 12)]
+
+
+@BY_NAME
+def test_a_stage_reads_only_earlier_ones(stage: Stage) -> None:
+    earlier = [other.name for other in STAGES[: STAGES.index(stage)]]
+    assert set(stage.reads) <= set(earlier) and len(set(stage.reads)) == len(stage.reads)
+
+
+def test_every_stage_but_the_last_is_read_by_another() -> None:
+    read = {name for stage in STAGES for name in stage.reads}
+    assert read == {stage.name for stage in STAGES[:-1]}
+
+
+@BY_NAME
+def test_its_function_takes_the_settings_that_the_table_names(stage: Stage) -> None:
+    function = stage.run()
+    parameters = list(inspect.signature(function, eval_str=False).parameters.values())
+    assert [p.name for p in parameters] == ["config", "folder"]
+    assert parameters[0].annotation == stage.config.__name__
+    assert parameters[1].annotation == "StageFolder"
+
+
+@BY_NAME
+def test_its_settings_are_sections_of_the_run(stage: Stage) -> None:
+    assert set(stage.config.model_fields) <= set(RunConfig.model_fields)
+    settings = stage.settings(CONFIG)
+    for name in stage.config.model_fields:
+        assert getattr(settings, name) == getattr(CONFIG, name)
+
+
+@BY_NAME
+def test_it_is_found_by_both_its_names(stage: Stage) -> None:
+    assert find_stage(stage.name) is find_stage(stage.short) is stage
+
+
+def test_an_unknown_stage_names_those_there_are() -> None:
+    with pytest.raises(UsageError, match="no stage 'train'; stages are pairs, rationales, sft"):
+        find_stage("train")
+
+
+def test_a_part_of_the_stages() -> None:
+    assert select(None, None) == STAGES
+    assert [s.short for s in select("sft", "5-preferences")] == ["sft", "samples", "preferences"]
+    with pytest.raises(UsageError, match="--from dpo comes after --to sft"):
+        select("dpo", "sft")
+
+
+def test_needs_are_workers_and_replicas() -> None:
+    engine = VllmEngine(tensor_parallel=2, replicas=Replicas(min=3, max=5, cpus=2, gpus=1))
+    sft = CONFIG.sft.model_copy(
+        update={
+            "train": CONFIG.sft.train.model_copy(
+                update={"workers": Workers(count=4, cpus_per_worker=3, gpus_per_worker=1)}
+            )
+        }
+    )
+    config = CONFIG.model_copy(update={"engine": engine, "sft": sft})
+    assert find_stage("rationales").need(config) == Need(6, 6, "m")
+    assert find_stage("judgements").need(config) == Need(6, 6, "6-dpo")
+    assert find_stage("sft").need(config) == Need(12, 4, "m")
+
+
+def test_more_than_the_cluster_has_is_refused_before_anything_runs() -> None:
+    workers = CONFIG.dpo.train.model_copy(update={"workers": Workers(count=3)})
+    config = CONFIG.model_copy(update={"dpo": CONFIG.dpo.model_copy(update={"train": workers})})
+    check_resources(config, STAGES, {"CPU": 3.0})
+    with pytest.raises(UserError, match="6-dpo asks for 3 CPUs and the cluster has 2"):
+        check_resources(config, STAGES, {"CPU": 2.0})
+    gpus = CONFIG.model_copy(update={"engine": VllmEngine(replicas=Replicas(gpus=1))})
+    with pytest.raises(UserError, match="2-rationales asks for 1 GPUs and the cluster has 0"):
+        check_resources(gpus, STAGES, {"CPU": 8.0})

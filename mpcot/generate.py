@@ -28,6 +28,7 @@ from mpcot.prompts import answer_regex, messages
 from mpcot.records import ANSWER, PAIR
 
 ANSWERS, TODO, REQUESTED = "answers", "todo", "requested.parquet"
+ENGINE_ERROR = "engine error"
 NOT_SAMPLING = {"splits", "pairs_per_split", "max_failed_share", "retries", "samples", "few_shot", "description_chars"}
 PAIRS_PER_FILE = 256
 
@@ -88,8 +89,7 @@ def generate(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path
         UserError: no pairs, the engine cannot start, or too large a share of the answers failed.
     """
     answers = folder / ANSWERS
-    done = set(read_table(answers, ["key"])["key"].to_pylist()) if any(answers.glob("*.parquet")) else set()
-    wanted, missing = _write_todo(plan, pairs, folder / TODO, done)
+    wanted, missing = _write_todo(plan, pairs, folder / TODO, _answered(answers))
     if not wanted:
         raise UserError(
             f"{label}: no pairs in the splits {', '.join(plan.ask.splits)}. Look at 1-pairs and at `splits`."
@@ -101,6 +101,20 @@ def generate(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path
     write_table(folder / REQUESTED, pa.table({"key": pa.array(sorted(wanted), pa.string())}))
     _check_failures(table, plan.ask, label)
     return table.replace_schema_metadata({"asked": str(missing), "reused": str(len(wanted) - missing)})
+
+
+def _read(answers: Path) -> pa.Table:
+    return read_table(answers) if any(answers.glob("*.parquet")) else ANSWER.empty_table()
+
+
+def _engine_failed(answers: pa.Table) -> pa.Array:
+    """Mark the rows that failed by no fault of their own: a rerun asks them again."""
+    return pc.fill_null(pc.starts_with(answers["reason"], ENGINE_ERROR), False)
+
+
+def _answered(answers: Path) -> set[str]:
+    table = _read(answers)
+    return set(table.filter(pc.invert(_engine_failed(table)))["key"].to_pylist())
 
 
 def _write_todo(
@@ -164,12 +178,13 @@ def _cause(error: BaseException) -> str:
 
 
 def _collect(answers: Path, wanted: set[str], label: str) -> pa.Table:
-    """Return one row per wanted key. A key answered twice (a worker died after writing) counts once.
+    """Return one row per wanted key. A key answered twice (a worker died after writing, an engine failed) counts once.
 
     Raises:
         UserError: keys without an answer; names the first few.
     """
-    table = read_table(answers) if any(answers.glob("*.parquet")) else ANSWER.empty_table()
+    table = _read(answers)
+    table = pa.concat_tables([table.filter(pc.invert(_engine_failed(table))), table.filter(_engine_failed(table))])
     table = table.append_column("row", pa.array(range(len(table)), pa.int64()))
     first = table.group_by("key").aggregate([("row", "min")])
     table = table.take(first["row_min"].sort()).drop_columns("row").select(ANSWER.names).cast(ANSWER)

@@ -16,7 +16,7 @@ from cluster.errors import UserError
 from cluster.storage import write_table
 from mpcot.config import Replicas
 from mpcot.engine import Ask, Reply, start_engine
-from mpcot.generate import GenerationPlan
+from mpcot.generate import ENGINE_ERROR, GenerationPlan
 from mpcot.labels import Scheme
 from mpcot.parsing import parse_answer
 from mpcot.perspective import Perspective
@@ -75,7 +75,7 @@ class AnswerWorker:
         except Exception as error:
             if "EngineDead" in type(error).__name__:
                 raise  # nothing more can be asked here: Ray replaces the actor
-            return Reply("", None, 0, 0, f"engine error: {type(error).__name__}: {str(error)[:200]}")
+            return Reply("", None, 0, 0, f"{ENGINE_ERROR}: {type(error).__name__}: {str(error)[:200]}")
 
 
 def requests_of(plan: GenerationPlan, pair: dict[str, Any]) -> list[tuple[Perspective, int, Ask]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -102,21 +103,29 @@ def test_workers_and_zero_stages_do_not_change_what_is_learnt(
     assert loss_of_folder(dev_task, result.model) == pytest.approx(result.dev(-1)["loss"], rel=1e-5)
 
 
-def test_a_killed_worker_loses_nothing(llama_folder: Path, tmp_path: Path) -> None:
-    """Killed in step 8 of 12, restarted from step 6, dropout and all: the same weights to the last bit."""
-    results = {}
-    for name in ("undisturbed", "killed"):
-        folder = tmp_path / name
-        folder.mkdir()
-        task = sft_task(folder, llama_folder, settings(), lora_with_dropout())
-        if name == "killed":
-            task = KilledOnce(**vars(task), at=15)
-        results[name] = run_training(task, folder / "out", name)
-        assert (folder / "killed").exists() is (name == "killed")
-    one, other = results.values()
-    assert torch.equal(logits(one.model), logits(other.model))
-    assert curve(one, "train") == curve(other, "train") and curve(one, "dev") == curve(other, "dev")
-    assert not torch.equal(logits(one.model), logits(llama_folder))
+@pytest.fixture(scope="module")
+def undisturbed(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """With dropout, whose draws a resumed training must repeat."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return run_training(sft_task(folder, llama_folder, settings(), lora_with_dropout()), folder / "out", "sft")
+
+
+@pytest.mark.parametrize("restarted_by", ["ray", "hand"])
+def test_a_killed_worker_loses_nothing(
+    undisturbed: TrainResult, llama_folder: Path, tmp_path: Path, restarted_by: str
+) -> None:
+    """Killed in step 8 of 12 and restarted from step 6: the same weights to the last bit."""
+    own = settings(workers=1).model_copy(update={"workers": Workers(max_failures=int(restarted_by == "ray"))})
+    task = KilledOnce(**vars(sft_task(tmp_path, llama_folder, own, lora_with_dropout())), at=15)
+    if restarted_by == "hand":
+        with pytest.raises(UserError, match="sft: the training failed"):
+            run_training(task, tmp_path / "out", "sft")
+    result = run_training(task, tmp_path / "out", "sft")
+    passes = list(Counter((tmp_path / "passes").read_text().splitlines()).values())
+    assert passes == [15, 12], "two forward passes per step: 7 steps and a half, then 6"
+    assert torch.equal(logits(result.model), logits(undisturbed.model))
+    assert curve(result, "train") == curve(undisturbed, "train") and curve(result, "dev") == curve(undisturbed, "dev")
+    assert not torch.equal(logits(result.model), logits(llama_folder))
 
 
 def test_a_training_that_cannot_succeed_says_what_its_worker_said(llama_folder: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from cluster.errors import UserError
 from cluster.storage import read_table, write_table
 from mpcot.config import AnswerSettings, PerspectiveSettings, Replicas, ScriptedEngine, VllmEngine
-from mpcot.generate import GenerationPlan, _collect, _write_todo, select_pairs
+from mpcot.generate import GenerationPlan, _answered, _collect, _write_todo, select_pairs
 from mpcot.labels import load_scheme
 from mpcot.perspective import Perspective, load_perspectives
 from mpcot.records import ANSWER, PAIR
@@ -149,3 +149,21 @@ def test_a_worker_that_would_ask_otherwise_says_so() -> None:
     assert [ask.key for _, _, ask in requests_of(PLAN, row)] == row["keys"]
     with pytest.raises(UserError, match="run one version of broadfast on all nodes"):
         requests_of(replace(PLAN, seed=2), row)
+
+
+def test_what_an_engine_failed_to_answer_is_asked_again(tmp_path: Path) -> None:
+    """Other failures are the model's own and would come again."""
+    broken = answer_row("a", rationale=None, verdict=None, reason="engine error: OSError: gone")
+    own = answer_row("b", sample=1, verdict=None, reason="empty")
+    write_table(tmp_path / "w1-0.parquet", pa.Table.from_pylist([broken, own, answer_row("c", sample=2)], ANSWER))
+    assert _answered(tmp_path) == {"b", "c"}
+    assert _collect(tmp_path, {"a"}, "rationales")["reason"].to_pylist() == [broken["reason"]]
+    write_table(tmp_path / "w2-0.parquet", pa.Table.from_pylist([answer_row("a")], ANSWER))
+    assert _answered(tmp_path) == {"a", "b", "c"}
+    assert _collect(tmp_path, {"a", "b"}, "rationales")["reason"].to_pylist() == [None, "empty"]
+
+
+def test_a_folder_without_answers(tmp_path: Path) -> None:
+    assert _answered(tmp_path / "answers") == set()
+    with pytest.raises(UserError, match="2 answers are missing, first a, b"):
+        _collect(tmp_path / "answers", {"a", "b"}, "rationales")

@@ -57,7 +57,7 @@ def write_json(path: Path, value: Any) -> None:
         UserError: the disk is full, read-only or closed to this user.
     """
     with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False, sort_keys=True)
+        json.dump(value, file, indent=2, ensure_ascii=False)
         file.flush()
         os.fsync(file.fileno())
 

@@ -80,7 +80,7 @@ class Loop:
         from transformers import get_scheduler
 
         torch.manual_seed(self.task.seed)
-        model = self.task.build()
+        model: Any = self.task.build()
         if self.settings.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         parameters = [p for p in model.parameters() if p.requires_grad]

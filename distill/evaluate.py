@@ -117,7 +117,7 @@ def majority_baseline(train: Sequence[str], gold: Sequence[str]) -> dict[str, An
     return {"label": label, **label_metrics(gold, [label] * len(gold))}
 
 
-def paired_bootstrap(  # noqa: PLR0917
+def paired_bootstrap(
     gold: Sequence[str],
     first: Sequence[str],
     second: Sequence[str],

@@ -85,7 +85,7 @@ class Student(nn.Module):
         """
         config = read_student_config(folder)
         encoder_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        encoder = AutoModel.from_config(  # type: ignore[no-untyped-call]
+        encoder = AutoModel.from_config(
             encoder_config, dtype=torch.float32, trust_remote_code=False, **_no_pooler(encoder_config)
         )
         student = cls(encoder, config)

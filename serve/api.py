@@ -153,7 +153,7 @@ def request_types(limits: LimitSettings) -> type[ScoreInput]:
         "ScoreRequest",
         __base__=ScoreInput,
         query=(str, Field(min_length=1, max_length=limits.query_chars)),
-        products=(list[product], Field(min_length=1, max_length=limits.products_per_request)),  # type: ignore[valid-type]
+        products=(list[product], Field(min_length=1, max_length=limits.products_per_request)),
     )
 
 

@@ -34,7 +34,7 @@ class RunningService:
     def stop(self) -> None:
         """Let the replicas finish what they have (at most `serve.drain_s`), then end Ray Serve."""
         ray_serve.delete(APP_NAME)
-        ray_serve.shutdown()  # type: ignore[no-untyped-call]
+        ray_serve.shutdown()
 
 
 def serve_export(
@@ -99,7 +99,7 @@ def check_port(settings: ServeSettings) -> None:
 
 def check_resources(settings: ServeSettings) -> None:
     """Refuse a plan that the cluster can never place; Ray Serve would wait for ever."""
-    have = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    have = ray.cluster_resources()
     for name, field, each in (
         ("CPU", "cpus_per_replica", settings.cpus_per_replica),
         ("GPU", "gpus_per_replica", settings.gpus_per_replica),

@@ -8,13 +8,13 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from cluster.config import Settings, TrainSettings
 from mpcot.config import (
-    LabelSettings,
     PerspectiveSettings,
     PreferenceSettings,
     RationaleSettings,
     SampleSettings,
     TeacherSettings,
 )
+from mpcot.sources.config import LabelSettings
 
 
 class Lora(Settings):

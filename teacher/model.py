@@ -55,7 +55,7 @@ def save_merged(model: str, tuning: Tuning, state: dict[str, Tensor], folder: Pa
     import torch
     from transformers import AutoConfig
 
-    trained = load_trainable(model, tuning)
+    trained: Any = load_trainable(model, tuning)
     unknown = trained.load_state_dict(state, strict=False).unexpected_keys
     if unknown:
         raise RuntimeError(f"trained parameters without a place in {model}: {unknown[:3]}")

@@ -157,7 +157,7 @@ class ReferenceScorer:
         if self.device == "cpu":
             torch.set_num_threads(threads)
         dtype = torch.bfloat16 if resolve_precision(precision, self.device == "cuda") == "bf16" else torch.float32
-        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, trust_remote_code=False)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, trust_remote_code=False)
         self.model = loaded.to(self.device).eval()
         self.tokenizer, self.max_tokens = load_tokenizer(model), max_tokens
 

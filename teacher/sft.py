@@ -41,7 +41,7 @@ def run(config: SftStage, folder: StageFolder) -> None:
     task = SftTask(settings.train, config.seed, str(folder.path.resolve()), model, settings.tuning, settings.max_tokens)
     result = run_training(task, folder.path, "sft")
     origins = {str(v["values"]): v["counts"] for v in train["origin"].value_counts().to_pylist()}
-    figures = {"origins": origins, "labels_without_rationale": missing}
+    figures: dict[str, Any] = {"origins": origins, "labels_without_rationale": missing}
     figures |= {"dev_loss_before": result.dev(0).get("loss"), "dev_loss_after": result.dev(-1).get("loss")}
     folder.finish({"train": len(train), "dev": len(dev)}, figures)
 

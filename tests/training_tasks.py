@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def examples(count: int, start: int = 0) -> pa.Table:
     for n in range(start, start + count):
         said = SENTENCE[: 20 + 5 * (n % 11)]
         row = dict.fromkeys(EXAMPLE.names, "x") | {"pair_id": f"p{n}", "query_id": f"q{n}"}
-        rows.append(row | {"prompt": f"Query: drill {n % 7}\n", "answer": f"{said}.\nVerdict: {'ESCI'[n % 4]}"})
+        rows.append(row | {"prompt": f"Query: drill {n % 4}\n", "answer": f"{said}.\nVerdict: {'ESCI'[n % 4]}"})
     return pa.Table.from_pylist(rows, EXAMPLE)
 
 
@@ -58,6 +59,7 @@ class KilledOnce(SftTask):
             file.write(f"{os.getpid()}\n")
         lines = passes.read_text().splitlines()
         if len(lines) == self.at and lines[0] == str(os.getpid()):
+            time.sleep(2)  # the checkpoint reported last may still be on its way to the driver
             os.kill(os.getpid(), signal.SIGKILL)
         return super().loss(model, batch)
 

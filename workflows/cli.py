@@ -16,7 +16,7 @@ from workflows.stages import STAGES
 from workflows.terminal import LOG, clear_errors, quiet
 
 app = typer.Typer(
-    help="Think broad, act fast: a teacher LLM reasons about query-product pairs, a small student learns it and serves.",
+    help="Think broad, act fast: a teacher LLM reasons about query-product pairs, a small student learns it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -26,7 +26,7 @@ app.add_typer(models, name="models")
 
 ConfigFile = Annotated[Path, typer.Argument(help="TOML config, see workflows/configs", metavar="CONFIG.toml")]
 Changes = Annotated[Optional[list[str]], typer.Option("--set", metavar="a.b=c", help="change one setting; repeatable")]
-Out = Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="run folder [default: runs/NAME]")]
+Out = Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="run folder; without it runs/NAME")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="show what Ray and vLLM write, too")]
 RunDir = Annotated[Path, typer.Argument(help="a run folder", metavar="RUN_DIR")]
 
@@ -143,7 +143,7 @@ def list_models() -> None:
 def serve(
     export_dir: Annotated[Path, typer.Argument(help="an export folder: RUN_DIR/10-export", metavar="EXPORT_DIR")],
     config: Annotated[
-        Optional[Path], typer.Option("--config", help="TOML config whose [serve] and [cluster] hold")
+        Optional[Path], typer.Option("--config", help="TOML config whose sections serve and cluster hold")
     ] = None,
     changes: Changes = None,
     verbose: Verbose = False,

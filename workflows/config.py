@@ -16,7 +16,6 @@ from distill.report.config import ReportSettings
 from mpcot.config import (
     Engine,
     JudgeSettings,
-    LabelSettings,
     PerspectiveSettings,
     PreferenceSettings,
     RationaleSettings,
@@ -24,7 +23,7 @@ from mpcot.config import (
     TeacherSettings,
     VllmEngine,
 )
-from mpcot.sources.config import SourceSettings, SplitSettings
+from mpcot.sources.config import LabelSettings, SourceSettings, SplitSettings
 from serve.config import ServeSettings
 from teacher.config import DpoSettings, SftSettings
 

@@ -27,7 +27,9 @@ from cluster.progress import console
 from cluster.ray_session import ray_session
 from cluster.storage import check_writable
 from mpcot.labels import load_scheme
+from mpcot.pairs import check as check_source
 from mpcot.perspective import load_perspectives
+from mpcot.sources.config import PairsStage
 from workflows.config import RunConfig
 from workflows.stages import STAGES, Stage
 
@@ -68,6 +70,8 @@ def preflight(config: RunConfig, stages: Sequence[Stage]) -> None:
     load_scheme(config.labels.scheme)
     load_perspectives(config.perspectives)
     names = {stage.short for stage in stages}
+    if "pairs" in names:
+        check_source(PairsStage(source=config.source, split=config.split, labels=config.labels, seed=config.seed))
     if names & {"rationales", "sft"}:
         check_model("teacher.model", config.teacher.model)
     if "targets" in names:

@@ -110,7 +110,7 @@ STAGES: tuple[Stage, ...] = (
         "11-report",
         ("1-pairs", "2-rationales", "3-sft", "4-samples", "5-preferences", "6-dpo", "7-judgements", "8-targets",
          "9-student", "10-export"),
-        ReportStage, "distill.report.stage:run", lambda c: Need(model="10-export"), "one HTML page, and its numbers as JSON",
+        ReportStage, "distill.report.stage:run", lambda c: Need(model="10-export"), "one HTML page and its numbers",
     ),
 )  # fmt: skip
 

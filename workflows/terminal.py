@@ -66,9 +66,8 @@ def clear_errors(log: Path | None = None) -> Iterator[None]:
         raise
     except Exception as error:
         where = _keep_traceback(log)
-        _say(
-            f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else 'no message'}{where}"
-        )
+        last = (str(error).strip().splitlines() or ["no message"])[-1]
+        _say(f"{type(error).__name__}: {last}{where}")
         raise typer.Exit(1) from error
 
 

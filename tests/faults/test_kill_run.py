@@ -18,6 +18,8 @@ from cluster.storage import read_table
 from tests.small_run import small_config, small_models
 from workflows.stages import STAGES
 
+pytestmark = pytest.mark.timeout(900)
+
 ROOT = Path(__file__).parents[2]
 FASTER = ("student.baseline=false", "source.pairs=48")
 SLOWER = ("engine.delay_s=0.1", "engine.replicas.flush_rows=1")

@@ -16,7 +16,8 @@ from distill.config import ExportSettings, ExportStage, MlpExtractor, StudentSet
 from distill.index import RationaleIndex
 from distill.predict import predict
 from distill.student import Student, load_tokenizer
-from mpcot.config import LabelSettings, PerspectiveSettings
+from mpcot.config import PerspectiveSettings
+from mpcot.sources.config import LabelSettings
 
 NAMES = ("intent", "rules")
 LABELS = LabelSettings(scheme="binary")

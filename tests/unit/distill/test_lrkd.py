@@ -15,7 +15,8 @@ from cluster.storage import read_table
 from distill.config import MlpExtractor, StudentSettings, StudentStage
 from distill.lrkd import LrkdTask, run, tasks
 from distill.student import Student
-from mpcot.config import LabelSettings, PerspectiveSettings
+from mpcot.config import PerspectiveSettings
+from mpcot.sources.config import LabelSettings
 
 TRAIN = TrainSettings(epochs=1, learning_rate=3e-3, global_batch=8, micro_batch=8, precision="fp32")
 Stage = Callable[..., StageFolder]

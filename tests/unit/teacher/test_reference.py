@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 from cluster.config import TrainSettings
 from cluster.errors import UserError
 from cluster.rows import write_rows
-from mpcot.config import LabelSettings, PerspectiveSettings, PreferenceSettings, SampleSettings
+from mpcot.config import PerspectiveSettings, PreferenceSettings, SampleSettings
 from mpcot.preferences import Candidate, Preference
 from mpcot.records import PREFERENCE
+from mpcot.sources.config import LabelSettings
 from teacher.config import DpoSettings, Lora, PreferenceStage
 from teacher.dpo import DpoTask
 from teacher.reference import ReferenceScorer, fill_reference, preference_table

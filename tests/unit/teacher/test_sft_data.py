@@ -13,7 +13,6 @@ from cluster.errors import UserError
 from cluster.rows import write_rows
 from cluster.storage import write_table
 from mpcot.config import (
-    LabelSettings,
     PerspectiveSettings,
     RationaleSettings,
     SampleSettings,
@@ -21,6 +20,7 @@ from mpcot.config import (
 )
 from mpcot.labels import load_scheme
 from mpcot.records import ANSWER, PAIR, SEED
+from mpcot.sources.config import LabelSettings
 from teacher.config import Full, SftSettings, SftStage
 from teacher.sft import EXAMPLE, SftTask, check_labels, collect_examples, hold_out
 

@@ -94,7 +94,7 @@ def test_a_command_line_parses(arguments: str) -> None:
     name, given = parse(arguments)
     changes = given.get("changes") or ()
     if name == "serve":
-        service_config(None, changes)
+        service_config(given["config"] and ROOT / given["config"], changes)
     elif "config" in given:
         load_config(ROOT / given["config"], changes)
     for stage in (given.get("first"), given.get("last")):

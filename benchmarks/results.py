@@ -1,0 +1,64 @@
+"""Writing what a benchmark measured: `benchmarks/results/NAME.json`, the raw rows beside it."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from cluster.artifacts import versions, write_json
+from cluster.precision import cpu_multiplies_bf16
+from cluster.progress import console
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number with its goal; `holds` is None where there is no goal."""
+
+    name: str
+    value: float
+    unit: str
+    goal: str
+    holds: bool | None
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on: cores, memory, and whether the processor multiplies bf16."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory / 2**30, 1),
+        "architecture": platform.machine(),
+        "bf16_products": cpu_multiplies_bf16(),
+        "gpu": False,
+    }
+
+
+def write_results(name: str, figures: Sequence[Figure], rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write figures and raw rows, and print the figures as a table."""
+    RESULTS.mkdir(exist_ok=True)
+    command = " ".join(["python", f"benchmarks/{name}.py", *sys.argv[1:]])
+    date = datetime.now(UTC).date().isoformat()
+    content = {"command": command, "date": date, "machine": machine(), "versions": versions()}
+    write_json(RESULTS / f"{name}.json", content | {"figures": [asdict(figure) for figure in figures]})
+    with (RESULTS / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    table = Table("figure", "value", "unit", "goal", "holds", title=name)
+    for f in figures:
+        table.add_row(
+            f.name, f"{f.value:.4g}", f.unit, f.goal, {True: "yes", False: "[red]no[/red]", None: ""}[f.holds]
+        )
+    console().print(table)
+    return RESULTS / f"{name}.json"

@@ -1,0 +1,81 @@
+"""The extractor's price: inference time of each extractor over the plain student, in one run.
+
+The variants are timed in turn, so that a machine whose speed drifts slows all of them alike.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from results import Figure, write_results
+
+from cluster.models import check_model
+from distill.config import Extractor, GatExtractor, MlpExtractor, NoExtractor, PolyExtractor, StudentConfig
+from distill.student import Student, build_student
+from mpcot.labels import load_scheme
+
+MODEL = Path(__file__).parents[1] / "models" / "all-minilm-l6-v2"
+PAIRS, TOKENS, ROUNDS = (1, 8, 32, 128), 32, 15
+VARIANTS: dict[str, Extractor] = {
+    "none": NoExtractor(),
+    "mlp": MlpExtractor(),
+    "poly": PolyExtractor(),
+    "gat": GatExtractor(),
+}
+
+
+def student(extractor: Extractor) -> Student:
+    config = StudentConfig(
+        scheme=load_scheme("esci"),
+        perspectives=("intent", "attributes", "rules"),
+        extractor=extractor,
+        per_perspective=extractor.kind != "none",
+        target_width=384,
+        max_tokens=128,
+        fields="title",
+    )
+    return build_student(check_model("benchmark", str(MODEL)), config).eval()
+
+
+def seconds(model: Student, pairs: int) -> float:
+    ids = torch.randint(1000, 20000, (pairs, TOKENS))
+    mask = torch.ones_like(ids)
+    started = time.perf_counter()
+    with torch.inference_mode():
+        model(ids, mask)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    models = {name: student(extractor) for name, extractor in VARIANTS.items()}
+    rows = []
+    for pairs in PAIRS:
+        for model in models.values():
+            seconds(model, pairs)
+        taken: dict[str, list[float]] = {name: [] for name in models}
+        for _ in range(ROUNDS):
+            for name, model in models.items():
+                taken[name].append(seconds(model, pairs))
+        # Each round's ratio is of neighbours in time; their median does not mind a noisy round.
+        for name, values in taken.items():
+            ratios = [value / plain for value, plain in zip(values, taken["none"], strict=True)]
+            median = statistics.median(values)
+            overhead = statistics.median(ratios) - 1
+            rows.append({"extractor": name, "pairs": pairs, "tokens": TOKENS, "seconds": median, "overhead": overhead})
+    at_32 = {row["extractor"]: row["overhead"] for row in rows if row["pairs"] == 32}
+    figures = [
+        Figure(f"{name}_overhead", at_32[name], "ratio over the plain student at 32 pairs", goal, holds)
+        for name, goal, holds in (
+            ("poly", "at most 0.05", at_32["poly"] <= 0.05),
+            ("mlp", "at most 0.05", at_32["mlp"] <= 0.05),
+            ("gat", "", None),
+        )
+    ]
+    write_results("student", figures, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -27,7 +27,7 @@ from mpcot.perspective import Perspective
 from mpcot.prompts import answer_regex, messages
 from mpcot.records import ANSWER, PAIR
 
-ANSWERS, TODO, REQUESTED = "answers", "todo", "requested.parquet"
+ANSWERS, MISSING, REQUESTED = "answers", "missing", "requested.parquet"
 ENGINE_ERROR = "engine error"
 NOT_SAMPLING = {"splits", "pairs_per_split", "max_failed_share", "retries", "samples", "few_shot", "description_chars"}
 PAIRS_PER_FILE = 256
@@ -89,14 +89,14 @@ def generate(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path
         UserError: no pairs, the engine cannot start, or too large a share of the answers failed.
     """
     answers = folder / ANSWERS
-    wanted, missing = _write_todo(plan, pairs, folder / TODO, _answered(answers))
+    wanted, missing = _write_todo(plan, pairs, folder / MISSING, _answered(answers))
     if not wanted:
         raise UserError(
             f"{label}: no pairs in the splits {', '.join(plan.ask.splits)}. Look at 1-pairs and at `splits`."
         )
     if missing:
         _run_workers(plan, folder, label, missing)
-    shutil.rmtree(folder / TODO, ignore_errors=True)
+    shutil.rmtree(folder / MISSING, ignore_errors=True)
     table = _collect(answers, wanted, label)
     write_table(folder / REQUESTED, pa.table({"key": pa.array(sorted(wanted), pa.string())}))
     _check_failures(table, plan.ask, label)
@@ -152,7 +152,7 @@ def _run_workers(plan: GenerationPlan, folder: Path, label: str, missing: int) -
     with progress(label, unit="answer", total=missing) as bar:
         board = Board.start(bar)
         try:
-            dataset = stream_parquet(folder / TODO).map_batches(
+            dataset = stream_parquet(folder / MISSING).map_batches(
                 AnswerWorker,
                 fn_constructor_args=(plan, str((folder / ANSWERS).resolve()), board.actor),
                 batch_size=replicas.pairs_per_task,

@@ -97,11 +97,11 @@ def hold_out(examples: pa.Table, share: float, seed: int, most: int) -> tuple[pa
     At least one query is held out, and at least one trains.
     """
 
-    def draw(query_id: str) -> int:
-        return xxhash.xxh3_64_intdigest(f"{seed}/{query_id}".encode())
+    def draw(query_id: str) -> float:
+        return xxhash.xxh3_64_intdigest(f"{seed}/{query_id}".encode()) / 2**64
 
     queries = sorted(set(examples["query_id"].to_pylist()), key=draw)
-    count = min(len(queries) - 1, max(1, round(share * len(queries))))
+    count = min(len(queries) - 1, max(1, sum(draw(query) < share for query in queries)))
     held = pc.is_in(examples["query_id"], pa.array(queries[:count], pa.string()))
     train = examples.filter(pc.invert(held))
     return train, examples.filter(held).slice(0, most)

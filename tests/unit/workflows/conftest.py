@@ -31,7 +31,7 @@ QUICK = ("1-pairs", "2-rationales", "3-sft", "4-samples", "5-preferences", "6-dp
 def answer_here(plan: generate.GenerationPlan, folder: Path, label: str, missing: int) -> None:
     """What the Ray Data actors do, one batch after the other in this process."""
     worker = AnswerWorker(plan, str(folder / generate.ANSWERS), SILENT)
-    todo = read_table(folder / generate.TODO).to_pylist()
+    todo = read_table(folder / generate.MISSING).to_pylist()
     columns = {name: np.array([row[name] for row in todo] + [None], dtype=object)[:-1] for name in todo[0]}
 
     async def work() -> None:

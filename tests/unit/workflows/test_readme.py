@@ -174,7 +174,7 @@ def test_every_path_that_is_named_is_served() -> None:
         model = "none"
 
         async def score(self, request: ScoreInput) -> ScoreResponse:
-            raise NotImplementedError
+            raise AssertionError("never asked")
 
         def ready(self) -> bool:
             return False

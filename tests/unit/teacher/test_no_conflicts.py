@@ -1,0 +1,56 @@
+"""A teacher that answers everything alike leaves nothing to prefer: said clearly, or DPO is skipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from cluster.artifacts import StageFolder, read_manifest
+from cluster.errors import UserError
+from cluster.storage import write_table
+from mpcot.config import PerspectiveSettings, PreferenceSettings, SampleSettings
+from mpcot.records import ANSWER, PAIR, SEED
+from mpcot.sources.config import LabelSettings
+from teacher import dpo, reference
+from teacher.config import DpoSettings, DpoStage, PreferenceStage
+
+INPUTS = {name: "x" for name in ("1-pairs", "2-rationales", "3-sft", "4-samples", "5-preferences")}
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, llama_folder: Path) -> Path:
+    pair = {"pair_id": "p", "query_id": "q", "product_id": "1", "locale": "us", "query": "drill", "title": "a drill"}
+    right = {"key": "k", "pair_id": "p", "perspective": "intent", "sample": 0, "rationale": "It fits.", "verdict": "E"}
+    pairs = pa.Table.from_pylist([pair | {"label": "E", "split": "train"}], PAIR)
+    write_table(tmp_path / "1-pairs/pairs.parquet", pairs)
+    write_table(tmp_path / "1-pairs/seeds.parquet", pa.Table.from_pylist([], SEED))
+    for stage in ("2-rationales", "4-samples"):
+        write_table(tmp_path / stage / "kept.parquet", pa.Table.from_pylist([right], ANSWER))
+        write_table(tmp_path / stage / "filtered.parquet", pa.Table.from_pylist([], ANSWER))
+    (tmp_path / "3-sft").mkdir()
+    (tmp_path / "3-sft/model").symlink_to(llama_folder)
+    return tmp_path
+
+
+def stage(when_empty: str) -> PreferenceStage:
+    preferences = PreferenceSettings.model_validate({"when_empty": when_empty})
+    parts = {"labels": LabelSettings(), "perspectives": PerspectiveSettings(), "samples": SampleSettings()}
+    return PreferenceStage(seed=1, preferences=preferences, dpo=DpoSettings(), **parts)
+
+
+def test_no_conflict_samples_say_what_there_was_and_the_way_out(run_dir: Path) -> None:
+    folder = StageFolder(run_dir, "5-preferences", {}, INPUTS)
+    with pytest.raises(UserError, match=r"no conflict samples: 1 of 1 answers are right.*when_empty"):
+        reference.run(stage("stop"), folder)
+    assert read_manifest(folder.path) is None
+
+
+def test_dpo_is_skipped_where_the_config_says_so(run_dir: Path, llama_folder: Path) -> None:
+    reference.run(stage("skip"), StageFolder(run_dir, "5-preferences", {}, INPUTS))
+    dpo.run(DpoStage(seed=1, dpo=DpoSettings()), StageFolder(run_dir, "6-dpo", {}, INPUTS))
+    manifest = read_manifest(run_dir / "6-dpo")
+    assert manifest is not None and "skipped" in manifest["figures"]
+    same = (run_dir / "6-dpo/model/model.safetensors").read_bytes()
+    assert same == (llama_folder / "model.safetensors").read_bytes()

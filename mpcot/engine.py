@@ -17,7 +17,6 @@ from mpcot.labels import Scheme
 from mpcot.parsing import LabelTokens
 from mpcot.prompts import Message, answer, answer_regex, render
 
-
 # Prefixes are cached in whole blocks, and vLLM's default on a CPU is 128 tokens: a pair's prompts share fewer.
 CPU_BLOCK_TOKENS = 32
 

@@ -41,9 +41,7 @@ def main(run_dir: Path) -> None:
         console().print(f"scored over HTTP at {service.url}, service stopped", highlight=False)
         console().print(f"report: {run_dir / '11-report' / 'report.html'}", highlight=False)
         console().print(
-            f"serve it: {sys.executable} -m workflows.cli serve {run_dir / '10-export'}",
-            highlight=False,
-            soft_wrap=True,
+            f"serve it: {Path(sys.executable).parent / 'broadfast'} serve {run_dir / '10-export'}", highlight=False
         )
 
 

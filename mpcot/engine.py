@@ -123,7 +123,7 @@ class Vllm:
             # On a CPU, vLLM's per-request generators die when a prompt is prefilled in pieces (no offset).
             seed=seed if self.gpu and self.ask.temperature else None,
             structured_outputs=StructuredOutputsParams(regex=self.regex),
-            logprob_token_ids=list(self.labels.ids),
+            logprob_token_ids=self.labels.all,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 

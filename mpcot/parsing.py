@@ -48,9 +48,18 @@ def filter_reason(parsed: Parsed, gold: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class LabelTokens:
-    """The tokens that tell the labels apart at the verdict: one id per label, in scheme order."""
+    """The tokens that tell the labels apart at the verdict: one id per label, in scheme order.
+
+    `spelt` are the codes without the space before them: an untrained model may write the space alone first.
+    """
 
     ids: tuple[int, ...]
+    spelt: tuple[int, ...] = ()
+
+    @property
+    def all(self) -> list[int]:
+        """Every id whose log-probability the engine is asked for."""
+        return list(dict.fromkeys(self.ids + self.spelt))
 
     @classmethod
     def of(cls, tokenizer: Any, scheme: Scheme) -> LabelTokens:
@@ -72,7 +81,9 @@ class LabelTokens:
                 f"labels: this tokenizer cannot tell the codes {', '.join(scheme.codes)} apart by their first "
                 "token. Choose codes that begin differently, such as single letters or digits."
             )
-        return cls(tuple(ids))
+        bare = [tokenizer.encode(code, add_special_tokens=False) for code in scheme.codes]
+        single = all(len(t) == 1 for t in bare) and len({t[0] for t in bare}) == len(bare)
+        return cls(tuple(ids), tuple(t[0] for t in bare) if single else ())
 
     def logprobs(self, steps: Sequence[tuple[int, Mapping[int, float]]]) -> list[float] | None:
         """Read the labels' log-probabilities where the verdict was written.
@@ -84,6 +95,7 @@ class LabelTokens:
             One value per label in scheme order, or None where the verdict was spelt with other tokens.
         """
         for token, known in reversed(steps):
-            if token in self.ids:
-                return [max(known.get(i, -1e4), -1e4) for i in self.ids]
+            for ids in (self.ids, self.spelt):
+                if token in ids:
+                    return [max(known.get(i, -1e4), -1e4) for i in ids]
         return None

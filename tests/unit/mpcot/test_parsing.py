@@ -135,3 +135,11 @@ class SpelledOut:
 
     def decode(self, ids: list[int]) -> str:
         return "\nVerdict: "[: 9 + len(ids)]
+
+
+def test_a_verdict_spelt_with_its_space_apart_still_has_log_probabilities() -> None:
+    tokens = LabelTokens(ids=(10, 11), spelt=(20, 21))
+    known = {20: -0.1, 21: -2.0, 10: -9.0, 11: -9.0}
+    assert tokens.logprobs([(5, {}), (21, known), (2, {})]) == [-0.1, -2.0]
+    assert tokens.logprobs([(11, {10: -1.5, 11: -0.3}), (2, {})]) == [-1.5, -0.3]
+    assert tokens.logprobs([(5, {}), (2, {})]) is None

@@ -76,6 +76,8 @@ def _fit(job: TrainJob, checkpoints: Path, label: str) -> None:
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+    # A worker waits at every second checkpoint until the controller has looked; its default is every 2 s.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     settings = job.task.settings
     workers = settings.workers
     gpu = workers.gpus_per_worker > 0

@@ -13,8 +13,6 @@ import pyarrow.parquet as pq
 
 from cluster.files import disk_error, whole_file
 
-__all__ = ["check_writable", "disk_error", "read_table", "rows_of", "write_table"]
-
 
 def write_table(path: Path, table: pa.Table) -> Path:
     """Write a parquet file under a partial name, sync it and rename it.

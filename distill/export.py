@@ -10,7 +10,8 @@ import numpy as np
 
 from cluster.artifacts import StageFolder
 from cluster.errors import UserError
-from cluster.storage import disk_error, read_table
+from cluster.files import disk_error
+from cluster.storage import read_table
 from distill.config import ExportStage, StudentConfig
 from distill.evaluate import evaluate, majority_baseline
 from distill.index import ROWS, VECTORS, write_index

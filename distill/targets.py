@@ -18,10 +18,11 @@ from torch.nn import functional
 
 from cluster.artifacts import StageFolder
 from cluster.errors import UserError
+from cluster.files import disk_error
 from cluster.models import check_model
 from cluster.progress import progress
 from cluster.ray_session import stream_parquet
-from cluster.storage import disk_error, write_table
+from cluster.storage import write_table
 from distill.config import TargetSettings, TargetsStage
 from distill.extractors import masked_mean
 from distill.student import load_encoder, load_tokenizer
@@ -96,8 +97,8 @@ def run(config: TargetsStage, folder: StageFolder) -> None:
     Raises:
         UserError: the encoder cannot be loaded, or nothing was judged.
     """
-    settings = config.targets
-    settings = settings.model_copy(update={"encoder": check_model("targets.encoder", settings.encoder)})
+    encoder = check_model("targets.encoder", config.targets.encoder)
+    settings = config.targets.model_copy(update={"encoder": encoder})
     judgements = folder.input("7-judgements") / "judgements.parquet"
     total = pq.read_metadata(judgements).num_rows
     if not total:

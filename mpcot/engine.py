@@ -19,6 +19,13 @@ from mpcot.prompts import Message, answer, answer_regex, render
 
 # Prefixes are cached in whole blocks, and vLLM's default on a CPU is 128 tokens: a pair's prompts share fewer.
 CPU_BLOCK_TOKENS = 32
+# How the reasons of failed answers begin: what a rerun asks again, and what no further try can mend.
+ENGINE_ERROR = "engine error"
+PROMPT_TOO_LONG = "prompt too long"
+
+
+class EngineStopped(RuntimeError):
+    """The engine's own processes are gone: nothing more can be asked of this replica."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,11 @@ class AnswerEngine(Protocol):
     """An engine on a replica: many asks at a time."""
 
     async def reply(self, ask: Ask) -> Reply:
-        """Answer one request; a request that cannot be answered gives a reply with `error`."""
+        """Answer one request; a request that cannot be answered gives a reply with `error`.
+
+        Raises:
+            EngineStopped: no request can be answered any more.
+        """
         ...
 
     def close(self) -> None:
@@ -130,11 +141,16 @@ class Vllm:
     async def reply(self, ask: Ask) -> Reply:
         prompt = self.tokenizer.encode(render(self.tokenizer, ask.chat), add_special_tokens=False)
         if len(prompt) > self.limit:
-            return Reply("", None, len(prompt), 0, f"prompt too long: {len(prompt)} tokens, limit {self.limit}")
+            return Reply("", None, len(prompt), 0, f"{PROMPT_TOO_LONG}: {len(prompt)} tokens, limit {self.limit}")
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         final = None
         request = f"{ask.key}-{ask.seed}"
-        async for output in self.engine.generate({"prompt_token_ids": prompt}, self._sampling(ask.seed), request):
-            final = output
+        try:
+            async for output in self.engine.generate({"prompt_token_ids": prompt}, self._sampling(ask.seed), request):
+                final = output
+        except EngineDeadError as dead:
+            raise EngineStopped(str(dead)) from dead
         assert final is not None
         said = final.outputs[0]
         known = [{i: p.logprob for i, p in step.items()} for step in said.logprobs or []]

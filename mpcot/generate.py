@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,13 @@ from cluster.progress import Board, progress
 from cluster.ray_session import stream_parquet
 from cluster.storage import read_table, rows_of, write_table
 from mpcot.config import AnswerSettings, Engine
-from mpcot.engine import Ask, replica_resources
+from mpcot.engine import ENGINE_ERROR, Ask, replica_resources
 from mpcot.labels import Scheme
 from mpcot.perspective import Perspective
 from mpcot.prompts import answer_regex, messages
 from mpcot.records import ANSWER, PAIR
 
 ANSWERS, MISSING, REQUESTED = "answers", "missing", "requested.parquet"
-ENGINE_ERROR = "engine error"
 NOT_SAMPLING = {"splits", "pairs_per_split", "max_failed_share", "retries", "samples", "few_shot", "description_chars"}
 PAIRS_PER_FILE = 256
 
@@ -45,7 +45,11 @@ class GenerationPlan:
     ask: AnswerSettings
     seed: int
 
-    @property
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker comes to its own digest, so that another version of the code there is noticed.
+        return {name: value for name, value in vars(self).items() if name != "parameters"}
+
+    @cached_property
     def parameters(self) -> str:
         """Digest of what decides an answer beside its prompt: the model and how it is sampled."""
         kept = {k: v for k, v in result_settings(self.ask).items() if k not in NOT_SAMPLING}
@@ -54,10 +58,9 @@ class GenerationPlan:
 
     def asks(self, pair: dict[str, Any]) -> Iterator[tuple[Perspective, int, Ask]]:
         """Yield every request of a pair: perspectives, then samples, so that they share the cached prompt."""
-        parameters = self.parameters
         for perspective in self.perspectives:
             chat = messages(pair, perspective, self.scheme, self.ask.few_shot, self.ask.description_chars)
-            base = digest([pair["pair_id"], perspective.name, chat, parameters], 32)
+            base = digest([pair["pair_id"], perspective.name, chat, self.parameters], 32)
             for sample in range(self.ask.samples):
                 key = digest([base, sample], 32)
                 yield perspective, sample, Ask(key, chat, int(key[:8], 16) & 0x7FFFFFFF, pair["label"])
@@ -89,7 +92,7 @@ def generate(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path
         UserError: no pairs, the engine cannot start, or too large a share of the answers failed.
     """
     answers = folder / ANSWERS
-    wanted, missing = _write_todo(plan, pairs, folder / MISSING, _answered(answers))
+    wanted, missing = _write_missing(plan, pairs, folder / MISSING, _answered(answers))
     if not wanted:
         raise UserError(
             f"{label}: no pairs in the splits {', '.join(plan.ask.splits)}. Look at 1-pairs and at `splits`."
@@ -103,8 +106,10 @@ def generate(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path
     return table.replace_schema_metadata({"asked": str(missing), "reused": str(len(wanted) - missing)})
 
 
-def _read(answers: Path) -> pa.Table:
-    return read_table(answers) if any(answers.glob("*.parquet")) else ANSWER.empty_table()
+def _read(answers: Path, columns: list[str] | None = None) -> pa.Table:
+    if any(answers.glob("*.parquet")):
+        return read_table(answers, columns)
+    return ANSWER.empty_table().select(columns or ANSWER.names)
 
 
 def _engine_failed(answers: pa.Table) -> pa.Array:
@@ -113,15 +118,15 @@ def _engine_failed(answers: pa.Table) -> pa.Array:
 
 
 def _answered(answers: Path) -> set[str]:
-    table = _read(answers)
+    table = _read(answers, ["key", "reason"])
     return set(table.filter(pc.invert(_engine_failed(table)))["key"].to_pylist())
 
 
-def _write_todo(
-    plan: GenerationPlan, pairs: Iterable[dict[str, Any]], todo: Path, done: set[str]
+def _write_missing(
+    plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path, done: set[str]
 ) -> tuple[set[str], int]:
     """Write the pairs that lack an answer, and return all wanted keys and the number of missing ones."""
-    shutil.rmtree(todo, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     wanted: set[str] = set()
     waiting: list[dict[str, Any]] = []
     missing = files = 0
@@ -134,15 +139,14 @@ def _write_todo(
         if lacking:
             waiting.append(pair | {"keys": lacking})
         if len(waiting) == PAIRS_PER_FILE:
-            write_table(todo / f"{files:06d}.parquet", pa.Table.from_pylist(waiting, schema))
+            write_table(folder / f"{files:06d}.parquet", pa.Table.from_pylist(waiting, schema))
             waiting, files = [], files + 1
     if waiting:
-        write_table(todo / f"{files:06d}.parquet", pa.Table.from_pylist(waiting, schema))
+        write_table(folder / f"{files:06d}.parquet", pa.Table.from_pylist(waiting, schema))
     return wanted, missing
 
 
 def _run_workers(plan: GenerationPlan, folder: Path, label: str, missing: int) -> None:
-    import ray
     import ray.data
     import ray.exceptions
 
@@ -184,7 +188,8 @@ def _collect(answers: Path, wanted: set[str], label: str) -> pa.Table:
         UserError: keys without an answer; names the first few.
     """
     table = _read(answers)
-    table = pa.concat_tables([table.filter(pc.invert(_engine_failed(table))), table.filter(_engine_failed(table))])
+    failed = _engine_failed(table)
+    table = pa.concat_tables([table.filter(pc.invert(failed)), table.filter(failed)])
     table = table.append_column("row", pa.array(range(len(table)), pa.int64()))
     first = table.group_by("key").aggregate([("row", "min")])
     table = table.take(first["row_min"].sort()).drop_columns("row").select(ANSWER.names).cast(ANSWER)

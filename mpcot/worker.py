@@ -15,8 +15,8 @@ import pyarrow as pa
 from cluster.errors import UserError
 from cluster.storage import write_table
 from mpcot.config import Replicas
-from mpcot.engine import Ask, Reply, start_engine
-from mpcot.generate import ENGINE_ERROR, GenerationPlan
+from mpcot.engine import ENGINE_ERROR, PROMPT_TOO_LONG, Ask, EngineStopped, Reply, start_engine
+from mpcot.generate import GenerationPlan
 from mpcot.labels import Scheme
 from mpcot.parsing import parse_answer
 from mpcot.perspective import Perspective
@@ -55,7 +55,7 @@ class AnswerWorker:
         for attempt in range(self.plan.ask.retries + 1):
             reply = await self._reply(Ask(ask.key, ask.chat, ask.seed + attempt, ask.gold))
             row = answer_row(reply, self.plan.scheme)
-            if row["reason"] is None or row["reason"].startswith("prompt too long"):
+            if row["reason"] is None or row["reason"].startswith(PROMPT_TOO_LONG):
                 break
         self.parts.add(
             row | {"key": ask.key, "pair_id": pair["pair_id"], "perspective": perspective.name, "sample": sample}
@@ -72,9 +72,9 @@ class AnswerWorker:
     async def _reply(self, ask: Ask) -> Reply:
         try:
             return await self.engine.reply(ask)
+        except EngineStopped:
+            raise
         except Exception as error:
-            if "EngineDead" in type(error).__name__:
-                raise  # nothing more can be asked here: Ray replaces the actor
             return Reply("", None, 0, 0, f"{ENGINE_ERROR}: {type(error).__name__}: {str(error)[:200]}")
 
 

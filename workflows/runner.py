@@ -31,7 +31,7 @@ from mpcot.pairs import check as check_source
 from mpcot.perspective import load_perspectives
 from mpcot.sources.config import PairsStage
 from workflows.config import RunConfig
-from workflows.stages import STAGES, Stage
+from workflows.stages import STAGES, Stage, find_stage
 
 STARTED = "started.json"
 PAID_FOR = "answers"  # keyed by all that decides them, so they outlive a change of settings
@@ -39,8 +39,6 @@ PAID_FOR = "answers"  # keyed by all that decides them, so they outlive a change
 
 def select(first: str | None, last: str | None) -> tuple[Stage, ...]:
     """Return the stages from `first` to `last`, both included."""
-    from workflows.stages import find_stage
-
     start = STAGES.index(find_stage(first)) if first else 0
     end = STAGES.index(find_stage(last)) if last else len(STAGES) - 1
     if end < start:
@@ -71,7 +69,9 @@ def preflight(config: RunConfig, stages: Sequence[Stage]) -> None:
     load_perspectives(config.perspectives)
     names = {stage.short for stage in stages}
     if "pairs" in names:
-        check_source(PairsStage(source=config.source, split=config.split, labels=config.labels, seed=config.seed))
+        pairs = find_stage("pairs").settings(config)
+        assert isinstance(pairs, PairsStage)
+        check_source(pairs)
     if names & {"rationales", "sft"}:
         check_model("teacher.model", config.teacher.model)
     if "targets" in names:

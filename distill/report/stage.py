@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.artifacts import StageFolder, write_json
-from cluster.storage import disk_error, rows_of
+from cluster.files import disk_error
+from cluster.storage import rows_of
 from distill.report.collect import collect
 from distill.report.config import ReportStage
 from distill.report.latency import measure

@@ -12,7 +12,7 @@ import pytest
 from cluster.errors import UserError
 from cluster.storage import read_table, write_table
 from mpcot.config import AnswerSettings, PerspectiveSettings, Replicas, ScriptedEngine, VllmEngine
-from mpcot.generate import GenerationPlan, _answered, _collect, _write_todo, select_pairs
+from mpcot.generate import GenerationPlan, _answered, _collect, _write_missing, select_pairs
 from mpcot.labels import load_scheme
 from mpcot.perspective import Perspective, load_perspectives
 from mpcot.records import ANSWER, PAIR
@@ -108,7 +108,7 @@ def test_a_changed_product_is_another_request_but_its_label_is_not() -> None:
 def test_only_what_lacks_an_answer_is_to_be_asked(tmp_path: Path) -> None:
     pairs = [pair(n) for n in range(3)]
     done = set(keys(row=pairs[0]).values()) | {keys(row=pairs[1])["intent", 0]}
-    wanted, missing = _write_todo(PLAN, pairs, tmp_path / "todo", done)
+    wanted, missing = _write_missing(PLAN, pairs, tmp_path / "todo", done)
     assert len(wanted) == 18 and missing == 11
     todo = read_table(tmp_path / "todo").to_pylist()
     assert [row["pair_id"] for row in todo] == ["p1", "p2"]

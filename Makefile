@@ -18,7 +18,7 @@ setup: $(INSTALLED) $(MODELS) ## make .venv, install, bring the two small models
 $(INSTALLED): pyproject.toml
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	@echo "installing (some minutes; log in $(VENV)/install.log)"
-	@$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[cpu,dev]' > $(VENV)/install.log 2>&1 || (tail -20 $(VENV)/install.log; exit 1)
+	@$(BIN)/python -m pip install --no-compile $(PIP_FLAGS) -e '.[cpu,dev]' > $(VENV)/install.log 2>&1 || (tail -20 $(VENV)/install.log; exit 1)
 	@# vLLM asks for these; builds that do not match a CPU torch break `import transformers`, and text needs none.
 	@for name in torchvision torchaudio torchcodec; do \
 	  $(BIN)/python -c "import $$name" > /dev/null 2>&1 || $(BIN)/python -m pip uninstall --yes --quiet $$name > /dev/null 2>&1; done

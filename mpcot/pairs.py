@@ -191,18 +191,29 @@ def _seeds(source: SourceRows, pairs: list[Row], config: PairsStage) -> tuple[li
     """Return the seed rationales of training pairs, and why the others are left out, counted."""
     by_id = {row["pair_id"]: row for row in pairs}
     share = config.source.seed_rationale_share if isinstance(config.source, CatalogueSource) else 1.0
+    seeded = _seeded([row for row in pairs if row["split"] == "train"], share, config.seed)
     kept: list[Row] = []
     refused: Counter[str] = Counter()
     for seed in source.seeds.to_pylist() if source.seeds is not None else ():
         key = pair_id(seed["locale"], seed["query"], seed["product_id"])
         reason = _refusal(seed, by_id.get(key))
-        if reason is None and unit_hash("seed rationale", key, config.seed) >= share:
+        if reason is None and key not in seeded:
             reason = "beyond seed_rationale_share"
         if reason:
             refused[reason] += 1
         else:
             kept.append({"pair_id": key} | {name: seed[name] for name in SEED.names[1:]})
     return kept, refused
+
+
+def _seeded(train: list[Row], share: float, seed: int) -> set[str]:
+    """Draw the pairs with seed rationales, in turn from every label: who writes a few covers the rare cases too."""
+    drawn: Counter[str] = Counter()
+    order: list[tuple[int, str, str]] = []
+    for row in sorted(train, key=lambda row: unit_hash("seed rationale", row["pair_id"], seed)):
+        order.append((drawn[row["label"]], row["label"], row["pair_id"]))
+        drawn[row["label"]] += 1
+    return {pair for _, _, pair in sorted(order)[: round(share * len(order))]}
 
 
 def _refusal(seed: Mapping[str, Any], pair: Row | None) -> str | None:

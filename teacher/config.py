@@ -45,6 +45,12 @@ class SftSettings(Settings):
         ("teacher", "seed"), description="rationales the teacher wrote itself, and those the source brought"
     )
     max_rows: PositiveInt | None = None
+    verdict_weight: PositiveFloat = Field(
+        1.0, description="weight of the verdict's tokens in the loss; a rationale's tokens weigh 1"
+    )
+    answers_per_sequence: PositiveInt = Field(
+        8, description="answers of one pair that share a sequence and the beginning of their prompts; 1 shares nothing"
+    )
     held_out_share: float = Field(0.1, gt=0, lt=0.9, description="share of the training queries that judge the loss")
     dev_rows: PositiveInt = Field(200, description="at most so many held-out answers judge the loss")
     missing_labels: Literal["stop", "warn"] = Field("stop", description="what a label without any rationale does")
@@ -61,6 +67,7 @@ class DpoSettings(Settings):
     length_normalised: bool = False
     sft_weight: float = Field(0.0, ge=0, description="weight of the chosen answers' next-token loss beside DPO's")
     max_tokens: PositiveInt = 1024
+    share_prompts: bool = Field(True, description="both answers of a preference share the beginning of their prompts")
     dev_rows: PositiveInt = 200
     train: TrainSettings = TrainSettings(learning_rate=5e-6, epochs=3)
 

@@ -14,9 +14,8 @@ from cluster.errors import UserError
 from cluster.rows import write_rows
 from cluster.training import Row, run_training
 from teacher.config import DpoSettings, DpoStage
-from teacher.reference import read_preferences
+from teacher.reference import SIDES, collate_preferences, read_preferences
 from teacher.sft import AnswerTask
-from teacher.tokens import encode, pad
 
 
 def run(config: DpoStage, folder: StageFolder) -> None:
@@ -54,7 +53,7 @@ def _spread(table: pa.Table, most: int) -> pa.Table:
 
 @dataclass
 class DpoTask(AnswerTask):
-    """Preference loss; units are preference pairs. Batches hold the chosen rows first, then the rejected."""
+    """Preference loss; units are preference pairs. The chosen answers are numbered first, then the rejected."""
 
     dpo: DpoSettings
 
@@ -64,11 +63,9 @@ class DpoTask(AnswerTask):
     def collate(self, rows: list[Row]) -> dict[str, Any]:
         import torch
 
-        tokenizer = self.tokenizer()
-        sides = [(row, side) for side in ("chosen", "rejected") for row in rows]
-        examples = [encode(tokenizer, row[f"{side}_prompt"], row[side], self.max_tokens) for row, side in sides]
-        reference = torch.tensor([row[f"{side}_reference_logprob"] for row, side in sides], dtype=torch.float32)
-        return pad(examples, tokenizer.pad_token_id) | {"reference": reference, "units": len(rows)}
+        batch = collate_preferences(self.tokenizer(), rows, self.max_tokens, self.dpo.share_prompts)
+        reference = [row[f"{side}_reference_logprob"] for side in SIDES for row in rows]
+        return batch | {"reference": torch.tensor(reference, dtype=torch.float32), "units": len(rows)}
 
     def loss(self, model: Any, batch: dict[str, Any]) -> tuple[Any, dict[str, float]]:
         loss, margin, nll = self._losses(model, batch)

@@ -1,6 +1,6 @@
 """Losses of the teacher, as pure functions.
 
-Shapes: B batch, T tokens, N answer tokens of the batch, H width, V vocabulary.
+Shapes: B sequences, T tokens, A answers, N answer tokens of the batch.
 """
 
 from __future__ import annotations
@@ -10,47 +10,67 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from teacher.tokens import IGNORED
+from teacher.tokens import IGNORED, attention
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 def answer_logprobs(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the log-probability of every answer token and the row that it belongs to.
+    """Return the log-probability of every answer token and the answer that it belongs to.
 
     The vocabulary's logits are computed for answer tokens only: prompts are most of a batch, and their
     logits would be thrown away.
 
     Args:
         model: a causal language model of transformers, or a DeepSpeed engine around one.
-        batch: `input_ids`, `labels`, `attention_mask`, each B x T.
+        batch: what `teacher.tokens.pad` returns, each B x T.
 
     Returns:
-        N log-probabilities in fp32, and N row numbers.
+        N log-probabilities in fp32, and N answer numbers.
     """
-    labels = batch["labels"][:, 1:]
-    mask = labels != IGNORED
-    rows, places = mask.nonzero(as_tuple=True)
-    keep = torch.arange(int(places.min()), batch["input_ids"].shape[1] - 1, device=labels.device)
-    out = model(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        use_cache=False,
-        logits_to_keep=keep,
-    )
-    logits = out.logits[rows, places - keep[0]].float()
-    chosen = labels[rows, places]
-    return -functional.cross_entropy(logits, chosen, reduction="none"), rows
+    # A token is predicted by the one before it; the first has none.
+    learnt = batch["labels"][:, 1:] != IGNORED
+    places = functional.pad(learnt, (0, 1))
+    inner = getattr(model, "module", model)
+    hook = inner.get_output_embeddings().register_forward_pre_hook(lambda _, states: (states[0][places],))
+    try:
+        out = model(
+            input_ids=batch["input_ids"],
+            position_ids=batch["position_ids"],
+            **attention(batch["branches"], inner.dtype),
+            use_cache=False,
+        )
+    finally:
+        hook.remove()
+    chosen = batch["labels"][:, 1:][learnt]
+    return -functional.cross_entropy(out.logits.float(), chosen, reduction="none"), batch["owners"][:, 1:][learnt]
 
 
 def sequence_logprobs(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return B sums of the answers' log-probabilities, and B token counts."""
-    logprobs, rows = answer_logprobs(model, batch)
-    size = batch["input_ids"].shape[0]
-    sums = torch.zeros(size, dtype=logprobs.dtype, device=logprobs.device).index_add(0, rows, logprobs)
-    counts = torch.bincount(rows, minlength=size)
-    return sums, counts
+    """Return A sums of the answers' log-probabilities, and A token counts, by answer number."""
+    logprobs, owners = answer_logprobs(model, batch)
+    size = int(batch["owners"].max()) + 1
+    sums = torch.zeros(size, dtype=logprobs.dtype, device=logprobs.device).index_add(0, owners, logprobs)
+    return sums, torch.bincount(owners, minlength=size)
+
+
+def verdict_weights(owners: Tensor, verdict_tokens: Tensor, weight: float) -> Tensor:
+    """Return N weights: `weight` on the tokens of the verdict, 1 on all others.
+
+    The verdict stands last in an answer, before the end-of-text token.
+
+    Args:
+        owners: N answer numbers, each answer's tokens in their order.
+        verdict_tokens: A lengths of the answers' verdicts, by answer number.
+    """
+    counts = torch.bincount(owners, minlength=len(verdict_tokens))
+    order = torch.argsort(owners, stable=True)
+    ends = counts.cumsum(0)[owners[order]]
+    from_end = torch.empty_like(owners)
+    from_end[order] = ends - torch.arange(len(owners), device=owners.device)
+    verdict = (from_end > 1) & (from_end <= 1 + verdict_tokens[owners])
+    return torch.where(verdict, weight, 1.0)
 
 
 def preference_loss(

@@ -27,6 +27,7 @@ from mpcot.records import PREFERENCE
 from teacher.config import PreferenceStage
 from teacher.model import load_tokenizer
 
+SIDES = ("chosen", "rejected")
 ANSWER_COLUMNS = ["pair_id", "perspective", "sample", "rationale", "verdict", "logprobs"]
 
 
@@ -87,7 +88,7 @@ def preference_table(found: list[Preference], pairs: dict[str, Any], config: Pre
     rows = []
     for p in found:
         row = {"preference_id": p.id, "pair_id": p.chosen.pair_id, "split": pairs[p.chosen.pair_id]["split"]}
-        for side, candidate in (("chosen", p.chosen), ("rejected", p.rejected)):
+        for side, candidate in zip(SIDES, (p.chosen, p.rejected), strict=True):
             row[f"{side}_perspective"] = candidate.perspective
             row[f"{side}_prompt"] = prompt(candidate)
             row[side] = answer(candidate.rationale, candidate.verdict)
@@ -118,6 +119,7 @@ def with_reference(table: pa.Table, model: str, config: PreferenceStage, folder:
             fn_constructor_args=(
                 model,
                 config.dpo.max_tokens,
+                config.dpo.share_prompts,
                 config.dpo.train.precision,
                 settings.workers.cpus_per_worker,
             ),
@@ -149,7 +151,7 @@ def fill_reference(table: pa.Table, scored: dict[str, tuple[float, float]]) -> p
 class ReferenceScorer:
     """Ray Data actor: sums of the answers' log-probabilities under the frozen reference."""
 
-    def __init__(self, model: str, max_tokens: int, precision: str, threads: int) -> None:
+    def __init__(self, model: str, max_tokens: int, share_prompts: bool, precision: str, threads: int) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -159,25 +161,40 @@ class ReferenceScorer:
         dtype = torch.bfloat16 if resolve_precision(precision, self.device == "cuda") == "bf16" else torch.float32
         loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, trust_remote_code=False)
         self.model = loaded.to(self.device).eval()
-        self.tokenizer, self.max_tokens = load_tokenizer(model), max_tokens
+        self.tokenizer = load_tokenizer(model)
+        self.max_tokens, self.share_prompts = max_tokens, share_prompts
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        scores = {
-            f"{side}_logprob": self._score(batch[f"{side}_prompt"], batch[side]) for side in ("chosen", "rejected")
-        }
-        return {"preference_id": batch["preference_id"], **scores}
-
-    def _score(self, prompts: Any, answers: Any) -> Any:
         import torch
 
         from teacher.losses import sequence_logprobs
-        from teacher.tokens import encode, pad
 
-        examples = [encode(self.tokenizer, p, a, self.max_tokens) for p, a in zip(prompts, answers, strict=True)]
-        padded = pad(examples, self.tokenizer.pad_token_id)
+        names = [name for name in batch if name.endswith("_prompt") or name in SIDES]
+        rows = [dict(zip(names, values, strict=True)) for values in zip(*(batch[n] for n in names), strict=True)]
+        padded = collate_preferences(self.tokenizer, rows, self.max_tokens, self.share_prompts)
         with torch.inference_mode():
             sums, _ = sequence_logprobs(self.model, {k: v.to(self.device) for k, v in padded.items()})
-        return sums.cpu().numpy()
+        scores = sums.cpu().numpy().reshape(len(SIDES), len(rows))
+        found = {f"{side}_logprob": scores[place] for place, side in enumerate(SIDES)}
+        return {"preference_id": batch["preference_id"], **found}
+
+
+def collate_preferences(tokenizer: Any, rows: list[dict[str, Any]], max_tokens: int, share_prompts: bool) -> Any:
+    """Return a batch of both answers of each row; answer i is row i's chosen one, answer len(rows) + i its rejected."""
+    from teacher.tokens import encode, pad, share
+
+    examples = {
+        (place, side): encode(tokenizer, row[f"{side}_prompt"], row[side], max_tokens)
+        for side in SIDES
+        for place, row in enumerate(rows)
+    }
+    numbers = {key: number for number, key in enumerate(examples)}
+    if share_prompts:
+        groups = [[(place, side) for side in SIDES] for place in range(len(rows))]
+    else:
+        groups = [[key] for key in examples]
+    joined = [share([examples[key] for key in keys], [numbers[key] for key in keys]) for keys in groups]
+    return pad(joined, tokenizer.pad_token_id)
 
 
 def read_preferences(folder: Path) -> pa.Table:

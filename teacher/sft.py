@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
@@ -22,11 +23,12 @@ from mpcot.perspective import load_perspectives
 from mpcot.prompts import answer, messages, render
 from teacher.config import SftStage, Tuning
 from teacher.model import load_tokenizer, load_trainable, save_merged
-from teacher.tokens import encode, pad
+from teacher.tokens import IGNORED, SharedSequence, encode, pad, share, verdict_tokens
 
 EXAMPLE = pa.schema(
     [(name, pa.string()) for name in ("pair_id", "query_id", "perspective", "prompt", "answer", "verdict", "origin")]
 )
+SEQUENCE = pa.schema([("pair_id", pa.string()), ("prompts", pa.list_(pa.string())), ("answers", pa.list_(pa.string()))])
 
 
 def run(config: SftStage, folder: StageFolder) -> None:
@@ -35,10 +37,13 @@ def run(config: SftStage, folder: StageFolder) -> None:
     examples = collect_examples(config, folder.input("1-pairs"), folder.input("2-rationales"), model)
     missing = check_labels(examples, load_scheme(config.labels.scheme), config.sft.missing_labels)
     train, dev = hold_out(examples, config.sft.held_out_share, config.seed, config.sft.dev_rows)
-    write_rows(folder.path / "train.arrow", train)
-    write_rows(folder.path / "dev.arrow", dev)
     settings = config.sft
-    task = SftTask(settings.train, config.seed, str(folder.path.resolve()), model, settings.tuning, settings.max_tokens)
+    write_rows(folder.path / "train.arrow", to_sequences(train, settings.answers_per_sequence))
+    write_rows(folder.path / "dev.arrow", to_sequences(dev, settings.answers_per_sequence))
+    task = SftTask(
+        settings.train, config.seed, str(folder.path.resolve()), model, settings.tuning, settings.max_tokens,
+        settings.verdict_weight,
+    )  # fmt: skip
     result = run_training(task, folder.path, "sft")
     origins = {str(v["values"]): v["counts"] for v in train["origin"].value_counts().to_pylist()}
     figures: dict[str, Any] = {"origins": origins, "labels_without_rationale": missing}
@@ -68,6 +73,17 @@ def collect_examples(config: SftStage, pairs_folder: Path, rationales: Path, mod
         rows.append(row | {"query_id": pair["query_id"], "prompt": render(tokenizer, chat), "answer": said})
     rows.sort(key=lambda r: (r["pair_id"], r["perspective"], r["origin"], r["sample"]))
     return pa.Table.from_pylist(rows[: config.sft.max_rows], EXAMPLE)
+
+
+def to_sequences(examples: pa.Table, most: int) -> pa.Table:
+    """Return one row per training sequence: up to `most` answers of one pair, which share their prompt's beginning."""
+    rows: list[dict[str, Any]] = []
+    for example in examples.select(["pair_id", "prompt", "answer"]).to_pylist():
+        if not rows or rows[-1]["pair_id"] != example["pair_id"] or len(rows[-1]["answers"]) == most:
+            rows.append({"pair_id": example["pair_id"], "prompts": [], "answers": []})
+        rows[-1]["prompts"].append(example["prompt"])
+        rows[-1]["answers"].append(example["answer"])
+    return pa.Table.from_pylist(rows, SEQUENCE)
 
 
 def check_labels(examples: pa.Table, scheme: Scheme, missing_labels: str) -> list[str]:
@@ -137,29 +153,49 @@ class AnswerTask(TrainTask):
 
 @dataclass
 class SftTask(AnswerTask):
-    """Next-token loss on answers; units are answer tokens."""
+    """Next-token loss on answers; units are answer tokens, each as often as it weighs."""
+
+    verdict_weight: float = 1.0
 
     def length(self, row: Row) -> int:
-        return len(row["prompt"]) + len(row["answer"])
+        return len(row["prompts"][0]) + sum(map(len, row["answers"]))
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
+        import torch
+
+        from teacher.losses import verdict_weights
+
         tokenizer = self.tokenizer()
-        examples = [encode(tokenizer, r["prompt"], r["answer"], self.max_tokens) for r in rows]
-        batch = pad(examples, tokenizer.pad_token_id)
+        sequences: list[SharedSequence] = []
+        verdicts: list[int] = []
+        for row in rows:
+            said = zip(row["prompts"], row["answers"], strict=True)
+            examples = [encode(tokenizer, prompt, answer, self.max_tokens) for prompt, answer in said]
+            sequences.append(share(examples, range(len(verdicts), len(verdicts) + len(examples))))
+            verdicts += [verdict_tokens(tokenizer, answer) for answer in row["answers"]]
+        batch = pad(sequences, tokenizer.pad_token_id)
         # The first token has no predecessor: it is never predicted.
-        return batch | {"units": int((batch["labels"][:, 1:] >= 0).sum())}
+        owners = batch["owners"][:, 1:][batch["labels"][:, 1:] != IGNORED]
+        weights = verdict_weights(owners, torch.tensor(verdicts), self.verdict_weight)
+        answers = [len(row["answers"]) for row in rows]
+        return batch | {"weights": weights, "answers": answers, "units": float(weights.sum())}
 
     def loss(self, model: Any, batch: dict[str, Any]) -> tuple[Any, dict[str, float]]:
         from teacher.losses import answer_logprobs
 
         logprobs, _ = answer_logprobs(model, batch)
-        return -logprobs.sum(), {}
+        return -(logprobs * batch["weights"]).sum(), {}
 
     def predict(self, model: Any, batch: dict[str, Any]) -> list[Row]:
         from teacher.losses import sequence_logprobs
 
         sums, counts = sequence_logprobs(model, batch)
-        return [{"nll": -s, "tokens": n} for s, n in zip(sums.tolist(), counts.tolist(), strict=True)]
+        nlls, tokens = np.asarray((-sums).tolist()), np.asarray(counts.tolist())
+        starts = np.cumsum([0, *batch["answers"][:-1]])
+        return [
+            {"nll": float(nll), "tokens": int(count)}
+            for nll, count in zip(np.add.reduceat(nlls, starts), np.add.reduceat(tokens, starts), strict=True)
+        ]
 
     def summarise(self, records: list[Row]) -> dict[str, float]:
         tokens = sum(r["tokens"] for r in records)

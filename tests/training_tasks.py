@@ -14,7 +14,7 @@ import pyarrow as pa
 from cluster.config import TrainSettings, Workers
 from cluster.rows import write_rows
 from teacher.config import Full, Lora, Tuning
-from teacher.sft import EXAMPLE, SftTask
+from teacher.sft import EXAMPLE, SftTask, to_sequences
 
 SENTENCE = "the shopper wants a drill and this case only holds one so it is not what they asked for"
 
@@ -38,8 +38,8 @@ def settings(zero: int = 0, workers: int = 1, **changes: Any) -> TrainSettings:
 
 def sft_task(folder: Path, model: Path, train: TrainSettings, tuning: Tuning | None = None) -> SftTask:
     """A supervised training whose rows lie in `folder`."""
-    write_rows(folder / "train.arrow", examples(30))
-    write_rows(folder / "dev.arrow", examples(9, start=1000))
+    write_rows(folder / "train.arrow", to_sequences(examples(30), 1))
+    write_rows(folder / "dev.arrow", to_sequences(examples(9, start=1000), 1))
     return SftTask(train, 5, str(folder), str(model), tuning or Full(), 128)
 
 

@@ -22,7 +22,7 @@ from mpcot.records import PREFERENCE
 from teacher.config import DpoSettings, Lora
 from teacher.dpo import DpoTask
 from teacher.reference import ReferenceScorer, fill_reference
-from teacher.sft import SftTask
+from teacher.sft import SftTask, to_sequences
 from tests.training_tasks import AlwaysFails, Killed, examples, lora_with_dropout, settings, sft_task
 
 IDS = torch.arange(5, 69).reshape(2, 32)
@@ -134,7 +134,7 @@ def test_a_training_that_cannot_succeed_says_what_its_worker_said(llama_folder: 
 
 def test_no_rows_no_training(llama_folder: Path, tmp_path: Path) -> None:
     task = sft_task(tmp_path, llama_folder, settings())
-    write_rows(tmp_path / "train.arrow", examples(0))
+    write_rows(tmp_path / "train.arrow", to_sequences(examples(0), 1))
     with pytest.raises(UserError, match="there are no training rows"):
         run_training(task, tmp_path / "out", "sft")
 
@@ -149,7 +149,7 @@ def preferences(count: int, model: Path) -> pa.Table:
         rows.append(row | {"chosen": f"{words} E", "rejected": f"{words} I"})
     table = pa.Table.from_pylist(rows, PREFERENCE)
     batch = {name: np.asarray(table[name].to_pylist(), dtype=object) for name in PREFERENCE.names[:9]}
-    found = ReferenceScorer(str(model), 128, "fp32", 1)(batch)
+    found = ReferenceScorer(str(model), 128, True, "fp32", 1)(batch)
     sides = zip(found["chosen_logprob"].tolist(), found["rejected_logprob"].tolist(), strict=True)
     return fill_reference(table, dict(zip(found["preference_id"], sides, strict=True)))
 

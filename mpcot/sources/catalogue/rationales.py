@@ -13,10 +13,11 @@ from pathlib import Path
 from cluster.artifacts import digest
 from mpcot.sources.catalogue.generate import Pair
 from mpcot.sources.catalogue.judge import Check
-from mpcot.sources.catalogue.world import Category, load_world
+from mpcot.sources.catalogue.world import Category, Product, load_world
 
 PERSPECTIVES = ("intent", "attributes", "rules")
 ORIGIN = "catalogue"
+VOWEL_SOUNDS = (*"AEIOUaeiou8", "11", "18")
 WORDINGS = Path(__file__).parent / "rationales.toml"
 
 
@@ -35,31 +36,22 @@ def _nouns() -> dict[str, tuple[str, str, Category]]:
 
 def rationale(pair: Pair, perspective: str) -> str:
     """Return one or two short sentences on `pair` from `perspective` (intent, attributes or rules)."""
-    case = _case(pair)
-    options = _wordings()[perspective][case]
+    case = pair.judgement.case
+    options = _wordings()[perspective]
     pick = int(digest([pair.query.text, pair.product.product_id, perspective]), 16)
-    chosen = options[pick % len(options)]
+    ending = options[case][pick % len(options[case])]
     if perspective == "attributes":
-        return _capital("; ".join([*_comparisons(pair, pick), chosen]))
-    return chosen.format(**_facts(pair))
+        return _capital("; ".join([*_comparisons(pair), ending]))
+    openings = options["openings" if pair.query.type else "brand"]
+    return f"{openings[pick // 7 % len(openings)]} {ending}".format(**_facts(pair))
 
 
-def _case(pair: Pair) -> str:
-    if pair.query.type is not None:
-        return pair.judgement.case
-    brand_cases = {"exact": "brand_exact", "accessory_of_asked": "brand_accessory"}
-    return brand_cases.get(pair.judgement.case, "brand_other")
-
-
-def _a(noun: str) -> str:
-    plural = _nouns()[noun][0] == noun
-    return noun if plural else f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
-
-
-def _branded(brand: str, noun: str) -> str:
-    """Return "a Novaro laptop", or "Montaro running shoes" for a plural."""
-    article = "" if _nouns()[noun][0] == noun else "an " if brand[0] in "AEIOU" else "a "
-    return f"{article}{brand} {noun}"
+def _a(noun: str, *before: str) -> str:
+    """Return "a Novaro laptop", "an 8 GB laptop", or "Montaro running shoes" for a plural."""
+    phrase = " ".join([*before, noun])
+    if _nouns()[noun][0] == noun:
+        return phrase
+    return f"an {phrase}" if phrase.startswith(VOWEL_SOUNDS) else f"a {phrase}"
 
 
 def _capital(text: str) -> str:
@@ -77,79 +69,75 @@ def _value(check: Check, value: str, pair: Pair) -> str:
 
 
 def _facts(pair: Pair) -> dict[str, str]:
-    query, product, misses = pair.query, pair.product, pair.judgement.misses
-    asked = query.type or product.type
-    host = query.host or _nouns()[product.type][2].name
-    facts = {
-        "q": asked, "aq": _a(asked), "qdo": _nouns()[asked][1], "p": product.type, "ap": _a(product.type),
-        "pdo": product.purpose, "ahost": _a(host),
-        "pbrand": product.brand, "fits": " ".join(product.fits[1:]) if product.fits else "",
-        "offered_host": f"{product.brand} {product.attributes.get('model', '')}".strip(),
-        "wanted": _wanted(pair), "points": _points(pair),
-        "misses": " and ".join(_slot(check, pair) for check in misses),
+    query, product = pair.query, pair.product
+    return {
+        "asked": _asked(pair), "offered": _offered(pair), "qdo": _nouns()[query.type or product.type][1],
+        "ap": _a(product.type), "pdo": product.purpose, "pbrand": product.brand, "wanted": _wanted(pair),
     }  # fmt: skip
-    if misses:
-        first = misses[0]
-        asked_value, offered = (_value(first, value, pair) for value in (first.asked, first.offered))
-        facts |= {"slot": _slot(first, pair), "asked": asked_value, "offered": offered}
-    return facts
 
 
 def _wanted(pair: Pair) -> str:
     """Return the brand and model that the query names, of the product or of the accessory's host."""
     if pair.query.fits:
         brand, model = pair.query.fits
-        return f"{brand} {model}" if model else _branded(brand, pair.query.host or "")
+        return f"{brand} {model}" if model else _a(pair.query.host or "", brand)
     named = [want for want in pair.query.wants if want.slot in ("brand", "model")]
     return " ".join(f"another brand than {want.value}" if want.negated else want.value for want in named)
 
 
-def _points(pair: Pair) -> str:
-    """Return ", with brand Novaro and colour blue" for what the query asks beside the type."""
-    points = [f"{_slot(c, pair)} {_value(c, c.asked, pair)}" for c in pair.judgement.checks]
-    if pair.query.fits:
-        return f", made for {_wanted(pair)}"
-    return f", with {' and '.join(points)}" if points else ""
+def _asked(pair: Pair) -> str:
+    """Return what the query asks for as a phrase: "a Novaro blue smartphone"."""
+    query = pair.query
+    if query.fits:
+        return f"{_a(query.type or '')} for {_wanted(pair)}"
+    named = [want.value for want in query.wants if not want.negated]
+    denied = [f" other than {want.value}" for want in query.wants if want.negated]
+    return _a(query.type or pair.product.type, *named) + "".join(denied)
 
 
-def _comparisons(pair: Pair, pick: int) -> list[str]:
+def _offered(pair: Pair) -> str:
+    """Return the product as a phrase with the same points, or with what links it to another type."""
+    query, product = pair.query, pair.product
+    if query.type not in (None, product.type):
+        return f"{_a(product.type)} for {_fitted(product)}" if product.fits else _a(product.type, _named(product))
+    if query.fits:
+        return f"{_a(product.type)} for {_fitted(product)}"
+    return _a(product.type, *(check.offered for check in pair.judgement.checks if check.offered != "none"))
+
+
+def _fitted(product: Product) -> str:
+    return " ".join(product.fits[1:]) if product.fits else "any"
+
+
+def _named(product: Product) -> str:
+    return f"{product.brand} {product.attributes.get('model', '')}".strip()
+
+
+def _comparisons(pair: Pair) -> list[str]:
     """Return one clause per point compared: type first, then the fit, then what the query names."""
     query, product = pair.query, pair.product
     same = query.type == product.type
     clauses = []
     if query.type is not None:
-        match = (f"type {product.type} matches", f"type is {product.type} as asked")[pick // 7 % 2]
-        clauses.append(match if same else f"type {query.type} asked but {product.type} offered")
-    if same and query.fits and product.fits:
-        fits, ok = " ".join(product.fits[1:]), pair.judgement.case != "does_not_fit"
-        clauses.append(f"fits {fits} as asked" if ok else f"must fit {_wanted(pair)} but fits {fits}")
-    if same or query.type is None:
-        clauses += [_comparison(check, pair) for check in pair.judgement.checks]
+        clauses.append(_comparison("type", query.type, product.type, same))
+    if same and query.fits:
+        clauses.append(_comparison("fit", _wanted(pair), _fitted(product), pair.judgement.case != "does_not_fit"))
+    elif same or query.type is None:
+        for check in pair.judgement.checks:
+            asked, offered = (_value(check, value, pair) for value in (check.asked, check.offered))
+            clauses.append(_comparison(_slot(check, pair), asked, offered, check.met))
     elif pair.judgement.case != "other_type":
         clauses.append(_link(pair))
-    return clauses + ([] if len(clauses) > 1 else _unasked(pair, same))
+    return clauses
 
 
-def _comparison(check: Check, pair: Pair) -> str:
-    slot = _slot(check, pair)
-    asked, offered = (_value(check, value, pair) for value in (check.asked, check.offered))
-    if check.met and asked == offered:
-        return f"{slot} {asked} matches"
-    if check.met:
-        return f"{slot} {asked} asked and {offered} offered, which agrees"
-    return f"{slot} {asked} asked but {offered} offered"
+def _comparison(slot: str, asked: str, offered: str, met: bool) -> str:
+    return f"{slot} {asked} asked, {offered} offered, {'agrees' if met else 'differs'}"
 
 
 def _link(pair: Pair) -> str:
-    """Say which host the accessory fits against which is asked."""
+    """Say which host the accessory fits, whichever of the two is asked."""
     wanted, product = _wanted(pair), pair.product
     if product.fits:
-        return f"made for {' '.join(product.fits[1:])}" + (f" while {wanted} is asked" if wanted else "")
-    offered = f"{product.brand} {product.attributes['model']}"
-    return f"the part is for {wanted} and this is {offered}" if wanted else f"this is {offered}"
-
-
-def _unasked(pair: Pair, same: bool) -> list[str]:
-    if pair.query.type is None:
-        return []
-    return ["no brand, size or colour is asked"] if same else [f"this one is by {pair.product.brand}"]
+        return f"made for {_fitted(product)}" + (f" and {wanted} asked" if wanted else "")
+    return f"{_named(product)} offered" + (f" and made for {wanted} asked" if wanted else "")

@@ -63,16 +63,17 @@ def test_each_side_has_the_prompt_of_its_own_perspective(table: pa.Table) -> Non
     assert table["split"].to_pylist() == ["train", "dev"] and table.schema.equals(PREFERENCE)
 
 
-def scored(table: pa.Table, folder: Path) -> dict[str, tuple[float, float]]:
-    scorer = ReferenceScorer(str(folder), 1024, "fp32", 1)
+def scored(table: pa.Table, folder: Path, share: bool = True) -> dict[str, tuple[float, float]]:
+    scorer = ReferenceScorer(str(folder), 1024, share, "fp32", 1)
     batch = {name: np.asarray(table[name].to_pylist(), dtype=object) for name in table.column_names}
     out = scorer(batch)
     sides = zip(out["chosen_logprob"].tolist(), out["rejected_logprob"].tolist(), strict=True)
     return dict(zip(out["preference_id"], sides, strict=True))
 
 
-def test_reference_columns_equal_a_live_computation(table: pa.Table, llama_folder: Path) -> None:
-    filled = fill_reference(table, scored(table, llama_folder)).to_pylist()
+@pytest.mark.parametrize("share", [True, False])
+def test_reference_columns_equal_a_live_computation(table: pa.Table, llama_folder: Path, share: bool) -> None:
+    filled = fill_reference(table, scored(table, llama_folder, share)).to_pylist()
     model = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32).eval()
     tokenizer = AnswerTask.tokenizer(task(llama_folder, llama_folder))
     for row in filled:
@@ -106,7 +107,7 @@ def test_before_training_every_margin_is_zero(table: pa.Table, llama_folder: Pat
     dpo = task(tmp_path, llama_folder)
     model = dpo.build().eval()
     batch = dpo.collate(dpo.dev_rows()[0:2])
-    assert batch["units"] == 2 and batch["input_ids"].shape[0] == 4
+    assert batch["units"] == 2 and batch["input_ids"].shape[0] == 2
     found = dpo.predict(model, batch)
     assert [r["margin"] for r in found] == pytest.approx([0, 0], abs=1e-4)
     figures = dpo.summarise(found)
@@ -125,10 +126,9 @@ def test_normalising_divides_both_models_by_the_answers_length(
     plain, per_token = task(tmp_path, llama_folder), task(tmp_path, llama_folder, length_normalised=True)
     model = plain.build().eval()
     batch = plain.collate(rows)
-    counts = (batch["labels"][:, 1:] != IGNORED).sum(1).tolist()
     from teacher.losses import sequence_logprobs
 
-    sums = sequence_logprobs(model, batch)[0].tolist()
+    sums, counts = (values.tolist() for values in sequence_logprobs(model, batch))
     expected = [0.1 * ((sums[i] + 10) / counts[i] - (sums[i + 2] + 20) / counts[i + 2]) for i in range(2)]
     assert [r["margin"] for r in per_token.predict(model, batch)] == pytest.approx(expected, abs=1e-4)
     whole = [0.1 * ((sums[i] + 10) - (sums[i + 2] + 20)) for i in range(2)]

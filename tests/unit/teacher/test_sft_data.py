@@ -10,7 +10,6 @@ import pytest
 
 from cluster.config import TrainSettings
 from cluster.errors import UserError
-from cluster.rows import write_rows
 from cluster.storage import write_table
 from mpcot.config import (
     PerspectiveSettings,
@@ -22,7 +21,8 @@ from mpcot.labels import load_scheme
 from mpcot.records import ANSWER, PAIR, SEED
 from mpcot.sources.config import LabelSettings
 from teacher.config import Full, SftSettings, SftStage
-from teacher.sft import EXAMPLE, SftTask, check_labels, collect_examples, hold_out
+from teacher.sft import EXAMPLE, SftTask, check_labels, collect_examples, hold_out, to_sequences
+from teacher.tokens import verdict_tokens
 
 SPLITS = ("train", "dev", "test", "train")
 
@@ -135,12 +135,18 @@ def test_adding_rows_moves_no_query_between_the_parts() -> None:
     assert before <= after
 
 
+def test_answers_of_a_pair_share_a_sequence() -> None:
+    table = examples("ESCIE").set_column(0, "pair_id", pa.array(["p1", "p2", "p2", "p2", "p3"]))
+    assert [len(row["answers"]) for row in to_sequences(table, 8).to_pylist()] == [1, 3, 1]
+    assert [len(row["prompts"]) for row in to_sequences(table, 2).to_pylist()] == [1, 2, 1, 1]
+    assert [row["pair_id"] for row in to_sequences(table, 1).to_pylist()] == ["p1", "p2", "p2", "p2", "p3"]
+
+
 def test_the_loss_is_a_mean_over_answer_tokens(tmp_path: Path, llama_folder: Path) -> None:
     """Two micro batches of unlike length give the same mean as one batch of all."""
     said = ["It is a drill.\nVerdict: E", "The shopper wants a drill, and this case only holds one.\nVerdict: C"]
-    rows = [dict.fromkeys(EXAMPLE.names, "x") | {"prompt": "Query: drill " * n, "answer": a}
+    rows = [{"pair_id": f"p{n}", "prompts": ["Query: drill " * n], "answers": [a]}
             for n, a in enumerate(said * 2, start=1)]  # fmt: skip
-    write_rows(tmp_path / "train.arrow", pa.Table.from_pylist(rows, EXAMPLE))
     task = SftTask(TrainSettings(precision="fp32"), 1, str(tmp_path), str(llama_folder), Full(), 200)
     model = task.build()
     whole = task.collate(rows)
@@ -152,3 +158,18 @@ def test_the_loss_is_a_mean_over_answer_tokens(tmp_path: Path, llama_folder: Pat
     assert summed == pytest.approx(total.item(), rel=1e-5)
     dev = task.summarise([r for part in parts for r in task.predict(model, part)])
     assert dev["loss"] == pytest.approx(total.item() / whole["units"], rel=1e-5)
+
+
+def test_a_verdict_weight_counts_in_loss_and_units(tmp_path: Path, llama_folder: Path) -> None:
+    rows = [{"pair_id": "p", "prompts": ["Query: drill", "Query: red drill"], "answers": ["Yes.\nVerdict: E"] * 2}]
+    plain, heavy = (
+        SftTask(TrainSettings(precision="fp32"), 1, str(tmp_path), str(llama_folder), Full(), 200, weight)
+        for weight in (1.0, 4.0)
+    )
+    model = plain.build()
+    batches = [task.collate(rows) for task in (plain, heavy)]
+    verdicts = 2 * verdict_tokens(plain.tokenizer(), "Yes.\nVerdict: E")
+    assert batches[1]["units"] == batches[0]["units"] + 3 * verdicts
+    losses = [task.loss(model, batch)[0].item() for task, batch in zip((plain, heavy), batches, strict=True)]
+    assert losses[0] < losses[1] < 4 * losses[0]
+    assert plain.predict(model, batches[0]) == heavy.predict(model, batches[1])

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mpcot.prompts import answer
-from teacher.losses import answer_logprobs, preference_loss, sequence_logprobs
-from teacher.tokens import IGNORED, encode, pad
+from teacher.losses import answer_logprobs, preference_loss, sequence_logprobs, verdict_weights
+from teacher.tokens import IGNORED, PADDING, Example, encode, pad, share
 from tests.tiny_llama import tiny_llama_tokenizer
 
 TOKENIZER = tiny_llama_tokenizer()
@@ -22,6 +22,11 @@ TEXTS = [
     ("Why?", answer("The shopper wants to drill holes; this does exactly that, with two batteries.", "S")),
 ]
 EXAMPLES = [encode(TOKENIZER, prompt, said, 200) for prompt, said in TEXTS]
+
+
+def batch_of(examples: list[Example]) -> dict[str, Any]:
+    """One sequence per answer."""
+    return pad([share([e], [n]) for n, e in enumerate(examples)], TOKENIZER.pad_token_id)
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +43,14 @@ def by_hand(model: Any, example: tuple[list[int], list[int]]) -> list[float]:
 
 
 def test_answer_logprobs_are_those_of_the_full_logits(model: Any) -> None:
-    logprobs, rows = answer_logprobs(model, pad(EXAMPLES, TOKENIZER.pad_token_id))
+    logprobs, rows = answer_logprobs(model, batch_of(EXAMPLES))
     for row, example in enumerate(EXAMPLES):
         assert logprobs[rows == row].tolist() == pytest.approx(by_hand(model, example), abs=1e-5)
     assert rows.tolist() == sorted(rows.tolist())
 
 
 def test_only_answer_tokens_are_counted(model: Any) -> None:
-    batch = pad(EXAMPLES, TOKENIZER.pad_token_id)
+    batch = batch_of(EXAMPLES)
     sums, counts = sequence_logprobs(model, batch)
     assert counts.tolist() == [len(TOKENIZER.encode(said)) + 1 for _, said in TEXTS]
     assert sums.tolist() == pytest.approx([sum(by_hand(model, e)) for e in EXAMPLES], abs=1e-4)
@@ -55,25 +60,71 @@ def test_only_answer_tokens_are_counted(model: Any) -> None:
     assert sums[1] == 0 and counts[1] == 0 and sums[0] != 0
 
 
+SHARED_PROMPT = "Query: red drill\nProduct: a case for drills\n\n"
+PAIR = [
+    encode(TOKENIZER, SHARED_PROMPT + question, said, 200)
+    for question, said in (
+        ("What does the shopper want?", answer("To drill holes, and a case does not.", "C")),
+        ("Compare size and colour.", answer("Red is asked.", "S")),
+        ("Compare size and colour.", answer("No colour is offered, though red is asked for.", "C")),
+    )
+]
+
+
+def test_the_verdicts_tokens_weigh_more_wherever_an_answer_lies() -> None:
+    owners = torch.tensor([1, 1, 1, 1, 0, 0, 0, 2, 2])
+    found = verdict_weights(owners, torch.tensor([1, 2, 0]), 5.0)
+    assert found.tolist() == [1, 5, 5, 1, 1, 5, 1, 1, 1], "the last token of an answer ends the text"
+
+
+@pytest.mark.parametrize("loading", ["sdpa", "eager"])
+def test_answers_that_share_their_prompt_score_as_they_do_alone(llama_folder: Path, loading: str) -> None:
+    """Values and gradients, whatever the neighbours and the padding."""
+    found = []
+    for sequences in (
+        [share([example], [n]) for n, example in enumerate([*PAIR, *EXAMPLES])],
+        [share(PAIR, [0, 1, 2]), share(EXAMPLES[:1], [3]), share(EXAMPLES[1:], [4, 5])],
+    ):
+        trained = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32, attn_implementation=loading)
+        batch = pad(sequences, TOKENIZER.pad_token_id)
+        sums, counts = sequence_logprobs(trained, batch)
+        (sums / counts).sum().backward()
+        grads = torch.cat([p.grad.flatten() for p in trained.parameters() if p.grad is not None])
+        found.append((batch["input_ids"].numel(), sums.detach(), counts, grads))
+    (alone_size, alone, alone_counts, alone_grads), (size, sums, counts, grads) = found
+    assert size < alone_size
+    assert counts.tolist() == alone_counts.tolist()
+    assert torch.allclose(sums, alone, atol=1e-4)
+    assert torch.allclose(grads, alone_grads, atol=1e-5, rtol=1e-4)
+
+
+def test_an_answer_does_not_see_another_of_its_sequence(model: Any) -> None:
+    batch = pad([share(PAIR, [0, 1, 2])], TOKENIZER.pad_token_id)
+    before = sequence_logprobs(model, batch)[0]
+    noise = {**batch, "input_ids": torch.where(batch["branches"] == 2, 77, batch["input_ids"])}
+    after = sequence_logprobs(model, noise)[0]
+    assert torch.allclose(before[[0, 2]], after[[0, 2]], atol=1e-5) and before[1] != after[1]
+
+
 def test_an_example_does_not_depend_on_its_neighbours(model: Any) -> None:
-    together = sequence_logprobs(model, pad(EXAMPLES, TOKENIZER.pad_token_id))[0]
+    together = sequence_logprobs(model, batch_of(EXAMPLES))[0]
     for place, example in enumerate(EXAMPLES):
-        alone = sequence_logprobs(model, pad([example], TOKENIZER.pad_token_id))[0]
+        alone = sequence_logprobs(model, batch_of([example]))[0]
         assert alone.item() == pytest.approx(together[place].item(), abs=1e-4)
-    noise = pad(EXAMPLES, TOKENIZER.pad_token_id)
-    noise["input_ids"][noise["attention_mask"] == 0] = 77
+    noise = batch_of(EXAMPLES)
+    noise["input_ids"][noise["branches"] == PADDING] = 77
     assert torch.allclose(sequence_logprobs(model, noise)[0], together, atol=1e-4)
 
 
 def test_a_first_token_without_a_predecessor_is_not_predicted(model: Any) -> None:
-    logprobs, _ = answer_logprobs(model, pad([([5, 6, 7], [5, 6, 7])], 0))
+    logprobs, _ = answer_logprobs(model, batch_of([([5, 6, 7], [5, 6, 7])]))
     assert len(logprobs) == 2
     assert torch.isfinite(logprobs).all() and (logprobs < 0).all()
 
 
 def test_gradients_reach_the_model_from_answers_only(llama_folder: Path) -> None:
     trained = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32)
-    batch = pad(EXAMPLES, TOKENIZER.pad_token_id)
+    batch = batch_of(EXAMPLES)
     answer_logprobs(trained, batch)[0].sum().backward()
     grads = {name: p.grad for name, p in trained.named_parameters()}
     assert all(g is not None and g.abs().sum() > 0 for g in grads.values())

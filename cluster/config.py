@@ -66,5 +66,9 @@ class TrainSettings(Settings):
     gradient_checkpointing: bool = False
     checkpoint_every_steps: PositiveInt = 100
     evaluate_every_epochs: PositiveInt = 1
-    length_buckets: bool = Field(True, description="batch rows of like length; less padding, same rows")
+    length_buckets: NonNegativeInt = Field(
+        8,
+        description="global batches over which rows of like length are put together, for less padding; 1 sorts within "
+        "a batch only and leaves every batch a fair sample, 0 sorts nothing",
+    )
     workers: Workers = Workers()

@@ -70,8 +70,8 @@ class TrainTask(ABC):
 def epoch_batches(lengths: list[int], settings: TrainSettings, seed: int, epoch: int) -> list[list[int]]:
     """Return the epoch's global batches as row numbers: the same for any number of workers.
 
-    Rows are shuffled; with `length_buckets`, rows of like length are put together within windows of
-    50 batches and the batches shuffled again. The last batch is filled from the epoch's first rows.
+    Rows are shuffled; with `length_buckets`, rows of like length are put together within windows of so
+    many batches and the batches shuffled again. The last batch is filled from the epoch's first rows.
     """
     import numpy as np
 
@@ -80,8 +80,8 @@ def epoch_batches(lengths: list[int], settings: TrainSettings, seed: int, epoch:
     size = settings.global_batch
     if short := -len(order) % size:
         order = np.concatenate([order, np.resize(order, short)])
-    if settings.length_buckets:
-        windows = np.split(order, range(size * 50, len(order), size * 50))
+    if window := size * settings.length_buckets:
+        windows = np.split(order, range(window, len(order), window))
         sizes = np.asarray(lengths)
         order = np.concatenate([w[np.argsort(sizes[w], kind="stable")] for w in windows])
     batches = order.reshape(-1, size)

@@ -95,6 +95,9 @@ class Loop:
             config=self.plan,
             dist_init_required=False,
         )
+        if self.world == 1 and not self.settings.zero_stage:
+            # One worker has nothing to average: DeepSpeed would copy all gradients out and back at every step.
+            engine.enable_backward_allreduce = False
         return engine
 
     def restore(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from cluster.config import Settings, TrainSettings
 from mpcot.config import (
@@ -28,9 +28,12 @@ class Lora(Settings):
 
 
 class Full(Settings):
-    """All weights are trained."""
+    """All weights are trained, or those of the upper layers."""
 
     kind: Literal["full"] = "full"
+    frozen_layers: NonNegativeInt = Field(
+        0, description="first layers that stay as they are, the embeddings too: no backward pass, no optimizer state"
+    )
 
 
 Tuning = Annotated[Lora | Full, Field(discriminator="kind")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.errors import UserError
 from teacher.config import Lora, Tuning
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def load_trainable(model: str, tuning: Tuning, dtype: str = "float32") -> nn.Mod
 
     base = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), trust_remote_code=False)
     if not isinstance(tuning, Lora):
+        _freeze(base, tuning.frozen_layers)
         return base
     from peft import LoraConfig, get_peft_model
 
@@ -40,6 +42,21 @@ def load_trainable(model: str, tuning: Tuning, dtype: str = "float32") -> nn.Mod
         task_type="CAUSAL_LM",
     )
     return get_peft_model(base, config)
+
+
+def _freeze(model: Any, count: int) -> None:
+    """Keep the embeddings and the first `count` layers from training.
+
+    Raises:
+        UserError: the model has no more layers than that.
+    """
+    if not count:
+        return
+    layers = getattr(model.get_decoder(), "layers", ())
+    if count >= len(layers):
+        raise UserError(f"sft.tuning.frozen_layers {count}: the model has {len(layers)} layers, one must be trained.")
+    for part in (model.get_input_embeddings(), *layers[:count]):
+        part.requires_grad_(False)
 
 
 def save_merged(model: str, tuning: Tuning, state: dict[str, Tensor], folder: Path) -> None:

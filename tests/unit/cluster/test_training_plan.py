@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -70,9 +70,9 @@ def test_fp32_is_not_bf16() -> None:
     assert deepspeed_config(settings(), "fp32")["bf16"] == {"enabled": False}
 
 
-@pytest.mark.parametrize("buckets", [True, False])
+@pytest.mark.parametrize("buckets", [0, 1, 8])
 @pytest.mark.parametrize("rows", [160, 16, 161, 175, 3, 1])
-def test_every_row_is_in_an_epoch_and_only_the_filling_twice(rows: int, buckets: bool) -> None:
+def test_every_row_is_in_an_epoch_and_only_the_filling_twice(rows: int, buckets: int) -> None:
     batches = epoch_batches(list(range(rows)), settings(length_buckets=buckets), seed=1, epoch=0)
     assert {len(batch) for batch in batches} == {16}
     counts = Counter(chain.from_iterable(batches))
@@ -98,11 +98,14 @@ def test_epochs_and_seeds_shuffle_anew() -> None:
 def test_buckets_put_like_lengths_together_but_do_not_sort_the_epoch() -> None:
     lengths = np.random.default_rng(3).integers(1, 1000, 640).tolist()
 
-    def padding(bucketed: bool) -> int:
-        batches = epoch_batches(lengths, settings(length_buckets=bucketed), 1, 0)
+    def padding(buckets: int) -> int:
+        batches = epoch_batches(lengths, settings(length_buckets=buckets), 1, 0)
         return sum(max(lengths[i] for i in b) * len(b) - sum(lengths[i] for i in b) for b in batches)
 
-    assert padding(True) < 0.1 * padding(False)
+    assert padding(40) < 0.1 * padding(0) and padding(8) < 0.3 * padding(0)
+    assert padding(1) == padding(0), "the batches themselves stay as drawn"
+    in_order = epoch_batches(lengths, settings(length_buckets=1), 1, 0)
+    assert all(lengths[a] <= lengths[b] for batch in in_order for a, b in pairwise(batch))
     longest = [max(lengths[i] for i in b) for b in epoch_batches(lengths, settings(), 1, 0)]
     assert longest != sorted(longest)
 

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cluster.errors import UserError
 from teacher.config import Full, Lora, Tuning
 from teacher.model import load_tokenizer, load_trainable, save_merged
 from tests.tiny_llama import tiny_llama
@@ -44,7 +45,7 @@ def logits(model: Any) -> torch.Tensor:
         return model.eval()(input_ids=IDS).logits
 
 
-@pytest.mark.parametrize("tuning", [LORA, Full()], ids=["lora", "full"])
+@pytest.mark.parametrize("tuning", [LORA, Full(), Full(frozen_layers=1)], ids=["lora", "full", "frozen"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_the_folder_answers_as_the_trained_model(
     llama_folder: Path, untied: Path, tmp_path: Path, tuning: Tuning, tied: bool
@@ -58,6 +59,16 @@ def test_the_folder_answers_as_the_trained_model(
     assert not torch.allclose(logits(again), logits(before), atol=1e-2)
     same = again.get_input_embeddings().weight.data_ptr() == again.get_output_embeddings().weight.data_ptr()
     assert same is tied
+
+
+def test_frozen_layers_keep_their_weights_and_have_no_gradients(llama_folder: Path) -> None:
+    model = load_trainable(str(llama_folder), Full(frozen_layers=1))
+    model(input_ids=IDS, labels=IDS).loss.backward()
+    learnt = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert learnt == {name for name, p in model.named_parameters() if p.requires_grad}
+    assert all(name.startswith(("model.layers.1.", "model.norm")) for name in learnt) and len(learnt) > 5
+    with pytest.raises(UserError, match=r"frozen_layers 2: the model has 2 layers"):
+        load_trainable(str(llama_folder), Full(frozen_layers=2))
 
 
 def test_nothing_of_the_adapters_is_left_in_the_folder(llama_folder: Path, tmp_path: Path) -> None:

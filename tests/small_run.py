@@ -29,8 +29,8 @@ missing_labels = "warn"
 [sft.train]
 epochs = 2
 learning_rate = 5e-3
-global_batch = 16
-micro_batch = 16
+global_batch = 6
+micro_batch = 6
 precision = "fp32"
 checkpoint_every_steps = 2
 

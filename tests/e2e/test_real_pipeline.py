@@ -22,7 +22,6 @@ SMALL: dict[str, Any] = {
     "samples.pairs_per_split": 10,
     "sft.max_rows": 96,
     "sft.train.epochs": 1,
-    "sft.train.learning_rate": 0.002,
     "sft.missing_labels": "warn",
     "preferences.max_rows": 24,
     "dpo.train.learning_rate": 0.001,

@@ -155,7 +155,7 @@ class AnswerTask(TrainTask):
 class SftTask(AnswerTask):
     """Next-token loss on answers; units are answer tokens, each as often as it weighs."""
 
-    verdict_weight: float = 1.0
+    verdict_weight: float
 
     def length(self, row: Row) -> int:
         return len(row["prompts"][0]) + sum(map(len, row["answers"]))

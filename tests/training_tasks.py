@@ -40,7 +40,7 @@ def sft_task(folder: Path, model: Path, train: TrainSettings, tuning: Tuning | N
     """A supervised training whose rows lie in `folder`."""
     write_rows(folder / "train.arrow", to_sequences(examples(30), 1))
     write_rows(folder / "dev.arrow", to_sequences(examples(9, start=1000), 1))
-    return SftTask(train, 5, str(folder), str(model), tuning or Full(), 128)
+    return SftTask(train, 5, str(folder), str(model), tuning or Full(), 128, 1.0)
 
 
 def lora_with_dropout() -> Lora:

@@ -147,7 +147,7 @@ def test_the_loss_is_a_mean_over_answer_tokens(tmp_path: Path, llama_folder: Pat
     said = ["It is a drill.\nVerdict: E", "The shopper wants a drill, and this case only holds one.\nVerdict: C"]
     rows = [{"pair_id": f"p{n}", "prompts": ["Query: drill " * n], "answers": [a]}
             for n, a in enumerate(said * 2, start=1)]  # fmt: skip
-    task = SftTask(TrainSettings(precision="fp32"), 1, str(tmp_path), str(llama_folder), Full(), 200)
+    task = SftTask(TrainSettings(precision="fp32"), 1, str(tmp_path), str(llama_folder), Full(), 200, 1.0)
     model = task.build()
     whole = task.collate(rows)
     assert whole["units"] == sum(len(task.tokenizer().encode(a)) + 1 for a in said * 2)

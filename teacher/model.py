@@ -54,7 +54,7 @@ def _freeze(model: Any, count: int) -> None:
         return
     layers = getattr(model.get_decoder(), "layers", ())
     if count >= len(layers):
-        raise UserError(f"sft.tuning.frozen_layers {count}: the model has {len(layers)} layers, one must be trained.")
+        raise UserError(f"tuning.frozen_layers {count}: the model has {len(layers)} layers, one must be trained.")
     for part in (model.get_input_embeddings(), *layers[:count]):
         part.requires_grad_(False)
 

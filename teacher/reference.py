@@ -26,6 +26,7 @@ from mpcot.prompts import answer, messages, render
 from mpcot.records import PREFERENCE
 from teacher.config import PreferenceStage
 from teacher.model import load_tokenizer
+from teacher.tokens import encode, pad, share
 
 SIDES = ("chosen", "rejected")
 ANSWER_COLUMNS = ["pair_id", "perspective", "sample", "rationale", "verdict", "logprobs"]
@@ -181,20 +182,11 @@ class ReferenceScorer:
 
 def collate_preferences(tokenizer: Any, rows: list[dict[str, Any]], max_tokens: int, share_prompts: bool) -> Any:
     """Return a batch of both answers of each row; answer i is row i's chosen one, answer len(rows) + i its rejected."""
-    from teacher.tokens import encode, pad, share
-
-    examples = {
-        (place, side): encode(tokenizer, row[f"{side}_prompt"], row[side], max_tokens)
-        for side in SIDES
-        for place, row in enumerate(rows)
-    }
-    numbers = {key: number for number, key in enumerate(examples)}
-    if share_prompts:
-        groups = [[(place, side) for side in SIDES] for place in range(len(rows))]
-    else:
-        groups = [[key] for key in examples]
-    joined = [share([examples[key] for key in keys], [numbers[key] for key in keys]) for keys in groups]
-    return pad(joined, tokenizer.pad_token_id)
+    examples = [encode(tokenizer, row[f"{side}_prompt"], row[side], max_tokens) for side in SIDES for row in rows]
+    count = len(rows)
+    groups = [(i, count + i) for i in range(count)] if share_prompts else [(i,) for i in range(len(examples))]
+    sequences = [share([examples[number] for number in group], group) for group in groups]
+    return pad(sequences, tokenizer.pad_token_id)
 
 
 def read_preferences(folder: Path) -> pa.Table:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
@@ -189,13 +188,8 @@ class SftTask(AnswerTask):
     def predict(self, model: Any, batch: dict[str, Any]) -> list[Row]:
         from teacher.losses import sequence_logprobs
 
-        sums, counts = sequence_logprobs(model, batch)
-        nlls, tokens = np.asarray((-sums).tolist()), np.asarray(counts.tolist())
-        starts = np.cumsum([0, *batch["answers"][:-1]])
-        return [
-            {"nll": float(nll), "tokens": int(count)}
-            for nll, count in zip(np.add.reduceat(nlls, starts), np.add.reduceat(tokens, starts), strict=True)
-        ]
+        by_row = [values.split_with_sizes(batch["answers"]) for values in sequence_logprobs(model, batch)]
+        return [{"nll": -float(sums.sum()), "tokens": int(counts.sum())} for sums, counts in zip(*by_row, strict=True)]
 
     def summarise(self, records: list[Row]) -> dict[str, float]:
         tokens = sum(r["tokens"] for r in records)

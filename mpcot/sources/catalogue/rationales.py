@@ -98,19 +98,21 @@ def _asked(pair: Pair) -> str:
 def _offered(pair: Pair) -> str:
     """Return the product as a phrase with the same points, or with what links it to another type."""
     query, product = pair.query, pair.product
-    if query.type not in (None, product.type):
-        return f"{_a(product.type)} for {_fitted(product)}" if product.fits else _a(product.type, _named(product))
-    if query.fits:
+    other_type = query.type not in (None, product.type)
+    if product.fits and (other_type or query.fits):
         return f"{_a(product.type)} for {_fitted(product)}"
+    if other_type:
+        return _a(product.type, _named(product))
     return _a(product.type, *(check.offered for check in pair.judgement.checks if check.offered != "none"))
 
 
 def _fitted(product: Product) -> str:
-    return " ".join(product.fits[1:]) if product.fits else "any"
+    assert product.fits is not None
+    return " ".join(product.fits[1:])
 
 
 def _named(product: Product) -> str:
-    return f"{product.brand} {product.attributes.get('model', '')}".strip()
+    return f"{product.brand} {product.attributes['model']}"
 
 
 def _comparisons(pair: Pair) -> list[str]:

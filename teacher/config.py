@@ -52,7 +52,9 @@ class SftSettings(Settings):
         1.0, description="weight of the verdict's tokens in the loss; a rationale's tokens weigh 1"
     )
     answers_per_sequence: PositiveInt = Field(
-        8, description="answers of one pair that share a sequence and the beginning of their prompts; 1 shares nothing"
+        8,
+        description="answers of one pair that share a sequence and the beginning of their prompts; 1 shares nothing. "
+        "`train.global_batch` and `train.micro_batch` count sequences",
     )
     held_out_share: float = Field(0.1, gt=0, lt=0.9, description="share of the training queries that judge the loss")
     dev_rows: PositiveInt = Field(200, description="at most so many held-out answers judge the loss")

@@ -189,7 +189,9 @@ class SftTask(AnswerTask):
         from teacher.losses import sequence_logprobs
 
         by_row = [values.split_with_sizes(batch["answers"]) for values in sequence_logprobs(model, batch)]
-        return [{"nll": -float(sums.sum()), "tokens": int(counts.sum())} for sums, counts in zip(*by_row, strict=True)]
+        return [
+            {"nll": -sums.sum().item(), "tokens": counts.sum().item()} for sums, counts in zip(*by_row, strict=True)
+        ]
 
     def summarise(self, records: list[Row]) -> dict[str, float]:
         tokens = sum(r["tokens"] for r in records)

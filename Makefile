@@ -2,13 +2,17 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --no-compile
 INSTALLED := $(VENV)/.installed
+TOOLS := $(VENV)/.tools
 MODELS := models/smollm2-135m-instruct/config.json models/all-minilm-l6-v2/config.json
 RUN := runs/demo
 # Torch's CPU build comes from pip's own configuration or from the index named here, where one is needed.
 PIP_FLAGS ?=
+# The install compiles nothing; what is imported is compiled at its first import, and that must be kept.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup tools demo test check bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -18,10 +22,16 @@ setup: $(INSTALLED) $(MODELS) ## make .venv, install, bring the two small models
 $(INSTALLED): pyproject.toml
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	@echo "installing (some minutes; log in $(VENV)/install.log)"
-	@$(BIN)/python -m pip install --no-compile $(PIP_FLAGS) -e '.[cpu,dev]' > $(VENV)/install.log 2>&1 || (tail -20 $(VENV)/install.log; exit 1)
+	@$(PIP) $(PIP_FLAGS) -e '.[cpu]' > $(VENV)/install.log 2>&1 || (tail -20 $(VENV)/install.log; exit 1)
 	@# vLLM asks for these; builds that do not match a CPU torch break `import transformers`, and text needs none.
 	@for name in torchvision torchaudio torchcodec; do \
 	  $(BIN)/python -c "import $$name" > /dev/null 2>&1 || $(BIN)/python -m pip uninstall --yes --quiet $$name > /dev/null 2>&1; done
+	@touch $@
+
+tools: setup $(TOOLS) ## the same, and what tests and checks need
+
+$(TOOLS): $(INSTALLED)
+	@$(PIP) $(PIP_FLAGS) -e '.[cpu,dev]' >> $(VENV)/install.log 2>&1 || (tail -20 $(VENV)/install.log; exit 1)
 	@touch $@
 
 models/%/config.json: | $(INSTALLED)
@@ -31,15 +41,15 @@ demo: setup ## run the whole pipeline on small real models, serve the student, s
 	@$(BIN)/broadfast run workflows/configs/demo.toml
 	@$(BIN)/python -m workflows.demo $(RUN)
 
-test: setup ## run the default tests
+test: tools ## run the default tests
 	@$(BIN)/python -m pytest
 
-check: setup ## formatter, linter, type checker
+check: tools ## formatter, linter, type checker
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-bench: setup ## run every benchmark
+bench: tools ## run every benchmark
 	@for file in $(filter-out benchmarks/results.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$file || exit 1; done
 
 clean: ## remove runs and caches; keeps .venv and models

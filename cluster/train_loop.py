@@ -79,6 +79,10 @@ class Loop:
         import deepspeed
         from transformers import get_scheduler
 
+        # On a CPU, DeepSpeed would compile an all-reduce kernel of its own: a minute at every user's first start,
+        # and a failure where there is no compiler. Gloo needs none.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
         torch.manual_seed(self.task.seed)
         model: Any = self.task.build()
         if self.settings.gradient_checkpointing:

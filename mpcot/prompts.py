@@ -19,8 +19,8 @@ Message = dict[str, str]
 
 def system_text(scheme: Scheme) -> str:
     """Return the task and the labels' meanings."""
-    lines = [f"{label.code} = {label.name}: {label.meaning}." for label in scheme.labels]
-    return "Judge how well the product answers the shopper's query.\n" + "\n".join(lines)
+    lines = [f"{label.code} = {label.name}: {label.meaning}" for label in scheme.labels]
+    return "Judge how well the product answers the query.\n" + "\n".join(lines)
 
 
 def pair_text(pair: Mapping[str, Any], description_chars: int = 0) -> str:

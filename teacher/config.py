@@ -48,6 +48,9 @@ class SftSettings(Settings):
         ("teacher", "seed"), description="rationales the teacher wrote itself, and those the source brought"
     )
     max_rows: PositiveInt | None = None
+    label_ratio: float | None = Field(
+        None, ge=1, description="at most so many times as many answers of a label as of the rarest; empty keeps all"
+    )
     verdict_weight: PositiveFloat = Field(
         1.0, description="weight of the verdict's tokens in the loss; a rationale's tokens weigh 1"
     )

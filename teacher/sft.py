@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ def run(config: SftStage, folder: StageFolder) -> None:
     missing = check_labels(examples, load_scheme(config.labels.scheme), config.sft.missing_labels)
     train, dev = hold_out(examples, config.sft.held_out_share, config.seed, config.sft.dev_rows)
     settings = config.sft
+    used = cap_labels(train, settings.label_ratio, config.seed)
+    beyond, train = len(train) - len(used), used
     write_rows(folder.path / "train.arrow", to_sequences(train, settings.answers_per_sequence))
     write_rows(folder.path / "dev.arrow", to_sequences(dev, settings.answers_per_sequence))
     task = SftTask(
@@ -45,7 +48,7 @@ def run(config: SftStage, folder: StageFolder) -> None:
     )  # fmt: skip
     result = run_training(task, folder.path, "sft")
     origins = {str(v["values"]): v["counts"] for v in train["origin"].value_counts().to_pylist()}
-    figures: dict[str, Any] = {"origins": origins, "labels_without_rationale": missing}
+    figures: dict[str, Any] = {"origins": origins, "labels_without_rationale": missing, "beyond_label_ratio": beyond}
     figures |= {"dev_loss_before": result.dev(0).get("loss"), "dev_loss_after": result.dev(-1).get("loss")}
     folder.finish({"train": len(train), "dev": len(dev)}, figures)
 
@@ -120,6 +123,26 @@ def hold_out(examples: pa.Table, share: float, seed: int, most: int) -> tuple[pa
     held = pc.is_in(examples["query_id"], pa.array(queries[:count], pa.string()))
     train = examples.filter(pc.invert(held))
     return train, examples.filter(held).slice(0, most)
+
+
+def cap_labels(examples: pa.Table, ratio: float | None, seed: int) -> pa.Table:
+    """Leave out whole pairs of the frequent labels, drawn by a hash, until `ratio` holds.
+
+    A label may have at most `ratio` times as many answers as the rarest that occurs. Order is kept.
+    """
+    if ratio is None or not len(examples):
+        return examples
+    by_pair = Counter(zip(examples["pair_id"].to_pylist(), examples["verdict"].to_pylist(), strict=True))
+    answers: Counter[str] = Counter()
+    for (_, verdict), count in by_pair.items():
+        answers[verdict] += count
+    room = dict.fromkeys(answers, ratio * min(answers.values()))
+    kept = set()
+    for pair_id, verdict in sorted(by_pair, key=lambda pair: xxhash.xxh3_64_intdigest(f"{seed}/{pair[0]}".encode())):
+        if by_pair[pair_id, verdict] <= room[verdict]:
+            room[verdict] -= by_pair[pair_id, verdict]
+            kept.add(pair_id)
+    return examples.filter(pc.is_in(examples["pair_id"], pa.array(sorted(kept), pa.string())))
 
 
 @dataclass

@@ -34,6 +34,7 @@ class CatalogueSource(AnySource):
     kind: Literal["catalogue"] = "catalogue"
     world_seed: int = Field(5, description="makes another shop; the run's seed does not")
     pairs: PositiveInt = Field(720, description="judged pairs to generate")
+    categories: PositiveInt | None = Field(None, description="only so many kinds of product, their accessories apart")
     products_per_query: PositiveInt = Field(6, description="mean number of judged products of one query")
     hard_share: Share = Field(0.5, description="share of S, C and I products that look alike")
     seed_rationale_share: Share = Field(0.5, description="share of the training pairs with seed rationales")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.errors import UserError
 from mpcot.sources.catalogue.judge import Judgement, Query, judge
@@ -26,18 +26,22 @@ class Pair:
     hard: bool
 
 
-def make_pairs(count: int, products_per_query: int, hard_share: float, seed: int) -> list[Pair]:
+def make_pairs(
+    count: int, products_per_query: int, hard_share: float, seed: int, categories: int | None = None
+) -> list[Pair]:
     """Return `count` pairs; the same arguments give the same pairs in the same order.
 
     Args:
         count: pairs to make.
         products_per_query: mean number of products of one query.
         hard_share: share of the S, C and I products drawn from those whose titles look most like the query.
+        categories: keep the world's first so many categories; None keeps all.
 
     Raises:
         UserError: the invented world has too few queries for `count`.
     """
     world = load_world()
+    world = replace(world, categories=world.categories[:categories])
     products, rng = make_products(world, seed), random.Random(f"pairs/{seed}")
     pairs: list[Pair] = []
     drawn: Counter[str] = Counter()

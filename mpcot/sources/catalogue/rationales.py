@@ -47,7 +47,7 @@ def rationale(pair: Pair, perspective: str) -> str:
 
 
 def _a(noun: str, *before: str) -> str:
-    """Return "a Novaro laptop", "an 8 GB laptop", or "Montaro running shoes" for a plural."""
+    """Return "a Maple laptop", "an 8 GB laptop", or "Summit running shoes" for a plural."""
     phrase = " ".join([*before, noun])
     if _nouns()[noun][0] == noun:
         return phrase
@@ -86,7 +86,7 @@ def _wanted(pair: Pair) -> str:
 
 
 def _asked(pair: Pair) -> str:
-    """Return what the query asks for as a phrase: "a Novaro blue smartphone"."""
+    """Return what the query asks for as a phrase: "a Maple blue smartphone"."""
     query = pair.query
     if query.fits:
         return f"{_a(query.type or '')} for {_wanted(pair)}"

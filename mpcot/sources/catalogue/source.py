@@ -26,7 +26,7 @@ def read_catalogue(source: CatalogueSource, cleaning: Cleaning) -> SourceRows:
             f"{', '.join(cleaning.codes)}. Set labels.scheme to esci, or source.label_map, say "
             f"{{E = {cleaning.codes[0]!r}, ...}}"
         )
-    pairs = make_pairs(source.pairs, source.products_per_query, source.hard_share, source.world_seed)
+    pairs = make_pairs(source.pairs, source.products_per_query, source.hard_share, source.world_seed, source.categories)
     rows = (make_row(i, _raw(pair), cleaning) for i, pair in enumerate(pairs))
     seeds = [_seed(pair, name, cleaning) for pair in pairs for name in PERSPECTIVES]
     return SourceRows(rows_table(rows), pa.Table.from_pylist(seeds, schema=SOURCE_SEED))

@@ -26,11 +26,11 @@ def pairs():
     return make_pairs(SOURCE.pairs, SOURCE.products_per_query, SOURCE.hard_share, SOURCE.world_seed)
 
 
-def phone(brand: str = "Novaro", model: str = "Orbit 5", **more: str) -> Product:
+def phone(brand: str = "Maple", model: str = "Orbit 5", **more: str) -> Product:
     return Product("p1", "smartphone", "", "", {"brand": brand, "model": model, **more})
 
 
-def case_for(brand: str = "Novaro", model: str = "Orbit 5", maker: str = "Cliqo") -> Product:
+def case_for(brand: str = "Maple", model: str = "Orbit 5", maker: str = "Echo") -> Product:
     fits = ("smartphone", brand, model)
     return Product("p2", "phone case", "", "", {"brand": maker, "colour": "black"}, fits)
 
@@ -41,8 +41,8 @@ def asks(type_: str | None, host: str | None = None, fits: tuple[str, str] | Non
     return Query("", type_, points + ((Want("brand", negated, True),) if negated else ()), host, fits)
 
 
-PHONE = {"type_": "smartphone", "brand": "Novaro", "model": "Orbit 5"}
-CASE = {"type_": "phone case", "host": "smartphone", "fits": ("Novaro", "Orbit 5")}
+PHONE = {"type_": "smartphone", "brand": "Maple", "model": "Orbit 5"}
+CASE = {"type_": "phone case", "host": "smartphone", "fits": ("Maple", "Orbit 5")}
 
 
 @pytest.mark.parametrize(
@@ -51,23 +51,23 @@ CASE = {"type_": "phone case", "host": "smartphone", "fits": ("Novaro", "Orbit 5
         (asks("smartphone"), phone(), "E"),
         (asks(**PHONE), phone(), "E"),
         (asks(**PHONE), phone(model="Orbit 4"), "S"),
-        (asks(**PHONE), phone("Kelvix", "Pulse 7"), "S"),  # another brand is one miss, its model no second
+        (asks(**PHONE), phone("Falcon", "Pulse 7"), "S"),  # another brand is one miss, its model no second
         (asks(**PHONE, colour="blue"), phone(colour="black"), "S"),
         (asks(**PHONE, colour="blue"), phone(model="Orbit 4", colour="black"), "I"),
         (asks(**PHONE), case_for(), "C"),
         (asks(**PHONE), case_for(model="Orbit 4"), "I"),
-        (asks(**PHONE), case_for(model="Orbit 4", maker="Novaro"), "I"),
-        (asks("smartphone"), case_for("Kelvix", "Pulse 7"), "C"),
+        (asks(**PHONE), case_for(model="Orbit 4", maker="Maple"), "I"),
+        (asks("smartphone"), case_for("Falcon", "Pulse 7"), "C"),
         (asks(**CASE), case_for(), "E"),
         (asks(**CASE), case_for(model="Orbit 4"), "I"),
         (asks(**CASE), phone(), "C"),
         (asks(**CASE), phone(model="Orbit 4"), "I"),
         (asks("phone case", host="smartphone", colour="red"), case_for(), "S"),
-        (asks("smartphone", no_brand="Novaro"), phone(), "S"),
-        (asks("smartphone", no_brand="Novaro"), phone("Kelvix"), "E"),
-        (asks(None, brand="Novaro"), phone(), "E"),
-        (asks(None, brand="Novaro"), case_for(maker="Cliqo"), "C"),
-        (asks(None, brand="Novaro"), phone("Kelvix"), "I"),
+        (asks("smartphone", no_brand="Maple"), phone(), "S"),
+        (asks("smartphone", no_brand="Maple"), phone("Falcon"), "E"),
+        (asks(None, brand="Maple"), phone(), "E"),
+        (asks(None, brand="Maple"), case_for(maker="Echo"), "C"),
+        (asks(None, brand="Maple"), phone("Falcon"), "I"),
         (asks("laptop"), phone(), "I"),
         (asks("laptop"), case_for(), "I"),
     ],

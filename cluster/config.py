@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 
 class Settings(BaseModel):
@@ -45,6 +45,9 @@ class Workers(Resources):
     max_failures: NonNegativeInt = Field(2, description="restarts of a training whose worker died")
 
 
+DevFigure = Literal["loss", "macro_f1", "accuracy", "margin"]
+
+
 class TrainSettings(Settings):
     """What SFT, DPO and LRKD share: optimisation, precision, DeepSpeed and workers."""
 
@@ -66,9 +69,51 @@ class TrainSettings(Settings):
     gradient_checkpointing: bool = False
     checkpoint_every_steps: PositiveInt = 100
     evaluate_every_epochs: PositiveInt = 1
+    keep: Literal["last", "best"] = Field(
+        "last", description="whose weights are saved: the last step's, or those of the best evaluation after step 0"
+    )
+    best_by: DevFigure | None = Field(
+        None, description="with keep = 'best', the held-out figure that says which is best; of equals the earliest wins"
+    )
+    patience_evaluations: PositiveInt | None = Field(
+        None, description="with keep = 'best', stop after so many evaluations in a row that were not the best"
+    )
     length_buckets: NonNegativeInt = Field(
         8,
         description="global batches over which rows of like length are put together, for less padding; 1 sorts within "
         "a batch only and leaves every batch a fair sample, 0 sorts nothing",
     )
     workers: Workers = Workers()
+
+    @property
+    def evaluations(self) -> int:
+        """How often the held-out rows are judged after training has begun, without an early stop."""
+        return -(-self.epochs // self.evaluate_every_epochs)
+
+    @model_validator(mode="after")
+    def _keeping(self) -> TrainSettings:
+        """Which evaluation is best must be said, and what has no effect must not."""
+        if self.keep == "best" and self.best_by is None:
+            raise ValueError("keep = 'best' needs best_by: 'loss', or another figure of the held-out rows")
+        if self.keep == "last":
+            for name in ("best_by", "patience_evaluations"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} has no effect with keep = 'last': set keep = 'best' or leave it out")
+        patience = self.patience_evaluations
+        if patience is not None and patience >= self.evaluations:
+            raise ValueError(
+                f"patience_evaluations {patience} never stops a training of {self.evaluations} evaluations: lower it, "
+                "or evaluate more often"
+            )
+        return self
+
+
+def check_best_by(section: str, settings: TrainSettings, offered: tuple[DevFigure, ...]) -> None:
+    """Refuse a `best_by` that the section's task does not measure.
+
+    Raises:
+        ValueError: names the figures that there are.
+    """
+    if settings.best_by is not None and settings.best_by not in offered:
+        known = ", ".join(offered)
+        raise ValueError(f"{section}.train.best_by: {settings.best_by!r} is not measured here, only {known}")

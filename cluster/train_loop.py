@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.best import BestWeights, best, mark_kept, waited_enough
 from cluster.deepspeed_config import deepspeed_config
 from cluster.task import TrainTask, epoch_batches
 
@@ -20,6 +21,7 @@ class TrainJob:
 
     task: TrainTask
     out: str
+    checkpoints: str
     board: Any
 
 
@@ -39,11 +41,11 @@ def train_worker(config: dict[str, Any]) -> None:
     loop.restore()
     if loop.state.step == 0:
         loop.evaluate()
-    while loop.state.step < loop.steps:
+    while not loop.ended():
         loop.step()
         if loop.evaluation_due():
             loop.evaluate()
-        if loop.state.step % job.task.settings.checkpoint_every_steps == 0 and loop.state.step < loop.steps:
+        if loop.state.step % job.task.settings.checkpoint_every_steps == 0 and not loop.ended():
             loop.checkpoint()
     loop.save()
 
@@ -70,6 +72,7 @@ class Loop:
         self.state = TrainState()
         self.started = time.monotonic()
         self.batches: tuple[int, list[list[int]]] = (-1, [])
+        self.best = BestWeights(Path(job.checkpoints))
 
     def _engine(self) -> Any:
         import torch
@@ -113,7 +116,13 @@ class Loop:
             return
         with saved.as_directory() as folder:
             _, state = self.engine.load_checkpoint(folder, tag="state", load_module_strict=False)
+            if self.rank == 0:
+                self.best.copy_from(Path(folder))
         self.state = TrainState(**state["state"])
+
+    def ended(self) -> bool:
+        """Say whether all steps are done, or enough evaluations went by without a better one."""
+        return self.state.step >= self.steps or waited_enough(self.state.history, self.settings)
 
     def step(self) -> None:
         """One optimizer step over the next global batch; the loss is the mean over its units on all workers."""
@@ -149,7 +158,7 @@ class Loop:
         return inside == 0 and (last or epochs % self.settings.evaluate_every_epochs == 0)
 
     def evaluate(self) -> None:
-        """Judge the held-out rows, shared among the workers, and log the figures over all of them."""
+        """Judge the held-out rows, shared among the workers, log the figures, and put the best weights aside."""
         import torch
 
         if not len(self.dev):
@@ -167,7 +176,12 @@ class Loop:
                 batch = self._batch([self.dev[i] for i in chunk])
                 found.update(zip(chunk, self.task.predict(self.engine, batch), strict=True))
         records = self._gather(found)
-        self._log("dev", self.task.summarise([records[i] for i in sorted(records)]))
+        self._log("dev", self._agreed(self.task.summarise([records[i] for i in sorted(records)])))
+        history = self.state.history
+        if self.settings.keep == "best" and best(history, self.settings) is history[-1]:
+            state = self._weights()
+            if self.rank == 0:
+                self.best.put(state)
 
     def checkpoint(self) -> None:
         """Report a checkpoint: every worker adds its shard to one folder."""
@@ -178,26 +192,35 @@ class Loop:
         with tempfile.TemporaryDirectory() as folder:
             client = {"state": vars(self.state)}
             self.engine.save_checkpoint(folder, tag="state", client_state=client, exclude_frozen_parameters=True)
+            if self.rank == 0:
+                self.best.copy_to(Path(folder))
             ray.train.report({"step": self.state.step}, ray.train.Checkpoint.from_directory(folder))
 
     def save(self) -> None:
-        """Gather the trained parameters on rank 0 and let the task write its model folder."""
-        import deepspeed
+        """Let the task write its model folder from the weights that are kept."""
         import torch.distributed as dist
 
-        sharded = self.settings.zero_stage == 3
-        state = {}
-        for name, parameter in self.engine.module.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
-                if self.rank == 0 and parameter.requires_grad:
-                    state[name] = parameter.detach().cpu().clone()
+        mark_kept(self.state.history, self.settings)
+        last = self.settings.keep == "last"
+        state = self._weights() if last else {}
         out = Path(self.job.out)
         if self.rank == 0:
-            self.task.save(state, out / "model")
+            self.task.save(state if last else self.best.get(), out / "model")
             lines = [json.dumps(row) + "\n" for row in self.state.history]
             (out / "history.jsonl").write_text("".join(lines), encoding="utf-8")
             self._tensorboard(out / "tensorboard")
         dist.barrier()
+
+    def _weights(self) -> dict[str, Any]:
+        """Return the trained parameters by name on rank 0, on the CPU; every worker must call it."""
+        import deepspeed
+
+        state = {}
+        for name, parameter in self.engine.module.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self.settings.zero_stage == 3):
+                if self.rank == 0 and parameter.requires_grad:
+                    state[name] = parameter.detach().cpu().clone()
+        return state
 
     def _batch(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.task.collate(rows)
@@ -224,6 +247,16 @@ class Loop:
         dist.all_gather_object(parts, found)
         return {i: record for part in parts for i, record in part.items()}
 
+    def _agreed(self, figures: dict[str, float]) -> dict[str, float]:
+        """Return rank 0's figures on every worker: what is best and when to stop must not differ by a bit."""
+        import torch.distributed as dist
+
+        if self.world == 1:
+            return figures
+        agreed = [figures]
+        dist.broadcast_object_list(agreed)
+        return agreed[0]
+
     def _log(self, split: str, figures: dict[str, float]) -> None:
         state = self.state
         seconds = state.seconds + time.monotonic() - self.started
@@ -232,7 +265,7 @@ class Loop:
         if self.rank == 0:
             shown = {k: v for k, v in figures.items() if k in ("loss", "margin", "accuracy", "macro_f1")}
             named = {f"{split} {k}": v for k, v in shown.items()}
-            self.job.board.put.remote("rank 0", state.step, self.steps, named)
+            self.job.board.put.remote("rank 0", state.step, state.step if self.ended() else self.steps, named)
 
     def _tensorboard(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter

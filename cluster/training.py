@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.artifacts import digest, result_settings
+from cluster.best import before_training, kept
 from cluster.deepspeed_config import deepspeed_config
 from cluster.errors import UserError
-from cluster.progress import Board, progress
+from cluster.progress import Board, console, progress
 from cluster.task import Row, Rows, TrainTask, epoch_batches
 from cluster.train_loop import TrainJob, train_worker
 
@@ -32,10 +33,19 @@ class TrainResult:
     model: Path
     history: list[dict[str, Any]]
 
-    def dev(self, place: int) -> dict[str, Any]:
-        """Return the held-out figures before training (0) or after it (-1); empty without held-out rows."""
-        rows = [row for row in self.history if row["split"] == "dev"]
-        return rows[place] if rows else {}
+    @property
+    def before(self) -> dict[str, Any]:
+        """The held-out figures before training; empty without held-out rows."""
+        return before_training(self.history)
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """The held-out figures of the weights that were saved; empty without held-out rows."""
+        return kept(self.history)
+
+    def steps(self) -> dict[str, int | None]:
+        """Return at which step training ended, and of which step the weights were saved."""
+        return {"last_step": self.history[-1]["step"], "kept_step": self.kept.get("step", self.history[-1]["step"])}
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
@@ -52,25 +62,33 @@ def run_training(task: TrainTask, out: Path, label: str) -> TrainResult:
         label: what the progress line calls this training.
 
     Raises:
-        UserError: no training rows, batches that do not divide, or the training failed.
+        UserError: no training rows, no held-out rows to be best by, batches that do not divide, or the
+            training failed.
     """
     settings = task.settings
     if not len(task.train_rows()):
         raise UserError(f"{label}: there are no training rows. Look at the counts of the stages before it.")
+    if settings.keep == "best" and not len(task.dev_rows()):
+        raise UserError(f"{label}: train.keep = 'best' needs held-out rows, and there are none. Set it to 'last'.")
     deepspeed_config(settings)  # refuses what cannot work before workers start
     out.mkdir(parents=True, exist_ok=True)
     with progress(label, unit="step") as bar:
         board = Board.start(bar)
-        job = TrainJob(task, str(out.resolve()), board.actor)
+        job = TrainJob(task, str(out.resolve()), str(out.resolve() / CHECKPOINTS), board.actor)
         try:
-            _fit(job, out.resolve() / CHECKPOINTS, label)
+            _fit(job, label)
         finally:
             board.stop()
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
-    return TrainResult(out / "model", read_history(out / "history.jsonl"))
+    result = TrainResult(out / "model", read_history(out / "history.jsonl"))
+    if settings.best_by is not None:
+        found, steps = result.kept, result.steps()
+        figure = f"{settings.best_by} {found[settings.best_by]:.4g}"
+        console().print(f"  {label}: kept step {steps['kept_step']} of {steps['last_step']}, dev {figure}")
+    return result
 
 
-def _fit(job: TrainJob, checkpoints: Path, label: str) -> None:
+def _fit(job: TrainJob, label: str) -> None:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -93,7 +111,7 @@ def _fit(job: TrainJob, checkpoints: Path, label: str) -> None:
         ),
         run_config=RunConfig(
             name=f"{identity}-{workers.count}w",
-            storage_path=str(checkpoints),
+            storage_path=job.checkpoints,
             failure_config=FailureConfig(max_failures=workers.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from cluster.config import Resources, Settings, TrainSettings
+from cluster.config import Resources, Settings, TrainSettings, check_best_by
 from mpcot.config import PerspectiveSettings
 from mpcot.labels import Scheme
 from mpcot.sources.config import LabelSettings
@@ -95,6 +95,11 @@ class StudentSettings(Settings):
     dropout: float = Field(0.1, ge=0, lt=1, description="before the classifier")
     baseline: bool = Field(True, description="also train a student on labels only, on the same data and seed")
     train: TrainSettings = TrainSettings()
+
+    @model_validator(mode="after")
+    def _figures(self) -> StudentSettings:
+        check_best_by("student", self.train, ("loss", "accuracy", "macro_f1"))
+        return self
 
     def labels_only(self) -> StudentSettings:
         """Return the baseline's settings: same data and optimisation, no latent vector, no teacher's loss."""

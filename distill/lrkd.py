@@ -21,7 +21,7 @@ from cluster.artifacts import StageFolder, read_manifest, versions
 from cluster.errors import UserError
 from cluster.models import check_model
 from cluster.storage import read_table, write_table
-from cluster.training import Row, TrainTask, read_history, run_training
+from cluster.training import Row, TrainResult, TrainTask, read_history, run_training
 from distill.config import StudentConfig, StudentSettings, StudentStage
 from distill.inputs import encode_pairs, product_text
 from distill.losses import alignment_loss, balanced_weights, label_loss, soft_label_loss, verdict_loss
@@ -183,8 +183,8 @@ def run(config: StudentStage, folder: StageFolder) -> None:
             run_training(task, out, label=f"student {kind}")
         if not (out / "predictions.parquet").exists():
             write_table(out / "predictions.parquet", predictions(out / "model", task.rows))
-        dev = [row for row in read_history(out / "history.jsonl") if row["split"] == "dev"]
-        figures[kind] = {"dev_before": dev[0], "dev_after": dev[-1]} if dev else {}
+        result = TrainResult(out / "model", read_history(out / "history.jsonl"))
+        figures[kind] = {"dev_before": result.before, "dev_after": result.kept, **result.steps()}
         counts |= _counts(task, read_table(out / "predictions.parquet", ["split"]))
     folder.finish(counts, figures)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from cluster.config import Settings, TrainSettings
+from cluster.config import Settings, TrainSettings, check_best_by
 from mpcot.config import (
     PerspectiveSettings,
     PreferenceSettings,
@@ -64,6 +64,11 @@ class SftSettings(Settings):
     missing_labels: Literal["stop", "warn"] = Field("stop", description="what a label without any rationale does")
     train: TrainSettings = TrainSettings(learning_rate=5e-5, epochs=3)
 
+    @model_validator(mode="after")
+    def _figures(self) -> SftSettings:
+        check_best_by("sft", self.train, ("loss",))
+        return self
+
 
 class DpoSettings(Settings):
     """Stage 6: direct preference optimisation from precomputed reference log-probabilities."""
@@ -78,6 +83,11 @@ class DpoSettings(Settings):
     share_prompts: bool = Field(True, description="both answers of a preference share the beginning of their prompts")
     dev_rows: PositiveInt = 200
     train: TrainSettings = TrainSettings(learning_rate=5e-6, epochs=3)
+
+    @model_validator(mode="after")
+    def _figures(self) -> DpoSettings:
+        check_best_by("dpo", self.train, ("loss", "margin", "accuracy"))
+        return self
 
 
 class SftStage(Settings):

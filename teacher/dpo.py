@@ -40,9 +40,9 @@ def run(config: DpoStage, folder: StageFolder) -> None:
         settings.max_tokens, settings,
     )  # fmt: skip
     result = run_training(task, folder.path, "dpo")
-    figures = {f"dev_{name}_{when}": result.dev(place).get(name) for name in ("loss", "margin", "accuracy")
-               for place, when in ((0, "before"), (-1, "after"))}  # fmt: skip
-    folder.finish({"train": len(train), "dev": min(len(dev), settings.dev_rows)}, figures)
+    figures = {f"dev_{name}_{when}": row.get(name) for name in ("loss", "margin", "accuracy")
+               for when, row in (("before", result.before), ("after", result.kept))}  # fmt: skip
+    folder.finish({"train": len(train), "dev": min(len(dev), settings.dev_rows)}, figures | result.steps())
 
 
 def _spread(table: pa.Table, most: int) -> pa.Table:

@@ -49,7 +49,8 @@ def run(config: SftStage, folder: StageFolder) -> None:
     result = run_training(task, folder.path, "sft")
     origins = {str(v["values"]): v["counts"] for v in train["origin"].value_counts().to_pylist()}
     figures: dict[str, Any] = {"origins": origins, "labels_without_rationale": missing, "beyond_label_ratio": beyond}
-    figures |= {"dev_loss_before": result.dev(0).get("loss"), "dev_loss_after": result.dev(-1).get("loss")}
+    figures |= {"dev_loss_before": result.before.get("loss"), "dev_loss_after": result.kept.get("loss")}
+    figures |= result.steps()
     folder.finish({"train": len(train), "dev": len(dev)}, figures)
 
 

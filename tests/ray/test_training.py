@@ -100,7 +100,7 @@ def test_workers_and_zero_stages_do_not_change_what_is_learnt(
     for split in ("train", "dev"):
         np.testing.assert_allclose(curve(result, split), curve(plain, split), rtol=2e-4)
     assert torch.allclose(logits(result.model), logits(plain.model), atol=2e-3)
-    assert loss_of_folder(dev_task, result.model) == pytest.approx(result.dev(-1)["loss"], rel=1e-5)
+    assert loss_of_folder(dev_task, result.model) == pytest.approx(result.kept["loss"], rel=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_dpo_widens_the_margin(llama_folder: Path, tmp_path: Path) -> None:
     own = TrainSettings(**settings().model_dump() | {"epochs": 4, "zero_stage": 1, "learning_rate": 3e-2})
     task = DpoTask(own, 1, str(tmp_path), str(llama_folder), Lora(rank=8), 128, DpoSettings(beta=0.5))
     result = run_training(task, tmp_path / "out", "dpo")
-    before, after = result.dev(0), result.dev(-1)
+    before, after = result.before, result.kept
     assert before["margin"] == pytest.approx(0, abs=1e-4) and before["loss"] == pytest.approx(np.log(2), abs=1e-4)
     assert after["margin"] > 0.1 and after["loss"] < before["loss"] and after["accuracy"] > 0.6
     model: Any = AutoModelForCausalLM.from_pretrained(result.model).eval()

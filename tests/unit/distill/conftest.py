@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from cluster.artifacts import StageFolder
+from cluster.best import mark_kept
 from cluster.task import TrainTask, epoch_batches
 from cluster.training import TrainResult
 from tests.tiny_bert import tiny_bert
@@ -48,6 +49,7 @@ def plain_training(task: TrainTask, out: Path, label: str) -> TrainResult:
             optimiser.step()
             optimiser.zero_grad()
         history.append({"step": epoch + 1, "split": "dev", **evaluation(task, model, dev)})
+    mark_kept(history, task.settings)
     out.mkdir(parents=True, exist_ok=True)
     task.save({name: p.detach().clone() for name, p in model.named_parameters()}, out / "model")
     (out / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))

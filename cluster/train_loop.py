@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.best import BestWeights, best, mark_kept, waited_enough
-from cluster.deepspeed_config import deepspeed_config
+from cluster.deepspeed_config import clips_itself, deepspeed_config
 from cluster.task import TrainTask, epoch_batches
 
 
@@ -68,6 +68,7 @@ class Loop:
         self.per_epoch = -(-len(self.rows) // self.settings.global_batch)
         self.steps = self.per_epoch * self.settings.epochs
         self.plan = deepspeed_config(self.settings, self.task.precision)
+        self.clips = clips_itself(self.settings, self.task.precision)
         self.engine = self._engine()
         self.state = TrainState()
         self.started = time.monotonic()
@@ -144,6 +145,8 @@ class Loop:
             loss, figures = self.task.loss(self.engine, batch)
             # DeepSpeed divides by the micro batches and by the workers; this makes it one mean over units.
             self.engine.backward(loss * (self.world * count / units))
+            if self.clips and self.engine.is_gradient_accumulation_boundary():
+                torch.nn.utils.clip_grad_norm_(self.engine.module.parameters(), self.settings.max_grad_norm)
             self.engine.step()
             for name, value in {"loss": float(loss.detach()), **figures}.items():
                 totals[name] = totals.get(name, 0.0) + value

@@ -21,6 +21,7 @@ SMALL: dict[str, Any] = {
     "rationales.pairs_per_split": 4,
     "samples.pairs_per_split": 10,
     "sft.max_rows": 96,
+    "sft.label_ratio": 50.0,
     "sft.train.epochs": 1,
     "sft.missing_labels": "warn",
     "preferences.max_rows": 24,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mpcot.labels import load_scheme
 from mpcot.records import ANSWER, PAIR, SEED
 from mpcot.sources.config import LabelSettings
 from teacher.config import Full, SftSettings, SftStage
-from teacher.sft import EXAMPLE, SftTask, check_labels, collect_examples, hold_out, to_sequences
+from teacher.sft import EXAMPLE, SftTask, cap_labels, check_labels, collect_examples, hold_out, to_sequences
 from teacher.tokens import verdict_tokens
 
 SPLITS = ("train", "dev", "test", "train")
@@ -173,3 +174,29 @@ def test_a_verdict_weight_counts_in_loss_and_units(tmp_path: Path, llama_folder:
     losses = [task.loss(model, batch)[0].item() for task, batch in zip((plain, heavy), batches, strict=True)]
     assert losses[0] < losses[1] < 4 * losses[0]
     assert plain.predict(model, batches[0]) == heavy.predict(model, batches[1])
+
+
+def labelled(verdicts: str) -> pa.Table:
+    """One answer per letter from each of two perspectives, every letter a pair of its own."""
+    rows = [
+        {"pair_id": f"p{i}", "query_id": "q", "perspective": name, "prompt": "", "answer": "", "verdict": verdict}
+        for i, verdict in enumerate(verdicts)
+        for name in ("intent", "rules")
+    ]
+    return pa.Table.from_pylist(rows, EXAMPLE)
+
+
+def test_frequent_labels_are_capped_by_whole_pairs() -> None:
+    examples = labelled("EEEEEEEESSSI")
+    capped = cap_labels(examples, 2.0, seed=3)
+    assert Counter(capped["verdict"].to_pylist()) == {"E": 4, "S": 4, "I": 2}
+    assert set(Counter(capped["pair_id"].to_pylist()).values()) == {2}
+    assert capped.equals(cap_labels(examples, 2.0, seed=3))
+    order = [i for i in examples["pair_id"].to_pylist() if i in set(capped["pair_id"].to_pylist())]
+    assert capped["pair_id"].to_pylist() == order
+
+
+@pytest.mark.parametrize("ratio", [None, 100.0])
+def test_a_ratio_that_no_label_passes_leaves_all(ratio: float | None) -> None:
+    examples = labelled("EEESI")
+    assert cap_labels(examples, ratio, seed=3).equals(examples)

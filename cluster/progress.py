@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 PLAIN_EVERY_S = 10.0
+ADDED = {"failed"}
 _console = Console(soft_wrap=True)
 
 
@@ -89,8 +90,11 @@ class _BoardActor:
     def __init__(self) -> None:
         self.newest: dict[str, tuple[int, int | None, dict[str, float]]] = {}
 
-    def put(self, worker: str, done: int, total: int | None, figures: dict[str, float]) -> None:
+    def put(
+        self, worker: str, done: int, total: int | None, figures: dict[str, float]
+    ) -> dict[str, tuple[int, int | None, dict[str, float]]]:
         self.newest[worker] = (done, total, figures)
+        return self.newest
 
     def get(self) -> dict[str, tuple[int, int | None, dict[str, float]]]:
         return self.newest
@@ -100,7 +104,8 @@ class _BoardActor:
 class Board:
     """The driver's end of progress on workers: a thread that polls the actor and moves the bar.
 
-    What the workers have done is added up; a figure whose name ends in `/s` too, of others the newest shows.
+    What the workers have done is added up; a figure whose name is in ADDED or ends in `/s` too, of others the
+    newest shows.
     """
 
     actor: Any
@@ -135,7 +140,7 @@ class Board:
         figures: dict[str, float] = {}
         for _, _, shown in newest.values():
             for name, value in shown.items():
-                figures[name] = figures.get(name, 0.0) + value if name.endswith("/s") else value
+                figures[name] = figures.get(name, 0.0) + value if name in ADDED or name.endswith("/s") else value
         totals = [total for _, total, _ in newest.values() if total]
         self.bar.update(sum(done for done, _, _ in newest.values()), max(totals, default=None), **figures)
 

@@ -41,6 +41,7 @@ class Replicas(Resources):
     pairs_per_task: PositiveInt = Field(32, description="pairs that one engine is handed at a time")
     flush_rows: PositiveInt = Field(256, description="answers that may wait to be written")
     flush_seconds: PositiveFloat = 10.0
+    stalled_s: PositiveFloat = Field(600.0, description="stop when an engine finishes no answer for so long")
 
 
 class VllmEngine(Settings):
@@ -63,11 +64,14 @@ class VllmEngine(Settings):
 class ScriptedEngine(Settings):
     """An engine that answers by rule, for tests of everything around a model."""
 
-    no_effect = frozenset({"delay_s"})
+    no_effect = frozenset({"delay_s", "hangs_after", "stops_after", "log"})
     kind: Literal["scripted"] = "scripted"
     accuracy: float = Field(0.7, ge=0, le=1, description="share of answers whose verdict is the gold label")
     failure_share: float = Field(0.0, ge=0, le=1)
     delay_s: float = Field(0.0, ge=0)
+    hangs_after: NonNegativeInt | None = Field(None, description="a replica answers so many requests, then no more")
+    stops_after: NonNegativeInt | None = Field(None, description="likewise, but says that it is gone")
+    log: str | None = Field(None, description="file that gets a line per request asked")
     replicas: Replicas = Replicas()
 
 
@@ -85,10 +89,19 @@ class AnswerSettings(Settings):
     max_chars: PositiveInt = Field(400, description="longest rationale, enforced by the engine")
     few_shot: NonNegativeInt = Field(0, description="worked examples per prompt")
     description_chars: NonNegativeInt = Field(0, description="characters of the product description in the prompt")
+    when_too_long: Literal["reject", "cut"] = Field(
+        "reject", description="a prompt over the engine's length fails, or its description is cut until it fits"
+    )
     splits: tuple[Split, ...] = ("train",)
     pairs_per_split: PositiveInt | None = Field(None, description="at most so many pairs of each split")
     retries: NonNegativeInt = Field(1, description="further tries of an answer that failed, each with a new seed")
     max_failed_share: float = Field(0.2, ge=0, le=1, description="stop when a larger share of the answers failed")
+
+    @model_validator(mode="after")
+    def _check(self) -> AnswerSettings:
+        if self.when_too_long == "cut" and not self.description_chars:
+            raise ValueError("when_too_long 'cut' has nothing to cut: set description_chars, or 'reject'")
+        return self
 
 
 class RationaleSettings(AnswerSettings):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from cluster.errors import UserError
 from cluster.precision import resolve_precision
 from mpcot.config import AnswerSettings, Engine, ScriptedEngine, VllmEngine
 from mpcot.labels import Scheme
+from mpcot.length import longest_that_fits
 from mpcot.parsing import LabelTokens
 from mpcot.prompts import Message, answer, answer_regex, render
 
@@ -30,12 +31,13 @@ class EngineStopped(RuntimeError):
 
 @dataclass(frozen=True)
 class Ask:
-    """One request to the engine."""
+    """One request to the engine. `shorter` is set where the rule is to cut: the chat with so much description."""
 
     key: str
     chat: list[Message]
     seed: int
     gold: str | None = None
+    shorter: Callable[[int], list[Message]] | None = None
 
 
 @dataclass(frozen=True)
@@ -138,10 +140,17 @@ class Vllm:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
+    def _encode(self, chat: list[Message]) -> Sequence[int]:
+        return self.tokenizer.encode(render(self.tokenizer, chat), add_special_tokens=False)
+
     async def reply(self, ask: Ask) -> Reply:
-        prompt = self.tokenizer.encode(render(self.tokenizer, ask.chat), add_special_tokens=False)
+        prompt = self._encode(ask.chat)
         if len(prompt) > self.limit:
-            return Reply("", None, len(prompt), 0, f"{PROMPT_TOO_LONG}: {len(prompt)} tokens, limit {self.limit}")
+            length, most = len(prompt), self.ask.description_chars
+            cut = longest_that_fits(ask.shorter, most, self._encode, self.limit) if ask.shorter else None
+            if cut is None:
+                return Reply("", None, length, 0, f"{PROMPT_TOO_LONG}: {length} tokens, limit {self.limit}")
+            prompt = cut
         from vllm.v1.engine.exceptions import EngineDeadError
 
         final = None
@@ -167,10 +176,10 @@ class Scripted:
 
     def __init__(self, engine: ScriptedEngine, scheme: Scheme) -> None:
         self.engine, self.scheme = engine, scheme
+        self.asked = 0
 
     async def reply(self, ask: Ask) -> Reply:
-        if self.engine.delay_s:
-            await asyncio.sleep(self.engine.delay_s)
+        await self._misbehave(ask)
         draw = xxhash.xxh3_64_intdigest(f"{ask.key}/{ask.seed}".encode())
         chance, other = (draw & 0xFFFF) / 65536, (draw >> 16) & 0xFFFF
         if chance < self.engine.failure_share:
@@ -183,6 +192,20 @@ class Scripted:
         rationale = f"{question[0]} was compared with {question[1]}: remark {draw % 997}."
         logprobs = [-0.2 if code == verdict else -2.5 for code in codes]
         return Reply(answer(rationale, verdict), logprobs, 60, 20)
+
+    async def _misbehave(self, ask: Ask) -> None:
+        """Do what the settings ask for: log, take time, hang, or be gone."""
+        script = self.engine
+        self.asked += 1
+        if script.log:
+            with open(script.log, "a", encoding="utf-8") as file:
+                file.write(f"{ask.key}\n")
+        if script.delay_s:
+            await asyncio.sleep(script.delay_s)
+        if script.hangs_after is not None and self.asked > script.hangs_after:
+            await asyncio.Event().wait()
+        if script.stops_after is not None and self.asked > script.stops_after:
+            raise EngineStopped(f"its processes are gone after {script.stops_after} answers")
 
     def close(self) -> None:
         return None

@@ -1,15 +1,20 @@
 """Asking the teacher: pairs x perspectives x samples through Ray Data and an engine, shared by three stages.
 
 Workers append answers to parquet parts as they finish, keyed by all that decides an answer. A rerun
-reads the parts and asks only for what is missing, however the rows are laid out or ordered.
+reads the parts and asks only for what is missing, however the rows are laid out or ordered. Of each
+answered request the driver holds 16 bytes while it finds out what is missing; all else is in pieces.
 """
 
 from __future__ import annotations
 
+import hashlib
+import heapq
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +23,24 @@ import pyarrow.compute as pc
 
 from cluster.artifacts import digest, result_settings
 from cluster.errors import UserError
+from cluster.ids import IdSet
 from cluster.progress import Board, progress
 from cluster.ray_session import stream_parquet
-from cluster.storage import read_table, rows_of, write_table
+from cluster.storage import batches_of, rows_of, table_writer, write_table
 from mpcot.config import AnswerSettings, Engine
-from mpcot.engine import ENGINE_ERROR, Ask, replica_resources
+from mpcot.engine import Ask, replica_resources
 from mpcot.labels import Scheme
 from mpcot.perspective import Perspective
-from mpcot.prompts import answer_regex, messages
-from mpcot.records import ANSWER, PAIR
+from mpcot.prompts import Message, answer_regex, messages
+from mpcot.records import PAIR
+from mpcot.shelves import REQUEST, Shelf, deal, deal_answers, engine_failed, put_together
 
-ANSWERS, MISSING, REQUESTED = "answers", "missing", "requested.parquet"
+ANSWERS, MISSING, TRIED, REQUESTED, SHELVES = "answers", "missing", "tried", "requested.parquet", "shelves"
 NOT_SAMPLING = {"splits", "pairs_per_split", "max_failed_share", "retries", "samples", "few_shot", "description_chars"}
 PAIRS_PER_FILE = 256
+PAIRS_AT_A_TIME = 8192
+KEY = pa.schema([pa.field("key", pa.string())])
+MISSING_PAIR = PAIR.append(pa.field("keys", pa.list_(pa.string()))).append(pa.field("file", pa.string()))
 
 
 @dataclass(frozen=True)
@@ -59,11 +69,22 @@ class GenerationPlan:
     def asks(self, pair: dict[str, Any]) -> Iterator[tuple[Perspective, int, Ask]]:
         """Yield every request of a pair: perspectives, then samples, so that they share the cached prompt."""
         for perspective in self.perspectives:
-            chat = messages(pair, perspective, self.scheme, self.ask.few_shot, self.ask.description_chars)
-            base = digest([pair["pair_id"], perspective.name, chat, self.parameters], 32)
+            chat = self._chat(pair, perspective, self.ask.description_chars)
+            shorter = partial(self._chat, pair, perspective) if self.ask.when_too_long == "cut" else None
+            told = [text for message in chat for text in (message["role"], message["content"])]
+            base = _key(self.parameters, pair["pair_id"], perspective.name, *told)
             for sample in range(self.ask.samples):
-                key = digest([base, sample], 32)
-                yield perspective, sample, Ask(key, chat, int(key[:8], 16) & 0x7FFFFFFF, pair["label"])
+                key = _key(base, str(sample))
+                yield perspective, sample, Ask(key, chat, int(key[:8], 16) & 0x7FFFFFFF, pair["label"], shorter)
+
+    def _chat(self, pair: dict[str, Any], perspective: Perspective, description_chars: int) -> list[Message]:
+        return messages(pair, perspective, self.scheme, self.ask.few_shot, description_chars)
+
+
+def _key(*texts: str) -> str:
+    """Return 32 hex digits of the texts; their lengths are hashed too, so that no border can move."""
+    joined = "".join(f"{len(text)}:{text}" for text in texts)
+    return hashlib.sha256(joined.encode()).hexdigest()[:32]
 
 
 def select_pairs(pairs: Path, ask: AnswerSettings) -> Iterator[dict[str, Any]]:
@@ -72,146 +93,167 @@ def select_pairs(pairs: Path, ask: AnswerSettings) -> Iterator[dict[str, Any]]:
     if limit is None:
         yield from (row for row in rows_of(pairs) if row["split"] in ask.splits)
         return
-    ids = read_table(pairs, ["pair_id", "split"]).sort_by("pair_id")
     chosen: set[str] = set()
     for split in ask.splits:
-        chosen.update(ids.filter(pc.equal(ids["split"], split))["pair_id"].to_pylist()[:limit])
+        ids = (row["pair_id"] for row in rows_of(pairs, ["pair_id", "split"]) if row["split"] == split)
+        chosen.update(heapq.nsmallest(limit, ids))
     yield from (row for row in rows_of(pairs) if row["pair_id"] in chosen)
 
 
-def generate(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path, label: str) -> pa.Table:
-    """Ask all that is missing and return one answer per request, sorted by pair, perspective and sample.
+@dataclass(frozen=True)
+class Answers:
+    """What was asked and answered: read it shelf by shelf.
+
+    `requested` are all requests, `asked` those of them that this call asked.
+    """
+
+    folder: Path
+    label: str
+    most_failed: float
+    requested: int
+    asked: int
+
+    def shelves(self) -> Iterator[Shelf]:
+        """Yield every request's answer once, sorted by pair, perspective and sample; failed ones have a `reason`.
+
+        Raises:
+            UserError: after the last shelf, when answers are missing or too large a share of them failed: what
+                was written from the shelves must not be kept then.
+        """
+        place = self.folder / SHELVES
+        deal_answers(self.folder / ANSWERS, place / "answers")
+        lost, some = 0, list[str]()
+        reasons: Counter[str] = Counter()
+        for shelf in put_together(place / "requests", place / "answers"):
+            lost, some = lost + len(shelf.lost), sorted([*some, *shelf.lost])[:3]
+            reasons.update(shelf.answers["reason"].drop_null().to_pylist())
+            yield shelf
+        if lost:
+            raise UserError(
+                f"{self.label}: {lost} answers are missing, first {', '.join(some)}. Run the command again."
+            )
+        self._check_failures(reasons)
+        shutil.rmtree(place)
+
+    def _check_failures(self, reasons: Counter[str]) -> None:
+        share = reasons.total() / self.requested
+        if share > self.most_failed:
+            raise UserError(f"{self.label}: {too_many_failed(share, self.most_failed, reasons)}")
+
+
+class TooManyFailed(RuntimeError):
+    """So many answers have failed that the stage cannot end well."""
+
+
+def too_many_failed(share: float, most: float, reasons: Counter[str]) -> str:
+    """Return the message about failed answers, with the most frequent reasons."""
+    why = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+    return f"{share:.0%} of the answers failed, more than max_failed_share {most:.0%}: {why}."
+
+
+def generate(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path, label: str) -> Answers:
+    """Ask all that is missing.
 
     Args:
         folder: the stage's folder; parts go to `folder/answers`.
 
-    Returns:
-        Table of schema ANSWER; `reason` is set on failed rows only.
-
     Raises:
-        UserError: no pairs, the engine cannot start, or too large a share of the answers failed.
+        UserError: no pairs, or the engine cannot start or stopped.
     """
-    answers = folder / ANSWERS
-    wanted, missing = _write_missing(plan, pairs, folder / MISSING, _answered(answers))
-    if not wanted:
+    requested, missing = _write_missing(plan, pairs, folder)
+    if not requested:
         raise UserError(
             f"{label}: no pairs in the splits {', '.join(plan.ask.splits)}. Look at 1-pairs and at `splits`."
         )
     if missing:
-        _run_workers(plan, folder, label, missing)
+        _run_workers(plan, folder, label, requested, missing)
     shutil.rmtree(folder / MISSING, ignore_errors=True)
-    table = _collect(answers, wanted, label)
-    write_table(folder / REQUESTED, pa.table({"key": pa.array(sorted(wanted), pa.string())}))
-    _check_failures(table, plan.ask, label)
-    return table.replace_schema_metadata({"asked": str(missing), "reused": str(len(wanted) - missing)})
+    return Answers(folder, label, plan.ask.max_failed_share, requested, missing)
 
 
-def _read(answers: Path, columns: list[str] | None = None) -> pa.Table:
-    if any(answers.glob("*.parquet")):
-        return read_table(answers, columns)
-    return ANSWER.empty_table().select(columns or ANSWER.names)
+def _answered(answers: Path) -> IdSet:
+    def keys() -> Iterator[list[str]]:
+        for batch in batches_of(answers, ["key", "reason"], PAIRS_AT_A_TIME):
+            yield batch["key"].filter(pc.invert(engine_failed(batch["reason"]))).to_pylist()
+
+    return IdSet(keys())
 
 
-def _engine_failed(answers: pa.Table) -> pa.Array:
-    """Mark the rows that failed by no fault of their own: a rerun asks them again."""
-    return pc.fill_null(pc.starts_with(answers["reason"], ENGINE_ERROR), False)
+def _write_missing(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path) -> tuple[int, int]:
+    """Write all requests and the pairs that lack an answer; return the numbers of requests, all and missing."""
+    shutil.rmtree(folder / MISSING, ignore_errors=True)
+    (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
+    done = _answered(folder / ANSWERS)
+    counts: Counter[str] = Counter()
+
+    def requests() -> Iterator[pa.Table]:
+        stream = iter(pairs)
+        while rows := list(islice(stream, PAIRS_AT_A_TIME)):
+            keys = [[ask.key for _, _, ask in plan.asks(row)] for row in rows]
+            flat = [key for own in keys for key in own]
+            known = dict(zip(flat, done.has(flat).tolist(), strict=True))
+            lacking = [row | {"keys": [k for k in own if not known[k]]} for row, own in zip(rows, keys, strict=True)]
+            counts["files"] += _write_pairs([row for row in lacking if row["keys"]], folder / MISSING, counts["files"])
+            counts["missing"] += len(flat) - sum(known.values())
+            counts["requested"] += len(flat)
+            written.write_table(pa.table([flat], schema=KEY))
+            yield pa.Table.from_pylist([row | {"keys": own} for row, own in zip(rows, keys, strict=True)], REQUEST)
+
+    with table_writer(folder / REQUESTED, KEY) as written:
+        deal(requests(), REQUEST, folder / SHELVES / "requests")
+    return counts["requested"], counts["missing"]
 
 
-def _answered(answers: Path) -> set[str]:
-    table = _read(answers, ["key", "reason"])
-    return set(table.filter(pc.invert(_engine_failed(table)))["key"].to_pylist())
+def _write_pairs(rows: list[dict[str, Any]], folder: Path, first: int) -> int:
+    """Write pairs with their missing keys to files numbered from `first` on; return how many files."""
+    starts = range(0, len(rows), PAIRS_PER_FILE)
+    for number, start in enumerate(starts, first):
+        name = f"{number:06d}"
+        named = [row | {"file": name} for row in rows[start : start + PAIRS_PER_FILE]]
+        write_table(folder / f"{name}.parquet", pa.Table.from_pylist(named, MISSING_PAIR))
+    return len(starts)
 
 
-def _write_missing(
-    plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path, done: set[str]
-) -> tuple[set[str], int]:
-    """Write the pairs that lack an answer, and return all wanted keys and the number of missing ones."""
-    shutil.rmtree(folder, ignore_errors=True)
-    wanted: set[str] = set()
-    waiting: list[dict[str, Any]] = []
-    missing = files = 0
-    schema = PAIR.append(pa.field("keys", pa.list_(pa.string())))
-    for pair in pairs:
-        keys = [ask.key for _, _, ask in plan.asks(pair)]
-        wanted.update(keys)
-        lacking = [key for key in keys if key not in done]
-        missing += len(lacking)
-        if lacking:
-            waiting.append(pair | {"keys": lacking})
-        if len(waiting) == PAIRS_PER_FILE:
-            write_table(folder / f"{files:06d}.parquet", pa.Table.from_pylist(waiting, schema))
-            waiting, files = [], files + 1
-    if waiting:
-        write_table(folder / f"{files:06d}.parquet", pa.Table.from_pylist(waiting, schema))
-    return wanted, missing
-
-
-def _run_workers(plan: GenerationPlan, folder: Path, label: str, missing: int) -> None:
+def _run_workers(plan: GenerationPlan, folder: Path, label: str, requested: int, missing: int) -> None:
     import ray.data
     import ray.exceptions
 
     from mpcot.worker import AnswerWorker
 
     replicas = plan.engine.replicas
+    # What a worker raises arrives as what it is, not as words of Ray Data about it.
+    ray.data.DataContext.get_current().raise_original_map_exception = True
     with progress(label, unit="answer", total=missing) as bar:
         board = Board.start(bar)
         try:
             dataset = stream_parquet(folder / MISSING).map_batches(
                 AnswerWorker,
-                fn_constructor_args=(plan, str((folder / ANSWERS).resolve()), board.actor),
+                fn_constructor_args=(
+                    plan,
+                    str((folder / ANSWERS).resolve()),
+                    str((folder / MISSING / TRIED).resolve()),
+                    board.actor,
+                    requested,
+                ),
                 batch_size=replicas.pairs_per_task,
+                batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(min_size=replicas.min, max_size=replicas.max),
                 **replica_resources(plan.engine),
             )
             for _ in dataset.iter_batches(batch_size=None):
                 pass
         except (ray.exceptions.RayError, RuntimeError) as error:
-            raise UserError(
-                f"{label}: the engine stopped: {_cause(error)}. Finished answers are kept; run again."
-            ) from error
+            raise UserError(f"{label}: {_what_happened(error)} Finished answers are kept; run again.") from error
         finally:
             board.stop()
 
 
-def _cause(error: BaseException) -> str:
-    """Return what the worker itself said: the last line of the innermost cause."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _what_happened(error: BaseException) -> str:
+    """Return what the worker itself said, or the last line of what Ray says."""
+    import ray.exceptions
 
-
-def _collect(answers: Path, wanted: set[str], label: str) -> pa.Table:
-    """Return one row per wanted key. A key answered twice (a worker died after writing, an engine failed) counts once.
-
-    Raises:
-        UserError: keys without an answer; names the first few.
-    """
-    table = _read(answers)
-    failed = _engine_failed(table)
-    table = pa.concat_tables([table.filter(pc.invert(failed)), table.filter(failed)])
-    table = table.append_column("row", pa.array(range(len(table)), pa.int64()))
-    first = table.group_by("key").aggregate([("row", "min")])
-    table = table.take(first["row_min"].sort()).drop_columns("row").select(ANSWER.names).cast(ANSWER)
-    table = table.filter(pc.is_in(table["key"], pa.array(sorted(wanted), pa.string())))
-    if len(table) != len(wanted):
-        lost = sorted(wanted - set(table["key"].to_pylist()))
-        raise UserError(
-            f"{label}: {len(lost)} answers are missing, first {', '.join(lost[:3])}. Run the command again."
-        )
-    return table.sort_by([("pair_id", "ascending"), ("perspective", "ascending"), ("sample", "ascending")])
-
-
-def _check_failures(table: pa.Table, ask: AnswerSettings, label: str) -> None:
-    failed = table.filter(pc.is_valid(table["reason"]))
-    share = len(failed) / len(table)
-    if share <= ask.max_failed_share:
-        return
-    counted = {
-        r["reason"]: r["reason_count"] for r in failed.group_by("reason").aggregate([("reason", "count")]).to_pylist()
-    }
-    worst = sorted(counted.items(), key=lambda item: -item[1])[:3]
-    why = "; ".join(f"{count} x {reason}" for reason, count in worst)
-    raise UserError(
-        f"{label}: {share:.0%} of the answers failed, more than max_failed_share {ask.max_failed_share:.0%}: {why}."
-    )
+    said = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+    if isinstance(said, TooManyFailed | UserError):
+        return str(said)
+    lines = [line.strip() for line in str(said).splitlines() if line.strip()]
+    return f"the engine stopped: {(lines[-1] if lines else type(said).__name__).rstrip('.')}."

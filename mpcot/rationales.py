@@ -5,8 +5,9 @@ Both stages ask in the same way; stage 2 asks the teacher as it came, stage 4 th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -14,13 +15,15 @@ import pyarrow.compute as pc
 
 from cluster.artifacts import StageFolder
 from cluster.models import check_model, model_fingerprint
-from cluster.storage import read_table, write_table
+from cluster.storage import table_writer
 from mpcot.config import AnswerSettings, RationaleStage, SampleStage
-from mpcot.generate import GenerationPlan, generate, select_pairs
+from mpcot.generate import Answers, GenerationPlan, generate, select_pairs
 from mpcot.labels import load_scheme
 from mpcot.parsing import Parsed, filter_reason
 from mpcot.perspective import load_perspectives
 from mpcot.records import ANSWER
+
+OUTCOMES = ("kept", "filtered", "failed")
 
 
 def run_rationales(config: RationaleStage, folder: StageFolder) -> None:
@@ -48,17 +51,24 @@ def _run(
     )
     pairs = folder.input("1-pairs") / "pairs.parquet"
     answers = generate(plan, select_pairs(pairs, ask), folder.path, label)
-    parts = sort_out(answers, gold_labels(pairs))
-    for name, table in parts.items():
-        write_table(folder.path / f"{name}.parquet", table)
-    counts = {"requested": len(answers)} | {name: len(table) for name, table in parts.items()}
-    folder.finish(counts, figures(parts, answers) | {"model": model_fingerprint(model)})
+    tally = write_outcomes(answers, folder)
+    folder.finish(tally.counts(answers), tally.figures(answers) | {"model": model_fingerprint(model)})
 
 
-def gold_labels(pairs: Path) -> dict[str, str | None]:
-    """Return the gold label of every pair, None where it has none."""
-    table = read_table(pairs, ["pair_id", "label"])
-    return dict(zip(table["pair_id"].to_pylist(), table["label"].to_pylist(), strict=True))
+def write_outcomes(answers: Answers, folder: StageFolder) -> Tally:
+    """Write `{kept,filtered,failed}.parquet` shelf by shelf and return what was counted on the way."""
+    tally = Tally()
+    with ExitStack() as files:
+        writers = {
+            kind: files.enter_context(table_writer(folder.path / f"{kind}.parquet", ANSWER)) for kind in OUTCOMES
+        }
+        for shelf in answers.shelves():
+            gold = dict(zip(shelf.pairs["pair_id"].to_pylist(), shelf.pairs["label"].to_pylist(), strict=True))
+            parts = sort_out(shelf.answers, gold)
+            tally.add(parts)
+            for kind, table in parts.items():
+                writers[kind].write_table(table)
+    return tally
 
 
 def sort_out(answers: pa.Table, gold: dict[str, str | None]) -> dict[str, pa.Table]:
@@ -74,21 +84,41 @@ def sort_out(answers: pa.Table, gold: dict[str, str | None]) -> dict[str, pa.Tab
     place = answers.schema.get_field_index("reason")
     answers = answers.set_column(place, ANSWER.field("reason"), pa.array(reasons, pa.string()))
     kinds = pa.array(outcome)
-    return {kind: answers.filter(pc.equal(kinds, kind)) for kind in ("kept", "filtered", "failed")}
+    return {kind: answers.filter(pc.equal(kinds, kind)) for kind in OUTCOMES}
 
 
-def figures(parts: dict[str, pa.Table], answers: pa.Table) -> dict[str, Any]:
-    """Return the counts by reason and perspective, and what was asked and reused."""
-    metadata = {k.decode(): int(v) for k, v in (answers.schema.metadata or {}).items()}
-    return metadata | {
-        "reasons": _counted(
-            pa.chunked_array([*parts["filtered"]["reason"].chunks, *parts["failed"]["reason"].chunks], pa.string())
-        ),
-        "kept_by_perspective": _counted(parts["kept"]["perspective"]),
-        "output_tokens": pc.sum(answers["output_tokens"]).as_py() or 0,
-        "prompt_tokens": pc.sum(answers["prompt_tokens"]).as_py() or 0,
-    }
+@dataclass
+class Tally:
+    """Counts by outcome, reason and perspective, and sums of tokens, over all shelves."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    kept: Counter[str] = field(default_factory=Counter)
+    tokens: Counter[str] = field(default_factory=Counter)
+
+    def add(self, parts: dict[str, pa.Table]) -> None:
+        """Count one shelf's outcome."""
+        for kind, table in parts.items():
+            self.outcomes[kind] += len(table)
+            self.reasons.update(_counted(table["reason"].drop_null()))
+            for name in ("output_tokens", "prompt_tokens"):
+                self.tokens[name] += pc.sum(table[name]).as_py() or 0
+        self.kept.update(_counted(parts["kept"]["perspective"]))
+
+    def counts(self, answers: Answers) -> dict[str, int]:
+        """Return the ledger: requested = kept + filtered + failed."""
+        return {"requested": answers.requested} | {kind: self.outcomes[kind] for kind in OUTCOMES}
+
+    def figures(self, answers: Answers) -> dict[str, Any]:
+        """Return the counts by reason and perspective, and what was asked and reused."""
+        return {
+            "asked": answers.asked,
+            "reused": answers.requested - answers.asked,
+            "reasons": dict(self.reasons),
+            "kept_by_perspective": dict(self.kept),
+            **self.tokens,
+        }
 
 
-def _counted(values: Iterable[Any] | pa.ChunkedArray) -> dict[str, int]:
+def _counted(values: pa.ChunkedArray) -> dict[str, int]:
     return {row["values"]: row["counts"] for row in pc.value_counts(values).to_pylist()}

@@ -3,71 +3,118 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from cluster.errors import UserError
-from cluster.storage import write_table
-from mpcot.config import Replicas
 from mpcot.engine import ENGINE_ERROR, PROMPT_TOO_LONG, Ask, EngineStopped, Reply, start_engine
-from mpcot.generate import GenerationPlan
+from mpcot.generate import GenerationPlan, TooManyFailed, too_many_failed
 from mpcot.labels import Scheme
 from mpcot.parsing import parse_answer
+from mpcot.parts import PartWriter, Tries
 from mpcot.perspective import Perspective
-from mpcot.records import ANSWER
 
 ASKS_IN_FLIGHT = 1024
+TICK_S = 1.0
 
 
 class AnswerWorker:
-    """Answers batches of pairs; several batches are in flight at once, so that the engine never idles."""
+    """Answers batches of pairs; several batches are in flight at once, so that the engine never idles.
 
-    def __init__(self, plan: GenerationPlan, answers: str, board: Any) -> None:
-        self.plan, self.board = plan, board
+    Args:
+        answers: folder of the parts.
+        tried: folder in which workers note what they begin.
+        board: where workers put their counts, and read those of the others.
+        requested: all requests of the stage, of which `max_failed_share` may fail.
+    """
+
+    def __init__(self, plan: GenerationPlan, answers: str, tried: str, board: Any, requested: int) -> None:
+        self.plan, self.board, self.requested = plan, board, requested
         self.name = uuid.uuid4().hex[:12]
         self.parts = PartWriter(Path(answers), self.name, plan.engine.replicas)
+        self.tries = Tries(Path(tried), Path(answers), self.name)
         self.done = self.tokens = 0
+        self.reasons: Counter[str] = Counter()
         self.engine = start_engine(plan.engine, plan.model, plan.scheme, plan.ask)
-        self.started = time.monotonic()
+        self.started = self.moved = self.shown = time.monotonic()
 
-    async def __call__(self, batch: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        rows = pa.Table.from_pydict({k: list(v) for k, v in batch.items()}).to_pylist()
-        asked = [self._answer(pair, *ask) for pair in rows for ask in requests_of(self.plan, pair)]
+    async def __call__(self, batch: pa.Table) -> AsyncIterator[dict[str, Any]]:
+        rows = batch.to_pylist()
+        answered = self.tries.begin(row["file"] for row in rows)
+        asked = [(pair, *ask) for pair in rows for ask in requests_of(self.plan, pair)]
+        if len(answered):
+            known = answered.has(ask.key for *_, ask in asked)
+            asked = [ask for ask, there in zip(asked, known, strict=True) if not there]
         gate = asyncio.Semaphore(ASKS_IN_FLIGHT)
 
-        async def bounded(work: Any) -> int:
+        async def bounded(work: Coroutine[Any, Any, int]) -> int:
             async with gate:
                 return await work
 
-        tokens = await asyncio.gather(*(bounded(work) for work in asked))
+        tokens = await self._watched([bounded(self._answer(*ask)) for ask in asked])
         # Ray takes the batch as done once it is yielded, so its answers must be on disk by then.
         self.parts.flush()
-        self._show()
         yield {"answers": [len(tokens)], "output_tokens": [sum(tokens)]}
+
+    async def _watched(self, works: list[Coroutine[Any, Any, int]]) -> list[int]:
+        """Wait for all; meanwhile write what waits, and stop where going on makes no sense.
+
+        Raises:
+            EngineStopped: the engine is gone, or finished no answer for `stalled_s` seconds.
+            TooManyFailed: the share of failures is passed, however the rest may end.
+        """
+        self.moved = time.monotonic()
+        waiting = asyncio.gather(*works)
+        try:
+            while not waiting.done():
+                await asyncio.wait([waiting], timeout=TICK_S)
+                self.parts.flush_old()
+                self._check_moving()
+                await self._show()
+            return waiting.result()
+        finally:
+            waiting.cancel()
+
+    def _check_moving(self) -> None:
+        stalled_s = self.plan.engine.replicas.stalled_s
+        if time.monotonic() - self.moved > stalled_s:
+            self.parts.flush()
+            raise EngineStopped(f"it finished no answer for {stalled_s:g} s (engine.replicas.stalled_s)")
+
+    async def _show(self) -> None:
+        """Put this worker's counts on the board; stop when those of all workers hold too many failures."""
+        if time.monotonic() - self.shown < TICK_S:
+            return
+        self.shown = time.monotonic()
+        speed = self.tokens / (self.shown - self.started)
+        figures = {"tokens/s": round(speed, 1), "failed": self.reasons.total()}
+        newest = await self.board.put.remote(self.name, self.done, None, figures)
+        share = sum(told["failed"] for _, _, told in newest.values()) / self.requested
+        if share > self.plan.ask.max_failed_share:
+            self.parts.flush()
+            raise TooManyFailed(too_many_failed(share, self.plan.ask.max_failed_share, self.reasons))
 
     async def _answer(self, pair: dict[str, Any], perspective: Perspective, sample: int, ask: Ask) -> int:
         for attempt in range(self.plan.ask.retries + 1):
-            reply = await self._reply(Ask(ask.key, ask.chat, ask.seed + attempt, ask.gold))
+            reply = await self._reply(replace(ask, seed=ask.seed + attempt))
             row = answer_row(reply, self.plan.scheme)
             if row["reason"] is None or row["reason"].startswith(PROMPT_TOO_LONG):
                 break
         self.parts.add(
             row | {"key": ask.key, "pair_id": pair["pair_id"], "perspective": perspective.name, "sample": sample}
         )
+        self.moved = time.monotonic()
         self.done, self.tokens = self.done + 1, self.tokens + reply.output_tokens
-        if self.done % 16 == 0:
-            self._show()
+        if row["reason"] is not None:
+            self.reasons[row["reason"]] += 1
         return reply.output_tokens
-
-    def _show(self) -> None:
-        speed = self.tokens / (time.monotonic() - self.started)
-        self.board.put.remote(self.name, self.done, None, {"tokens/s": round(speed, 1)})
 
     async def _reply(self, ask: Ask) -> Reply:
         try:
@@ -102,30 +149,3 @@ def answer_row(reply: Reply, scheme: Scheme) -> dict[str, Any]:
         "output_tokens": reply.output_tokens,
         "reason": reply.error or parsed.reason,
     }
-
-
-class PartWriter:
-    """Appends answers to numbered parts, bounded by rows and by seconds."""
-
-    def __init__(self, folder: Path, worker: str, bounds: Replicas) -> None:
-        self.folder, self.worker, self.bounds = folder, worker, bounds
-        self.rows: list[dict[str, Any]] = []
-        self.number = 0
-        self.flushed = time.monotonic()
-        os.makedirs(folder, exist_ok=True)
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Take one answer; write the part when it is full or old enough."""
-        self.rows.append(row)
-        waited = time.monotonic() - self.flushed
-        if len(self.rows) >= self.bounds.flush_rows or waited >= self.bounds.flush_seconds:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what waits."""
-        self.flushed = time.monotonic()
-        if not self.rows:
-            return
-        rows, self.rows = self.rows, []
-        write_table(self.folder / f"{self.worker}-{self.number:06d}.parquet", pa.Table.from_pylist(rows, ANSWER))
-        self.number += 1

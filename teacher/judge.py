@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster.artifacts import StageFolder
 from cluster.models import model_fingerprint
-from cluster.storage import read_table, write_table
+from cluster.storage import table_writer
 from mpcot.config import JudgeStage
 from mpcot.generate import GenerationPlan, generate, select_pairs
 from mpcot.labels import Scheme, load_scheme
@@ -35,18 +36,33 @@ def run(config: JudgeStage, folder: StageFolder) -> None:
         seed=config.seed,
     )
     pairs = folder.input("1-pairs") / "pairs.parquet"
-    answers = generate(plan, select_pairs(pairs, config.judge), folder.path, "judgements").to_pylist()
+    answers = generate(plan, select_pairs(pairs, config.judge), folder.path, "judgements")
+    quality = Quality(config.perspectives.names)
+    counts: Counter[str] = Counter()
+    with (
+        table_writer(folder.path / "judgements.parquet", JUDGEMENT) as judged,
+        table_writer(folder.path / "failed.parquet", ANSWER) as failed,
+    ):
+        for shelf in answers.shelves():
+            rows = judge_shelf(shelf.answers, config.perspectives.names, scheme)
+            unusable = shelf.answers.filter(pc.is_valid(shelf.answers["reason"]))
+            judged.write_table(pa.Table.from_pylist(rows, JUDGEMENT))
+            failed.write_table(unusable)
+            quality.add(rows, {row["pair_id"]: row for row in shelf.pairs.to_pylist()})
+            counts["requested"] += len(shelf.pairs)
+            counts["judged"] += len(rows)
+            counts["failed"] += len(shelf.pairs) - len(rows)
+            counts["failed_answers"] += len(unusable)
+    folder.finish(counts, {"quality": quality.figures()})
+
+
+def judge_shelf(answers: pa.Table, perspectives: Sequence[str], scheme: Scheme) -> list[dict[str, Any]]:
+    """Return the judgements of the pairs that any perspective answered, sorted by pair."""
     by_pair: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in answers:
+    for row in answers.to_pylist():
         by_pair[row["pair_id"]].append(row)
-    judged = {k: judge(rows, config.perspectives.names, scheme) for k, rows in by_pair.items()}
-    rows = [{"pair_id": k} | judgement for k, judgement in judged.items() if judgement is not None]
-    failed = [row for row in answers if row["reason"] is not None]
-    write_table(folder.path / "judgements.parquet", pa.Table.from_pylist(rows, JUDGEMENT))
-    write_table(folder.path / "failed.parquet", pa.Table.from_pylist(failed, ANSWER))
-    lost = len(by_pair) - len(rows)
-    counts = {"requested": len(by_pair), "judged": len(rows), "failed": lost, "failed_answers": len(failed)}
-    folder.finish(counts, {"quality": quality(rows, pairs, config.perspectives.names)})
+    judged = ((pair_id, judge(rows, perspectives, scheme)) for pair_id, rows in by_pair.items())
+    return [{"pair_id": pair_id} | found for pair_id, found in judged if found is not None]
 
 
 def judge(answers: Iterable[dict[str, Any]], perspectives: Sequence[str], scheme: Scheme) -> dict[str, Any] | None:
@@ -81,25 +97,39 @@ def distribution(logprobs: Sequence[float] | None, verdict: str, scheme: Scheme)
     return weights / weights.sum()
 
 
-def quality(rows: list[dict[str, Any]], pairs: Any, perspectives: Sequence[str]) -> dict[str, Any]:
-    """Return accuracy and macro-F1 per split, of each perspective and of the vote."""
-    table = read_table(pairs, ["pair_id", "label", "split"]).to_pylist()
-    truth = {row["pair_id"]: (row["label"], row["split"]) for row in table}
-    found: dict[str, Any] = {}
-    for split in ("train", "dev", "test"):
-        judged = [row for row in rows if truth[row["pair_id"]][1] == split]
-        if not judged:
-            continue
-        gold = [truth[row["pair_id"]][0] for row in judged]
-        said = {name: [row["verdicts"][i] or "none" for row in judged] for i, name in enumerate(perspectives)}
-        said["vote"] = [row["vote"] for row in judged]
-        found[split] = {name: _scores(gold, verdicts) for name, verdicts in said.items()}
-    return found
+class Quality:
+    """Accuracy and macro-F1 per split, of each perspective and of the vote, from counts alone."""
+
+    def __init__(self, perspectives: Sequence[str]) -> None:
+        self.perspectives = perspectives
+        self.counts: dict[tuple[str, str], Counter[tuple[str, str]]] = defaultdict(Counter)
+
+    def add(self, rows: Iterable[Mapping[str, Any]], truth: Mapping[str, Mapping[str, Any]]) -> None:
+        """Count judgements. `truth` has `label` and `split` by pair id."""
+        for row in rows:
+            label, split = truth[row["pair_id"]]["label"], truth[row["pair_id"]]["split"]
+            if label is None:
+                continue
+            for name, verdict in zip(self.perspectives, row["verdicts"], strict=True):
+                self.counts[split, name][label, verdict or "none"] += 1
+            self.counts[split, "vote"][label, row["vote"]] += 1
+
+    def figures(self) -> dict[str, Any]:
+        """Return the scores by split and judge."""
+        found: dict[str, Any] = {}
+        for split in ("train", "dev", "test"):
+            scores = {
+                n: _scores(self.counts[split, n]) for n in (*self.perspectives, "vote") if (split, n) in self.counts
+            }
+            found |= {split: scores} if scores else {}
+        return found
 
 
-def _scores(gold: list[str], verdicts: list[str]) -> dict[str, float]:
+def _scores(counts: Counter[tuple[str, str]]) -> dict[str, float]:
     from sklearn.metrics import accuracy_score, f1_score
 
-    labels = sorted(set(gold))
-    macro = f1_score(gold, verdicts, labels=labels, average="macro", zero_division=0)
-    return {"accuracy": float(accuracy_score(gold, verdicts)), "macro_f1": float(macro), "pairs": len(gold)}
+    gold, said = zip(*counts, strict=True)
+    times = list(counts.values())
+    macro = f1_score(gold, said, labels=sorted(set(gold)), average="macro", zero_division=0, sample_weight=times)
+    accuracy = accuracy_score(gold, said, sample_weight=times)
+    return {"accuracy": float(accuracy), "macro_f1": float(macro), "pairs": sum(times)}

@@ -1,20 +1,28 @@
-"""`broadfast verify`: every manifest's files, and every stage's ledger by id set."""
+"""`broadfast verify`: every manifest's files, and every stage's ledger by id set.
+
+Ids are compared by digests of 16 bytes; only those that a message names are held as text.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from cluster.artifacts import read_manifest
 from cluster.errors import UsageError
-from cluster.storage import read_table
+from cluster.ids import IdSet
+from cluster.storage import batches_of, rows_of, values_of
 from mpcot.generate import ANSWERS, REQUESTED
 from workflows.stages import STAGES
 
+BATCH = 65536
+NAMED = 1000  # of more wrong ids than these, the message may not name the first ones
 Result = tuple[str, str, list[str]]
 
 
@@ -68,103 +76,141 @@ def _no_ledger(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
     return []
 
 
-def _ids(path: Path, column: str = "pair_id") -> list[str]:
-    return read_table(path, [column])[column].to_pylist()
+@dataclass(frozen=True)
+class Ids:
+    """A column of ids in parquet files, read anew whenever it is looked through."""
+
+    paths: tuple[Path, ...]
+    column: str = "pair_id"
+    beside: tuple[str, ...] = ()
+    where: Callable[[pa.RecordBatch], Any] | None = None
+
+    def batches(self) -> Iterator[list[str]]:
+        """Yield the ids, some at a time: those that `where`, which sees the columns `beside` too, marks as true."""
+        for path in self.paths:
+            for batch in batches_of(path, [self.column, *self.beside], BATCH):
+                kept = batch if self.where is None else batch.filter(pa.array(self.where(batch)))
+                yield kept[self.column].to_pylist()
+
+    def set(self) -> IdSet:
+        """Return the ids as a set."""
+        return IdSet(self.batches())
 
 
-def _rows(path: Path, columns: list[str]) -> list[dict[str, Any]]:
-    return read_table(path, columns).to_pylist()
+def _ids(folder: Path, *names: str, column: str = "pair_id") -> Ids:
+    return Ids(tuple(folder / f"{name}.parquet" for name in names), column)
 
 
-def _compare(what: str, expected: set[str], found: list[str]) -> list[str]:
-    """Name what is missing, what nobody asked for, and what is there twice."""
+def _compare(
+    what: str, expected: IdSet, found: Ids, lost: Ids, name: Callable[[list[str]], Iterable[str]] = list
+) -> list[str]:
+    """Name what is missing, what nobody asked for, and what is there twice.
+
+    Args:
+        lost: where the text of an expected id is found.
+        name: what to call ids in the message.
+    """
     wrong = []
-    present = set(found)
-    for name, ids in (("lost", expected - present), ("unknown", present - expected)):
-        if ids:
-            wrong.append(f"{what}: {len(ids)} {name}, first {', '.join(sorted(ids)[:3])}")
-    if twice := sorted(i for i, times in Counter(found).items() if times > 1):
-        wrong.append(f"{what}: {len(twice)} ids are there twice, first {', '.join(twice[:3])}")
+    present = found.set()
+    kinds = (("lost", expected.minus(present), lost), ("unknown", present.minus(expected), found))
+    for kind, ids, texts in (*kinds, ("ids are there twice", present.repeated(), found)):
+        if len(ids):
+            first = sorted(name(ids.first(texts.batches(), NAMED)))[:3]
+            wrong.append(f"{what}: {len(ids)} {kind}, first {', '.join(first)}")
     return wrong
 
 
 def _pairs(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
     folder, counts = run_dir / "1-pairs", manifest["counts"]
-    ids = _ids(folder / "pairs.parquet")
-    failed = len(read_table(folder / "failed.parquet", ["source_row"]))
-    wrong = _compare("pairs", set(ids), ids)
-    if counts["read"] != len(ids) + failed:
-        wrong.append(f"read {counts['read']:,}, but {len(ids):,} pairs and {failed:,} failed are there")
+    pairs = _ids(folder, "pairs")
+    found = pairs.set()
+    failed = sum(len(batch) for batch in values_of(folder / "failed.parquet", "source_row"))
+    wrong = _compare("pairs", found, pairs, pairs)
+    if counts["read"] != len(found) + failed:
+        wrong.append(f"read {counts['read']:,}, but {len(found):,} pairs and {failed:,} failed are there")
     return wrong
 
 
-def _answers(name: str) -> Callable[[Path, dict[str, Any]], list[str]]:
+def _answers(stage: str) -> Callable[[Path, dict[str, Any]], list[str]]:
     def check(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
-        folder, counts = run_dir / name, manifest["counts"]
-        keys = {part: _ids(folder / f"{part}.parquet", "key") for part in ("kept", "filtered", "failed")}
-        found = [key for part in keys.values() for key in part]
-        names = _requests(folder)
-        wrong = _compare("answers", set(names.values()), [names.get(key, key) for key in found])
+        folder, counts = run_dir / stage, manifest["counts"]
+        sizes = {part: _rows(folder / f"{part}.parquet") for part in ("kept", "filtered", "failed")}
+        asked = Ids((folder / REQUESTED,), "key")
+        found = _ids(folder, *sizes, column="key")
+        wrong = _compare("answers", asked.set(), found, asked, lambda keys: _places(folder, keys))
         wrong += [
-            f"{part}: {len(k):,} rows, the manifest says {counts[part]:,}"
-            for part, k in keys.items()
-            if len(k) != counts[part]
+            f"{part}: {rows:,} rows, the manifest says {counts[part]:,}"
+            for part, rows in sizes.items()
+            if rows != counts[part]
         ]
-        if counts["requested"] != len(found):
-            wrong.append(f"requested {counts['requested']:,}, answered {len(found):,}")
+        if counts["requested"] != sum(sizes.values()):
+            wrong.append(f"requested {counts['requested']:,}, answered {sum(sizes.values()):,}")
         return wrong
 
     return check
 
 
-def _requests(folder: Path) -> dict[str, str]:
-    """Return what was asked: the answer's key -> pair/perspective/sample, or the key itself where none came."""
-    columns = ["key", "pair_id", "perspective", "sample"]
-    came = {r["key"]: f"{r['pair_id']}/{r['perspective']}/{r['sample']}" for r in _rows(folder / ANSWERS, columns)}
-    return {key: came.get(key, key) for key in _ids(folder / REQUESTED, "key")}
+def _rows(path: Path) -> int:
+    return pq.read_metadata(path).num_rows
+
+
+def _places(folder: Path, keys: list[str]) -> list[str]:
+    """Return what was asked, as pair/perspective/sample, or the key itself where no answer came."""
+    named = {key: key for key in keys}
+    wanted = pa.array(keys, pa.string())
+    for batch in batches_of(folder / ANSWERS, ["key", "pair_id", "perspective", "sample"], BATCH):
+        for row in batch.filter(pc.is_in(batch["key"], wanted)).to_pylist():
+            named[row["key"]] = f"{row['pair_id']}/{row['perspective']}/{row['sample']}"
+    return list(named.values())
 
 
 def _preferences(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
-    columns = ["preference_id", "pair_id", "chosen_reference_logprob", "rejected_reference_logprob"]
-    rows = _rows(run_dir / "5-preferences" / "preferences.parquet", columns)
-    ids = [row["preference_id"] for row in rows]
-    pairs = set(_ids(run_dir / "1-pairs" / "pairs.parquet"))
-    wrong = _compare("preferences", set(ids), ids)
-    wrong += _compare("preferences' pairs", pairs & {r["pair_id"] for r in rows}, list({r["pair_id"] for r in rows}))
-    if len(rows) != manifest["counts"]["preferences"]:
-        wrong.append(f"{len(rows):,} preferences, the manifest says {manifest['counts']['preferences']:,}")
-    if unscored := [row["preference_id"] for row in rows if None in row.values()]:
+    path, pairs = run_dir / "5-preferences" / "preferences.parquet", _ids(run_dir / "1-pairs", "pairs")
+    scores = ("chosen_reference_logprob", "rejected_reference_logprob")
+    own = Ids((path,), "preference_id")
+    wrong = _compare("preferences", own.set(), own, own)
+    unknown = Ids((path,)).set().minus(pairs.set())
+    if len(unknown):
+        first = unknown.first(Ids((path,)).batches(), 3)
+        wrong.append(f"preferences' pairs: {len(unknown)} unknown, first {', '.join(first)}")
+    if _rows(path) != manifest["counts"]["preferences"]:
+        wrong.append(f"{_rows(path):,} preferences, the manifest says {manifest['counts']['preferences']:,}")
+    unscored = [row["preference_id"] for row in rows_of(path, ["preference_id", *scores]) if None in row.values()]
+    if unscored:
         wrong.append(f"{len(unscored)} preferences have no reference log-probabilities, first {unscored[0]}")
     return wrong
 
 
 def _judgements(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
     folder, counts = run_dir / "7-judgements", manifest["counts"]
-    judged = _ids(folder / "judgements.parquet")
-    pairs = set(_ids(run_dir / "1-pairs" / "pairs.parquet"))
-    asked = {name.partition("/")[0] for name in _requests(folder).values()}
-    failed = set(_ids(folder / "failed.parquet")) - set(judged)
-    wrong = _compare("judgements", asked & pairs - failed, judged)
-    if counts["requested"] != counts["judged"] + counts["failed"] or counts["judged"] != len(judged):
-        wrong.append(f"requested {counts['requested']:,}, judged {len(judged):,}, failed {counts['failed']:,}")
+    judged, rows = _ids(folder, "judgements"), _rows(folder / "judgements.parquet")
+    requested = Ids((folder / REQUESTED,), "key").set()
+    asked = Ids((folder / ANSWERS,), beside=("key",), where=lambda batch: requested.has(batch["key"].to_pylist()))
+    known = asked.set().both(_ids(run_dir / "1-pairs", "pairs").set())
+    failed = _ids(folder, "failed").set().minus(judged.set())
+    wrong = _compare("judgements", known.minus(failed), judged, asked)
+    if counts["requested"] != counts["judged"] + counts["failed"] or counts["judged"] != rows:
+        wrong.append(f"requested {counts['requested']:,}, judged {rows:,}, failed {counts['failed']:,}")
     return wrong
 
 
 def _targets(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
-    expected = set(_ids(run_dir / "7-judgements" / "judgements.parquet"))
-    found = [i for part in ("targets", "failed") for i in _ids(run_dir / "8-targets" / f"{part}.parquet")]
-    return _compare("targets", expected, found)
+    expected = _ids(run_dir / "7-judgements", "judgements")
+    return _compare("targets", expected.set(), _ids(run_dir / "8-targets", "targets", "failed"), expected)
 
 
 def _student(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
-    table = read_table(run_dir / "1-pairs" / "pairs.parquet", ["pair_id", "split"]).to_pylist()
-    expected = {row["pair_id"] for row in table if row["split"] in ("dev", "test")}
+    held_out = Ids((run_dir / "1-pairs" / "pairs.parquet",), beside=("split",), where=_held_out)
+    expected = held_out.set()
     wrong = []
     for path in sorted((run_dir / "9-student").glob("*/predictions.parquet")):
-        rows = read_table(path, ["pair_id", "split"]).to_pylist()
-        found = [row["pair_id"] for row in rows if row["split"] in ("dev", "test")]
-        wrong += _compare(f"predictions of {path.parent.name}", expected, found)
+        found = Ids((path,), beside=("split",), where=_held_out)
+        wrong += _compare(f"predictions of {path.parent.name}", expected, found, held_out)
     return wrong
+
+
+def _held_out(batch: pa.RecordBatch) -> Any:
+    return pc.is_in(batch["split"], pa.array(["dev", "test"]))
 
 
 LEDGERS: dict[str, Callable[[Path, dict[str, Any]], list[str]]] = {

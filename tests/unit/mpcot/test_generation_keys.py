@@ -11,8 +11,9 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.storage import read_table, write_table
+from mpcot import generate, shelves
 from mpcot.config import AnswerSettings, PerspectiveSettings, Replicas, ScriptedEngine, VllmEngine
-from mpcot.generate import GenerationPlan, _answered, _collect, _write_missing, select_pairs
+from mpcot.generate import ANSWERS, MISSING, REQUESTED, SHELVES, Answers, GenerationPlan, _write_missing, select_pairs
 from mpcot.labels import load_scheme
 from mpcot.perspective import Perspective, load_perspectives
 from mpcot.records import ANSWER, PAIR
@@ -105,30 +106,90 @@ def test_a_changed_product_is_another_request_but_its_label_is_not() -> None:
     assert keys(row=pair(label="I", split="dev", description="unused")) == keys()
 
 
-def test_only_what_lacks_an_answer_is_to_be_asked(tmp_path: Path) -> None:
-    pairs = [pair(n) for n in range(3)]
-    done = set(keys(row=pairs[0]).values()) | {keys(row=pairs[1])["intent", 0]}
-    wanted, missing = _write_missing(PLAN, pairs, tmp_path / "todo", done)
-    assert len(wanted) == 18 and missing == 11
-    todo = read_table(tmp_path / "todo").to_pylist()
-    assert [row["pair_id"] for row in todo] == ["p1", "p2"]
-    assert set(todo[0]["keys"]) == set(keys(row=pairs[1]).values()) - done
-
-
 def answer_row(key: str, **changes: Any) -> dict[str, Any]:
     row = {"key": key, "pair_id": "p0", "perspective": "intent", "sample": 0, "rationale": "r", "verdict": "E"}
     return row | {"logprobs": None, "prompt_tokens": 1, "output_tokens": 1, "reason": None} | changes
 
 
+def write_part(folder: Path, name: str, *rows: dict[str, Any]) -> None:
+    write_table(folder / ANSWERS / f"{name}.parquet", pa.Table.from_pylist(list(rows), ANSWER))
+
+
+def answer_all(folder: Path, name: str, rows: list[dict[str, Any]], **changes: Any) -> None:
+    asked = [(row, place, key) for row in rows for place, key in keys(row=row).items()]
+    write_part(
+        folder,
+        name,
+        *(answer_row(key, pair_id=row["pair_id"], perspective=p, sample=n, **changes) for row, (p, n), key in asked),
+    )
+
+
+def collected(folder: Path, requested: int, most_failed: float = 1.0) -> list[dict[str, Any]]:
+    shelves = Answers(folder, "rationales", most_failed, requested, 0).shelves()
+    return [row for shelf in shelves for row in shelf.answers.to_pylist()]
+
+
+def test_only_what_lacks_an_answer_is_to_be_asked(tmp_path: Path) -> None:
+    pairs = [pair(n) for n in range(3)]
+    own = keys(row=pairs[1])
+    done = set(keys(row=pairs[0]).values()) | {own["intent", 0]}
+    write_part(tmp_path, "w1-0", *map(answer_row, done))
+    assert _write_missing(PLAN, pairs, tmp_path) == (18, 11)
+    todo = read_table(tmp_path / MISSING).to_pylist()
+    assert [row["pair_id"] for row in todo] == ["p1", "p2"]
+    assert set(todo[0]["keys"]) == set(own.values()) - done
+    requested = read_table(tmp_path / REQUESTED)["key"].to_pylist()
+    assert requested == [key for row in pairs for key in keys(row=row).values()]
+
+
 def test_answers_of_other_settings_are_left_out_and_doubles_count_once(tmp_path: Path) -> None:
-    rows = [answer_row("a"), answer_row("b", sample=1), answer_row("old")]
-    write_table(tmp_path / "w1-0.parquet", pa.Table.from_pylist(rows, ANSWER))
-    write_table(tmp_path / "w2-0.parquet", pa.Table.from_pylist([answer_row("a", rationale="later")], ANSWER))
-    table = _collect(tmp_path, {"a", "b"}, "rationales")
-    assert table.schema.equals(ANSWER)
-    assert [(r["key"], r["rationale"]) for r in table.to_pylist()] == [("a", "r"), ("b", "r")]
-    with pytest.raises(UserError, match="1 answers are missing, first lost"):
-        _collect(tmp_path, {"a", "lost"}, "rationales")
+    pairs = [pair(n) for n in range(4)]
+    answer_all(tmp_path, "w1-0", pairs[::-1])
+    write_part(tmp_path, "w2-0", answer_row(keys(row=pairs[0])["intent", 0], rationale="later"), answer_row("old"))
+    assert _write_missing(PLAN, pairs, tmp_path) == (24, 0)
+    found = collected(tmp_path, 24)
+    places = [(row["pair_id"], row["perspective"], row["sample"]) for row in found]
+    assert places == sorted((row["pair_id"], *place) for row in pairs for place in keys(row=row))
+    assert {row["rationale"] for row in found} == {"r"}
+    assert not (tmp_path / SHELVES).exists()
+
+
+def test_no_pair_is_cut_in_two_and_their_order_is_by_id_whatever_the_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shelves, "SORTED_ROWS", 40)
+    monkeypatch.setattr(shelves, "DEALT_ROWS", 50)
+    monkeypatch.setattr(generate, "PAIRS_AT_A_TIME", 7)
+    pairs = [pair(pair_id=f"{n * 37 % 256:02x}{n:04x}") for n in range(60)]
+    answer_all(tmp_path, "w1-0", pairs[:30])
+    answer_all(tmp_path, "w2-0", pairs[30:])
+    assert _write_missing(PLAN, pairs, tmp_path) == (360, 0)
+    found = list(Answers(tmp_path, "rationales", 0.0, 360, 0).shelves())
+    assert len(found) > 3
+    by_shelf = [sorted(set(shelf.answers["pair_id"].to_pylist())) for shelf in found]
+    assert by_shelf == [sorted(shelf.pairs["pair_id"].to_pylist()) for shelf in found]
+    assert [i for ids in by_shelf for i in ids] == sorted(row["pair_id"] for row in pairs)
+    assert sum(len(shelf.answers) for shelf in found) == 360
+
+
+def test_a_request_without_an_answer_is_named_at_the_end(tmp_path: Path) -> None:
+    pairs = [pair(n) for n in range(2)]
+    answer_all(tmp_path, "w1-0", pairs[:1])
+    _write_missing(PLAN, pairs, tmp_path)
+    first = min(keys(row=pairs[1]).values())
+    with pytest.raises(UserError, match=f"6 answers are missing, first {first}"):
+        collected(tmp_path, 12)
+
+
+def test_a_share_of_failures_stops_after_the_last_shelf(tmp_path: Path) -> None:
+    pairs = [pair(n) for n in range(4)]
+    answer_all(tmp_path, "w1-0", pairs[:3])
+    answer_all(tmp_path, "w2-0", pairs[3:], reason="empty", verdict=None)
+    _write_missing(PLAN, pairs, tmp_path)
+    with pytest.raises(UserError, match="25% of the answers failed, more than max_failed_share 20%: 6 x empty"):
+        collected(tmp_path, 24, most_failed=0.2)
+    _write_missing(PLAN, pairs, tmp_path)
+    assert len(collected(tmp_path, 24, most_failed=0.25)) == 24
 
 
 def test_pairs_are_chosen_by_split_and_id_whatever_their_order(tmp_path: Path) -> None:
@@ -153,17 +214,20 @@ def test_a_worker_that_would_ask_otherwise_says_so() -> None:
 
 def test_what_an_engine_failed_to_answer_is_asked_again(tmp_path: Path) -> None:
     """Other failures are the model's own and would come again."""
-    broken = answer_row("a", rationale=None, verdict=None, reason="engine error: OSError: gone")
-    own = answer_row("b", sample=1, verdict=None, reason="empty")
-    write_table(tmp_path / "w1-0.parquet", pa.Table.from_pylist([broken, own, answer_row("c", sample=2)], ANSWER))
-    assert _answered(tmp_path) == {"b", "c"}
-    assert _collect(tmp_path, {"a"}, "rationales")["reason"].to_pylist() == [broken["reason"]]
-    write_table(tmp_path / "w2-0.parquet", pa.Table.from_pylist([answer_row("a")], ANSWER))
-    assert _answered(tmp_path) == {"a", "b", "c"}
-    assert _collect(tmp_path, {"a", "b"}, "rationales")["reason"].to_pylist() == [None, "empty"]
+    one = pair()
+    first, second, *others = keys(row=one).values()
+    broken = answer_row(first, rationale=None, verdict=None, reason="engine error: OSError: gone")
+    own = answer_row(second, sample=1, verdict=None, reason="empty")
+    write_part(tmp_path, "w1-0", broken, own, *(answer_row(key, perspective="rules") for key in others))
+    assert _write_missing(PLAN, [one], tmp_path) == (6, 1)
+    assert read_table(tmp_path / MISSING)["keys"].to_pylist() == [[first]]
+    assert collected(tmp_path, 6)[0]["reason"] == broken["reason"]
+    write_part(tmp_path, "w2-0", answer_row(first))
+    assert _write_missing(PLAN, [one], tmp_path) == (6, 0)
+    assert [row["reason"] for row in collected(tmp_path, 6)] == [None, "empty", None, None, None, None]
 
 
 def test_a_folder_without_answers(tmp_path: Path) -> None:
-    assert _answered(tmp_path / "answers") == set()
-    with pytest.raises(UserError, match="2 answers are missing, first a, b"):
-        _collect(tmp_path / "answers", {"a", "b"}, "rationales")
+    assert _write_missing(PLAN, [pair()], tmp_path) == (6, 6)
+    with pytest.raises(UserError, match="6 answers are missing"):
+        collected(tmp_path, 6)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from cluster.storage import write_table
 from mpcot.labels import load_scheme
-from mpcot.records import JUDGEMENT, PAIR
-from teacher.judge import distribution, judge, quality
+from mpcot.records import JUDGEMENT
+from teacher.judge import Quality, distribution, judge
 
 ESCI = load_scheme("esci")
 NAMES = ("intent", "attributes", "rules")
@@ -79,18 +77,15 @@ def test_without_log_probabilities_the_verdict_is_near_certain() -> None:
     assert binary.tolist() == pytest.approx([0.1, 0.9])
 
 
-def test_quality_per_split_perspective_and_vote(tmp_path: Path) -> None:
-    rows = []
-    for n, (label, split) in enumerate(
-        [("E", "test"), ("E", "test"), ("S", "test"), ("I", "test"), (None, "unlabelled")]
-    ):
-        row = dict.fromkeys(PAIR.names, "x") | {"pair_id": f"p{n}", "label": label, "split": split}
-        rows.append(row)
-    pairs = write_table(tmp_path / "pairs.parquet", pa.Table.from_pylist(rows, PAIR))
-    judged = [
-        {"pair_id": f"p{n}", "vote": vote, "verdicts": [vote, None]} for n, vote in enumerate(["E", "S", "S", "E", "E"])
-    ]
-    found = quality(judged, pairs, ("intent", "rules"))
+def test_quality_per_split_perspective_and_vote() -> None:
+    labelled = [("E", "test"), ("E", "test"), ("S", "test"), ("I", "test"), (None, "unlabelled")]
+    truth = {f"p{n}": {"label": label, "split": split} for n, (label, split) in enumerate(labelled)}
+    votes = ["E", "S", "S", "E", "E"]
+    judged = [{"pair_id": f"p{n}", "vote": vote, "verdicts": [vote, None]} for n, vote in enumerate(votes)]
+    quality = Quality(("intent", "rules"))
+    quality.add(judged[:2], truth)
+    quality.add(judged[2:], truth)
+    found = quality.figures()
     assert set(found) == {"test"} and set(found["test"]) == {"intent", "rules", "vote"}
     assert found["test"]["vote"]["accuracy"] == 0.5 and found["test"]["vote"]["pairs"] == 4
     # F1: E 2*1/(2+2) = 0.5, S 2*1/(2+1) = 2/3, I 0.

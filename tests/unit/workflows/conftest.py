@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from rich.console import Console
 
@@ -23,19 +22,23 @@ from workflows import runner
 from workflows.config import RunConfig, load_config
 from workflows.stages import STAGES, find_stage
 
-SILENT = SimpleNamespace(put=SimpleNamespace(remote=lambda *news: None))
+
+async def unread(*news: Any) -> dict[str, Any]:
+    return {}
+
+
+SILENT = SimpleNamespace(put=SimpleNamespace(remote=unread))
 TRAINED = {"3-sft": "tiny-llama", "6-dpo": "tiny-llama"}
 QUICK = ("1-pairs", "2-rationales", "3-sft", "4-samples", "5-preferences", "6-dpo", "7-judgements")
 
 
-def answer_here(plan: generate.GenerationPlan, folder: Path, label: str, missing: int) -> None:
+def answer_here(plan: generate.GenerationPlan, folder: Path, label: str, requested: int, missing: int) -> None:
     """What the Ray Data actors do, one batch after the other in this process."""
-    worker = AnswerWorker(plan, str(folder / generate.ANSWERS), SILENT)
-    todo = read_table(folder / generate.MISSING).to_pylist()
-    columns = {name: np.array([row[name] for row in todo] + [None], dtype=object)[:-1] for name in todo[0]}
+    tried = folder / generate.MISSING / generate.TRIED
+    worker = AnswerWorker(plan, str(folder / generate.ANSWERS), str(tried), SILENT, requested)
 
     async def work() -> None:
-        async for _ in worker(columns):
+        async for _ in worker(read_table(folder / generate.MISSING)):
             pass
 
     asyncio.run(work())

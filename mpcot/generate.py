@@ -191,13 +191,14 @@ def _write_missing(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder
         while rows := list(islice(stream, PAIRS_AT_A_TIME)):
             keys = [[ask.key for _, _, ask in plan.asks(row)] for row in rows]
             flat = [key for own in keys for key in own]
-            known = dict(zip(flat, done.has(flat).tolist(), strict=True))
-            lacking = [row | {"keys": [k for k in own if not known[k]]} for row, own in zip(rows, keys, strict=True)]
-            counts["files"] += _write_pairs([row for row in lacking if row["keys"]], folder / MISSING, counts["files"])
-            counts["missing"] += len(flat) - sum(known.values())
+            known = iter(done.has(flat).tolist())
+            lacking = [[key for key in own if not next(known)] for own in keys]
+            waiting = [row | {"keys": own} for row, own in zip(rows, lacking, strict=True) if own]
+            counts["files"] += _write_pairs(waiting, folder / MISSING, counts["files"])
+            counts["missing"] += sum(map(len, lacking))
             counts["requested"] += len(flat)
             written.write_table(pa.table([flat], schema=KEY))
-            yield pa.Table.from_pylist([row | {"keys": own} for row, own in zip(rows, keys, strict=True)], REQUEST)
+            yield pa.table([*([row[name] for row in rows] for name in REQUEST.names[:-1]), keys], schema=REQUEST)
 
     with table_writer(folder / REQUESTED, KEY) as written:
         deal(requests(), REQUEST, folder / SHELVES / "requests")

@@ -59,8 +59,6 @@ class AnswerWorker:
                 return await work
 
         tokens = await self._watched([bounded(self._answer(*ask)) for ask in asked])
-        # Ray takes the batch as done once it is yielded, so its answers must be on disk by then.
-        self.parts.flush()
         yield {"answers": [len(tokens)], "output_tokens": [sum(tokens)]}
 
     async def _watched(self, works: list[Coroutine[Any, Any, int]]) -> list[int]:
@@ -81,11 +79,13 @@ class AnswerWorker:
             return waiting.result()
         finally:
             waiting.cancel()
+            # Ray takes the batch as done once it is yielded, so its answers must be on disk by then; and what
+            # was finished before an error is paid for.
+            self.parts.flush()
 
     def _check_moving(self) -> None:
         stalled_s = self.plan.engine.replicas.stalled_s
         if time.monotonic() - self.moved > stalled_s:
-            self.parts.flush()
             raise EngineStopped(f"it finished no answer for {stalled_s:g} s (engine.replicas.stalled_s)")
 
     async def _show(self) -> None:
@@ -95,10 +95,12 @@ class AnswerWorker:
         self.shown = time.monotonic()
         speed = self.tokens / (self.shown - self.started)
         figures = {"tokens/s": round(speed, 1), "failed": self.reasons.total()}
-        newest = await self.board.put.remote(self.name, self.done, None, figures)
+        try:
+            newest = await self.board.put.remote(self.name, self.done, None, figures)
+        except Exception:  # the board may leave with its node: that must not end the work
+            return
         share = sum(told["failed"] for _, _, told in newest.values()) / self.requested
         if share > self.plan.ask.max_failed_share:
-            self.parts.flush()
             raise TooManyFailed(too_many_failed(share, self.plan.ask.max_failed_share, self.reasons))
 
     async def _answer(self, pair: dict[str, Any], perspective: Perspective, sample: int, ask: Ask) -> int:

@@ -1,0 +1,137 @@
+"""The worker by itself: what it writes when, what it does not ask again, and when it gives up."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from cluster.storage import read_table, write_table
+from mpcot import worker as worker_module
+from mpcot.config import AnswerSettings, PerspectiveSettings, Replicas, ScriptedEngine
+from mpcot.engine import EngineStopped
+from mpcot.generate import MISSING_PAIR, GenerationPlan, TooManyFailed
+from mpcot.labels import load_scheme
+from mpcot.perspective import load_perspectives
+from mpcot.records import PAIR
+from mpcot.worker import AnswerWorker
+
+ASKS = 3
+
+
+@pytest.fixture(autouse=True)
+def quick_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "TICK_S", 0.02)
+
+
+def make(folder: Path, board: dict[str, Any] | None = None, ask: dict[str, Any] | None = None, **engine: Any) -> Any:
+    async def put(*news: Any) -> dict[str, Any]:
+        return {news[0]: news[1:]} | (board or {})
+
+    replicas = engine.pop("replicas", {})
+    plan = GenerationPlan(
+        model="scripted/none",
+        model_digest="aaaa",
+        engine=ScriptedEngine(replicas=Replicas(**replicas), log=str(folder / "log"), **engine),
+        scheme=load_scheme("esci"),
+        perspectives=load_perspectives(PerspectiveSettings()),
+        ask=AnswerSettings(**(ask or {})),
+        seed=1,
+    )
+    reached = SimpleNamespace(put=SimpleNamespace(remote=put))
+    return AnswerWorker(plan, str(folder / "answers"), str(folder / "tried"), reached, 100)
+
+
+def batch(made: Any, count: int, file: str = "000000") -> pa.Table:
+    rows = []
+    for number in range(count):
+        row: dict[str, Any] = dict.fromkeys(PAIR.names, "x") | {"pair_id": f"p{number}", "label": "E", "split": "train"}
+        rows.append(row | {"keys": [ask.key for *_, ask in made.plan.asks(row)], "file": file})
+    return pa.Table.from_pylist(rows, MISSING_PAIR)
+
+
+def answer(made: Any, table: pa.Table) -> list[dict[str, Any]]:
+    async def work() -> list[dict[str, Any]]:
+        return [told async for told in made(table)]
+
+    return asyncio.run(work())
+
+
+def asked(folder: Path) -> list[str]:
+    return (folder / "log").read_text().split()
+
+
+def written(folder: Path) -> list[str]:
+    return read_table(folder / "answers")["key"].to_pylist()
+
+
+def test_a_batch_is_on_disk_when_it_is_done(tmp_path: Path) -> None:
+    made = make(tmp_path, replicas={"flush_rows": 4})
+    assert answer(made, batch(made, 5)) == [{"answers": [15], "output_tokens": [300]}]
+    assert sorted(written(tmp_path)) == sorted(asked(tmp_path)) and len(set(asked(tmp_path))) == 15
+    assert max(len(read_table(part)) for part in (tmp_path / "answers").iterdir()) <= 4
+
+
+def test_an_engine_that_hangs_is_given_up_and_what_it_finished_is_written(tmp_path: Path) -> None:
+    made = make(tmp_path, hangs_after=7, replicas={"stalled_s": 0.2})
+    with pytest.raises(EngineStopped, match=r"it finished no answer for 0.2 s \(engine.replicas.stalled_s\)"):
+        answer(made, batch(made, 5))
+    assert len(written(tmp_path)) == 7
+
+
+def test_an_engine_that_is_gone_loses_nothing_finished(tmp_path: Path) -> None:
+    made = make(tmp_path, stops_after=7)
+    with pytest.raises(EngineStopped, match="its processes are gone after 7 answers"):
+        answer(made, batch(made, 5))
+    assert len(written(tmp_path)) == 7
+
+
+def test_what_waits_is_written_after_some_seconds_though_no_answer_comes(tmp_path: Path) -> None:
+    made = make(tmp_path, hangs_after=7, replicas={"stalled_s": 60, "flush_seconds": 0.1})
+
+    async def look() -> None:
+        work = asyncio.ensure_future(anext(made(batch(made, 5))))
+        while sum(len(read_table(part)) for part in (tmp_path / "answers").glob("*.parquet")) < 7:
+            await asyncio.sleep(0.05)
+        assert not work.done()
+        work.cancel()
+
+    asyncio.run(look())
+
+
+def test_another_try_asks_only_for_what_the_first_did_not_write(tmp_path: Path) -> None:
+    first = make(tmp_path, stops_after=7)
+    with pytest.raises(EngineStopped):
+        answer(first, batch(first, 5))
+    before = set(written(tmp_path))
+    second = make(tmp_path)
+    assert answer(second, batch(second, 5))[0]["answers"] == [8]
+    assert len(written(tmp_path)) == len(set(written(tmp_path))) == 15
+    assert not before & set(asked(tmp_path)[-8:])
+
+
+def test_another_try_asks_again_what_the_engine_failed_on(tmp_path: Path) -> None:
+    first = make(tmp_path)
+    answer(first, batch(first, 1))
+    (part,) = (tmp_path / "answers").iterdir()
+    table = read_table(part)
+    reasons = pa.array(["engine error: OSError: gone", "empty", None], pa.string())
+    write_table(part, table.set_column(table.schema.get_field_index("reason"), table.schema.field("reason"), reasons))
+    second = make(tmp_path)
+    assert answer(second, batch(second, 1))[0]["answers"] == [1]
+
+
+def test_failures_of_all_workers_stop_the_work_once_the_share_is_passed(tmp_path: Path) -> None:
+    others = {"other": (50, None, {"failed": 18.0})}
+    settings = {"failure_share": 1.0, "delay_s": 0.1, "replicas": {"stalled_s": 60}}
+    few = make(tmp_path, others, {"max_failed_share": 0.21, "retries": 0}, **settings)
+    assert answer(few, batch(few, 1))[0]["answers"] == [ASKS]
+    many = make(tmp_path, others, {"max_failed_share": 0.2, "retries": 0}, **settings)
+    said = "21% of the answers failed, more than max_failed_share 20%: 3 x unparsable"
+    with pytest.raises(TooManyFailed, match=said):
+        for _ in range(2):
+            answer(many, batch(many, 1, "000001"))

@@ -10,6 +10,7 @@ from typing import Any
 from cluster.errors import UserError
 from mpcot.labels import Scheme
 from mpcot.prompts import VERDICT
+from mpcot.records import NOT_GOLD
 
 LOOP = re.compile(r"(\b\w[\w ,']{8,}?)(?:\W+\1){2,}", re.IGNORECASE)
 
@@ -42,7 +43,7 @@ def filter_reason(parsed: Parsed, gold: str | None) -> str | None:
     if LOOP.search(parsed.rationale):
         return "repetition"
     if gold is not None and parsed.verdict != gold:
-        return "verdict is not gold"
+        return NOT_GOLD
     return None
 
 

@@ -59,6 +59,9 @@ ANSWER = pa.schema(
     ]
 )
 
+# The `reason` of a well-formed answer whose verdict is wrong: 5-preferences takes these as rejected candidates.
+NOT_GOLD = "verdict is not gold"
+
 # 5-preferences/preferences.parquet -> 6-dpo. Log-probabilities are sums over the answer's tokens.
 PREFERENCE = pa.schema(
     [

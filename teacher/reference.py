@@ -23,7 +23,7 @@ from mpcot.labels import load_scheme
 from mpcot.perspective import load_perspectives
 from mpcot.preferences import Candidate, Preference, conflicts, gold_probability
 from mpcot.prompts import answer, messages, render
-from mpcot.records import PREFERENCE
+from mpcot.records import NOT_GOLD, PREFERENCE
 from teacher.config import PreferenceStage
 from teacher.model import load_tokenizer
 from teacher.tokens import encode, pad, share
@@ -64,7 +64,7 @@ def _candidates(
     for name in files:
         for row in read_table(stage / f"{name}.parquet", [*ANSWER_COLUMNS, "reason"]).to_pylist():
             label = gold[row["pair_id"]]
-            if label is None or row["reason"] not in (None, "verdict is not gold"):
+            if label is None or row["reason"] not in (None, NOT_GOLD):
                 continue
             row["gold_probability"] = gold_probability(row.pop("logprobs"), label, scheme)
             row.pop("reason")

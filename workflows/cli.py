@@ -100,6 +100,26 @@ def report(run_dir: RunDir, verbose: Verbose = False) -> None:
 
 
 @app.command()
+def inspect(
+    run_dir: RunDir,
+    wanted: Annotated[int, typer.Option("--samples", min=1, help="pairs shown of each stage")] = 12,
+    page: Annotated[
+        Optional[Path], typer.Option("--page", metavar="FILE", help="the page; without it RUN_DIR/inspect.html")
+    ] = None,
+) -> None:
+    """Show what the teacher wrote so far, here and as one HTML page."""
+    from mpcot.inspect.collect import collect
+    from mpcot.inspect.page import PAGE, write_page
+    from mpcot.inspect.terminal import show
+
+    with clear_errors():
+        found = collect(run_dir, wanted)
+        path = write_page(found, page or run_dir / PAGE)
+    show(found, console())
+    console().print(f"page: {path}", highlight=False)
+
+
+@app.command()
 def verify(run_dir: RunDir) -> None:
     """Check every ledger of a run folder; exit 1 with what does not balance."""
     from workflows.verify import verify_run

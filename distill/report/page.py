@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from cluster.pages.html import figure, page_environment
 from distill.report import plots
 from distill.report.quality import TITLES
 
@@ -19,51 +19,9 @@ KINDS = {"sft": "SFT", "dpo": "DPO", "lrkd": "LRKD", "ce_only": "labels only"}
 
 def render(report: Mapping[str, Any]) -> str:
     """Return the page. Texts of the data are escaped; only our own SVG is trusted."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "figure": figure,
-        "percent": percent,
-        "signed": signed,
-        "whole": whole,
-        "duration": duration,
-    }
-    template = environment.get_template("report.html.j2")
+    template = page_environment(Path(__file__).parent).get_template("report.html.j2")
     drawn = {name: Markup(text) for name, text in draw(report).items()}
     return template.render(r=report, plots=drawn, titles=TITLES, metrics=METRICS, kinds=KINDS)
-
-
-def figure(value: float | None, digits: int = 3) -> str:
-    """A number, or a dash where the data defines none."""
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def percent(value: float | None) -> str:
-    """A share as percent, or a dash."""
-    return "–" if value is None else f"{100 * value:.0f} %"
-
-
-def signed(value: float) -> str:
-    """A difference of shares in points, with its sign."""
-    return f"{100 * value:+.1f} points"
-
-
-def whole(value: int) -> str:
-    """A count with thin spaces between thousands."""
-    return f"{value:,}".replace(",", "\u2009")
-
-
-def duration(seconds: float) -> str:
-    """Seconds as `1 h 02 min`, `3 min 05 s` or `4.2 s`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def draw(report: Mapping[str, Any]) -> dict[str, str]:

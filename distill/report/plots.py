@@ -1,78 +1,13 @@
-"""Plots as inline SVG: text stays text, colours are CSS variables so that they follow light and dark."""
+"""The report's kinds of plots, as inline SVG."""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-Point = Mapping[str, float]
-
-# Matplotlib needs real colours; these stand for the page's CSS variables and are replaced in the SVG.
-INK, FAINT = "#010203", "#010204"
-SERIES = ("#010211", "#010212", "#010213", "#010214", "#010215")
-VARIABLES = {INK: "var(--ink)", FAINT: "var(--line)"} | {c: f"var(--s{i})" for i, c in enumerate(SERIES, 1)}
-STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.6,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-}
-DASHES = ("-", "--", ":", "-.")
-
-
-def svg(name: str, alt: str, draw: Callable[[Axes], None], size: tuple[float, float] = (5.2, 2.9)) -> str:
-    """Draw on one axes and return an `<svg>` element that scales with its container.
-
-    Args:
-        name: unique on the page; keeps the element ids of two plots apart.
-        alt: what a reader who cannot see the plot should learn from it.
-        size: inches; text is 9 pt at the natural size.
-    """
-    with mpl.rc_context(cast(Any, STYLE | {"svg.hashsalt": name})):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure.subplots())
-        file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return page_svg(file.getvalue(), name, alt)
-
-
-def page_svg(text: str, name: str, alt: str) -> str:
-    """Make Matplotlib's SVG document an element of a page: no fixed size, a title, CSS colours."""
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    viewbox = re.search(r'viewBox="[^"]+"', text)
-    assert viewbox is not None, "Matplotlib's SVG has a viewBox"
-    head = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {viewbox[0]} role="img" aria-labelledby="{name}-alt">'
-    text = re.sub(r"<svg[^>]*>", f'{head}<title id="{name}-alt">{escape(alt)}</title>', text, count=1)
-    # Groups are called figure_1, axes_1, ... in every plot; ids must be unique on the page and nothing refers to these.
-    text = re.sub(r'<g id="[^"]*"', "<g", text)
-    for colour, variable in VARIABLES.items():
-        text = text.replace(colour, variable)
-    return text
-
-
-def escape(text: str) -> str:
-    """Escape text for XML content."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+from cluster.pages.svg import DASHES, SERIES, svg
 
 
 def curves(

@@ -7,9 +7,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from cluster.pages.html import duration, figure, percent, signed, whole
 from distill.report import plots
 from distill.report.collect import collect
-from distill.report.page import draw, duration, figure, percent, render, signed, whole
+from distill.report.page import draw, render
 from tests.report_run import report_stage, write_run
 
 LATENCY = {

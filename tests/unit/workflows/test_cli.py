@@ -158,10 +158,22 @@ def test_a_dry_run_knows_what_is_done(config_file: Path, run_dir: Path, wide: No
     assert files(run_dir) == before
 
 
-def test_verify_and_report_want_a_run_folder(tmp_path: Path) -> None:
-    for command in ("verify", "report"):
+def test_verify_report_and_inspect_want_a_run_folder(tmp_path: Path) -> None:
+    for command in ("verify", "report", "inspect"):
         result = broadfast(command, tmp_path)
         assert result.exit_code == 2 and "is not a run folder" in text(result)
+
+
+def test_inspect_reads_what_the_stages_left(config_file: Path, run_dir: Path, wide: None) -> None:
+    write_json(run_dir / "config.json", load_config(config_file).model_dump(mode="json"))
+    result = broadfast("inspect", run_dir, "--samples", 3)
+    assert result.exit_code == 0, result.output
+    counts = read_json(run_dir / "4-samples" / MANIFEST)["counts"]
+    assert f"{counts['kept']} kept, {counts['filtered']} filtered, {counts['failed']} failed." in text(result)
+    judged = read_json(run_dir / "7-judgements" / MANIFEST)["counts"]["judged"]
+    assert f"{judged * 3} answers on {judged} pairs" in text(result)
+    page = (run_dir / "inspect.html").read_text(encoding="utf-8")
+    assert page.count("<article") >= 3 * 3
 
 
 def test_unexpected_failures_are_one_line_with_the_story_in_the_log(

@@ -1,0 +1,57 @@
+"""What the pages of several packages share: the template environment, its filters, looks and macros.
+
+A page's template includes `looks.css` and imports its macros from `parts.html.j2`, both beside this file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+
+def page_environment(folder: Path) -> Environment:
+    """Return the environment for the templates in `folder`. Texts are escaped; an unknown name is an error."""
+    environment = Environment(
+        loader=FileSystemLoader([folder, Path(__file__).parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "figure": figure,
+        "percent": percent,
+        "signed": signed,
+        "whole": whole,
+        "duration": duration,
+    }
+    return environment
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """A number, or a dash where the data defines none."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    """A share as percent, or a dash."""
+    return "–" if value is None else f"{100 * value:.0f} %"
+
+
+def signed(value: float) -> str:
+    """A difference of shares in points, with its sign."""
+    return f"{100 * value:+.1f} points"
+
+
+def whole(value: int) -> str:
+    """A count with thin spaces between thousands."""
+    return f"{value:,}".replace(",", "\u2009")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `1 h 02 min`, `3 min 05 s` or `4.2 s`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,133 @@
+"""What is counted over a stage's answers: kept rates, verdicts, agreement, lengths, reasons. Plain data comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mpcot.inspect.answers import OUTCOMES
+
+BINS = 24
+MOST_REASONS = 12
+
+
+def counts(answers: pd.DataFrame) -> dict[str, int]:
+    """Answers by outcome, pairs, pairs with a gold label, and how many of these have an answer that was kept."""
+    by_outcome = answers["outcome"].value_counts()
+    gold = answers[answers["label"].notna()]
+    return {
+        "asked": len(answers),
+        **{outcome: int(by_outcome.get(outcome, 0)) for outcome in OUTCOMES},
+        "pairs": answers["pair_id"].nunique(),
+        "gold_pairs": gold["pair_id"].nunique(),
+        "covered_pairs": gold.loc[gold["outcome"] == "kept", "pair_id"].nunique(),
+    }
+
+
+def kept_rates(answers: pd.DataFrame, perspectives: Sequence[str], codes: Sequence[str]) -> list[dict[str, Any]]:
+    """One cell per gold label and perspective: kept and asked; "all" stands for the whole row or column."""
+    gold = answers[answers["label"].notna()]
+    return [
+        {"label": code, "perspective": name, "kept": int((cell["outcome"] == "kept").sum()), "asked": len(cell)}
+        for code in (*codes, "all")
+        for name in (*perspectives, "all")
+        for cell in [_cell(gold, code, name)]
+    ]
+
+
+def _cell(gold: pd.DataFrame, code: str, name: str) -> pd.DataFrame:
+    picked = gold if code == "all" else gold[gold["label"] == code]
+    return picked if name == "all" else picked[picked["perspective"] == name]
+
+
+def confusion(answers: pd.DataFrame, codes: Sequence[str]) -> dict[str, list[int]]:
+    """Gold label -> answers by verdict in scheme order, those without a verdict last."""
+    said = answers["verdict"].fillna("")
+    return {
+        code: [int(((answers["label"] == code) & (said == verdict)).sum()) for verdict in (*codes, "")]
+        for code in codes
+    }
+
+
+def verdict_accuracy(answers: pd.DataFrame, perspectives: Sequence[str]) -> dict[str, Any]:
+    """Share of right verdicts among those given, by perspective and in all; and the majority label's share."""
+    given = answers[answers["verdict"].notna() & answers["label"].notna()]
+    right = given["verdict"] == given["label"]
+    labels = answers.drop_duplicates("pair_id")["label"].value_counts(normalize=True)
+    verdicts = given["verdict"].value_counts(normalize=True)
+    return {
+        "all": _mean(right),
+        "perspectives": {name: _mean(right[given["perspective"] == name]) for name in perspectives},
+        "majority": _top(labels),
+        "verdict": _top(verdicts),
+    }
+
+
+def _mean(values: Any) -> float | None:
+    return float(np.mean(values)) if len(values) else None
+
+
+def _top(shares: pd.Series) -> dict[str, Any] | None:
+    return {"label": str(shares.index[0]), "share": float(shares.iloc[0])} if len(shares) else None
+
+
+def agreement(answers: pd.DataFrame, perspectives: Sequence[str], codes: Sequence[str]) -> dict[str, Any]:
+    """How often two perspectives give the same verdict on a pair, as a mean over the pairs that both judged.
+
+    With several samples: the chance that an answer of one and an answer of the other agree. On the diagonal
+    two different samples of one perspective are compared; it is None where there is one sample only.
+    """
+    given = answers[answers["verdict"].isin(codes)]
+    pair, ids = pd.factorize(given["pair_id"])
+    place = pd.Categorical(given["perspective"], categories=list(perspectives)).codes
+    verdict = pd.Categorical(given["verdict"], categories=list(codes)).codes
+    votes = np.zeros((len(ids), len(perspectives), len(codes)), dtype=np.int32)  # pairs x perspectives x labels
+    np.add.at(votes, (pair, place, verdict), 1)
+    totals = votes.sum(axis=2)
+    matrix = [[_agreeing(votes, totals, a, b) for b in range(len(perspectives))] for a in range(len(perspectives))]
+    judged = (totals > 0).sum(axis=1) > 1
+    together = votes.sum(axis=1)[judged]
+    unanimous = (together.max(axis=1) == together.sum(axis=1)) if len(together) else []
+    conflicts = int(judged.sum() - np.sum(unanimous))
+    return {"matrix": matrix, "pairs": int(judged.sum()), "unanimous": _mean(unanimous), "conflicts": conflicts}
+
+
+def _agreeing(votes: np.ndarray, totals: np.ndarray, a: int, b: int) -> float | None:
+    ways = totals[:, a] * (totals[:, b] - (a == b))
+    same = (votes[:, a] * (votes[:, b] - (a == b))).sum(axis=1)
+    return _mean(same[ways > 0] / ways[ways > 0])
+
+
+def lengths(answers: pd.DataFrame, perspectives: Sequence[str]) -> dict[str, Any]:
+    """Characters of the rationales that have a verdict: a few quantiles and a histogram per perspective."""
+    chars = answers.loc[answers["verdict"].notna() & answers["chars"].notna(), ["perspective", "chars"]]
+    if not len(chars):
+        return {"edges": [], "perspectives": {}}
+    edges = np.histogram_bin_edges(chars["chars"].astype(float), bins=BINS)
+    found = {}
+    for name in perspectives:
+        own = chars.loc[chars["perspective"] == name, "chars"].to_numpy(dtype=float)
+        if len(own):
+            marks = np.quantile(own, [0, 0.05, 0.5, 0.95, 1]).round().astype(int).tolist()
+            bars = np.histogram(own, bins=edges)[0].tolist()
+            found[name] = {"quantiles": marks, "bars": bars, "answers": len(own)}
+    return {"edges": edges.tolist(), "perspectives": found}
+
+
+def reasons(answers: pd.DataFrame, outcome: str) -> dict[str, int]:
+    """Why answers were not kept, the most frequent reason first; beyond some the rest is one entry."""
+    ranked = answers.loc[answers["outcome"] == outcome, "reason"].value_counts()
+    shown = {str(reason): int(n) for reason, n in ranked.iloc[:MOST_REASONS].items()}
+    rest = int(ranked.iloc[MOST_REASONS:].sum())
+    return shown | ({f"{len(ranked) - MOST_REASONS} other reasons": rest} if rest else {})
+
+
+def hinted(answers: pd.DataFrame) -> dict[str, int] | None:
+    """What the retry with a hint asked and kept, or None where there was none."""
+    own = answers[answers["hinted"].astype(bool)]
+    if not len(own):
+        return None
+    return {"pairs": own["pair_id"].nunique(), "asked": len(own), "kept": int((own["outcome"] == "kept").sum())}

@@ -84,12 +84,23 @@ class StudentSettings(Settings):
     )
     normalise_targets: bool = Field(True, description="compare unit vectors: targets and latents both")
     temperature: float = Field(0.05, gt=0, description="of infonce")
+    auxiliary: bool = Field(
+        False, description="the classifier reads [CLS] alone; extractor and verdict heads are dropped after training"
+    )
     soft_label_weight: NonNegativeFloat = Field(0.0, description="of KL to the teacher's soft labels")
+    margin_mse_weight: NonNegativeFloat = Field(0.0, description="of MarginMSE to the teacher's expected gains")
+    margin_pairs: Literal["query", "batch"] = Field(
+        "query",
+        description="between which products margins are taken: those of one query that meet in a batch, or all of it",
+    )
     perspective_verdict_weight: NonNegativeFloat = Field(
         0.1, description="of cross-entropy to each perspective's verdict, with per_perspective only"
     )
     label_weights: Literal["none", "balanced"] = "none"
     use_unlabelled: bool = Field(False, description="unlabelled pairs learn the vote, weighted by agreement")
+    shuffled_targets: bool = Field(
+        False, description="control: every pair gets another one's vectors and verdicts, dealt by the seed"
+    )
     max_tokens: PositiveInt = 128
     fields: ProductFields = Field("title", description="what of the product the student reads")
     dropout: float = Field(0.1, ge=0, lt=1, description="before the classifier")
@@ -101,11 +112,20 @@ class StudentSettings(Settings):
         check_best_by("student", self.train, ("loss", "accuracy", "macro_f1"))
         return self
 
+    @model_validator(mode="after")
+    def _needs_latents(self) -> StudentSettings:
+        for name in ("auxiliary", "shuffled_targets"):
+            if getattr(self, name) and self.extractor.kind == "none":
+                raise ValueError(f"student.{name} has no effect without latent vectors: choose a student.extractor")
+        return self
+
     def labels_only(self) -> StudentSettings:
         """Return the baseline's settings: same data and optimisation, no latent vector, no teacher's loss."""
-        weights = ("alignment_weight", "soft_label_weight", "perspective_verdict_weight")
-        nothing = dict.fromkeys(weights, 0.0)
-        return self.model_copy(update={**nothing, "extractor": NoExtractor(), "per_perspective": False})
+        weights = ("alignment_weight", "soft_label_weight", "margin_mse_weight", "perspective_verdict_weight")
+        nothing = dict.fromkeys(weights, 0.0) | dict.fromkeys(
+            ("per_perspective", "auxiliary", "shuffled_targets"), False
+        )
+        return self.model_copy(update={**nothing, "extractor": NoExtractor()})
 
 
 class ExportSettings(Settings):
@@ -150,6 +170,7 @@ class StudentConfig(Settings):
     perspectives: tuple[str, ...]
     extractor: Extractor
     per_perspective: bool
+    auxiliary: bool = Field(False, description="in training only: the classifier does not read the latent vectors")
     target_width: PositiveInt = Field(description="width of one latent vector")
     max_tokens: PositiveInt
     fields: ProductFields
@@ -163,3 +184,8 @@ class StudentConfig(Settings):
         if self.extractor.kind == "none":
             return 0
         return len(self.perspectives) if self.per_perspective else 1
+
+    def for_inference(self) -> StudentConfig:
+        """Return the settings of what is kept after training: an auxiliary head is not."""
+        dropped = {"extractor": NoExtractor(), "per_perspective": False, "auxiliary": False}
+        return self.model_copy(update=dropped) if self.auxiliary else self

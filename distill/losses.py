@@ -129,3 +129,35 @@ def margin_mse(student: Tensor, teacher: Tensor) -> Tensor:
     """
     margins = student.float().diff(dim=1) - teacher.float().diff(dim=1)
     return margins.square().squeeze(1)
+
+
+def teacher_margin_loss(
+    logits: Tensor, soft: Tensor, gains: Tensor, judged: Tensor, groups: Tensor | None = None
+) -> Tensor:
+    """MarginMSE of expected gains, student against teacher, averaged over an example's partners in the batch.
+
+    Args:
+        logits: BxC.
+        soft: BxC, the teacher's distribution.
+        gains: C.
+        judged: B, true where the teacher judged the pair; others are nobody's partner and have loss 0.
+        groups: B query numbers: only pairs of one query are partners. None makes all of the batch partners.
+
+    Returns: B. An example without a partner has loss 0.
+    """
+    judged = judged.bool()
+    soft = soft.float().masked_fill(~judged[:, None], 0.0)
+    couples = torch.combinations(torch.arange(len(logits), device=logits.device))  # Kx2
+    partners = judged[couples].all(1)
+    if groups is not None:
+        partners &= groups[couples[:, 0]] == groups[couples[:, 1]]
+    couples = couples[partners]
+    each = margin_mse(expected_gain(logits, gains)[couples], (soft @ gains)[couples])
+    total = torch.zeros(len(logits), device=logits.device).index_add(0, couples.flatten(), each.repeat_interleave(2))
+    return total / torch.bincount(couples.flatten(), minlength=len(logits)).clamp(min=1)
+
+
+def gradient_norms(part: Tensor, states: Tensor) -> Tensor:
+    """Euclidean norm of each example's gradient at the encoder's output: B, BxTxH -> B."""
+    (gradient,) = torch.autograd.grad(part.sum(), states, retain_graph=True)
+    return gradient.float().flatten(1).norm(dim=1)

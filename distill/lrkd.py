@@ -24,21 +24,30 @@ from cluster.storage import read_table, write_table
 from cluster.training import Row, TrainResult, TrainTask, read_history, run_training
 from distill.config import StudentConfig, StudentSettings, StudentStage
 from distill.inputs import encode_pairs, product_text
-from distill.losses import alignment_loss, balanced_weights, label_loss, soft_label_loss, verdict_loss
+from distill.losses import (
+    alignment_loss,
+    balanced_weights,
+    gradient_norms,
+    label_loss,
+    soft_label_loss,
+    teacher_margin_loss,
+    verdict_loss,
+)
 from distill.predict import predict
 from distill.rows import RowSettings, StudentRows
 from distill.student import (
     Student,
     StudentOutput,
     build_student,
+    is_trained,
+    kept_for_inference,
     load_tokenizer,
-    read_student_config,
     write_student,
 )
 from mpcot.labels import load_scheme
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-PARTS = ("ce", "alignment", "soft", "verdicts")
+PARTS = ("ce", "alignment", "soft", "margin", "verdicts")
 PREDICTED_SPLITS = ("dev", "test")
 
 # 9-student/*/predictions.parquet -> 11-report. `label` is the student's answer, `verdicts` what its heads
@@ -90,6 +99,7 @@ class LrkdTask(TrainTask):
             "verdicts": torch.tensor([row["verdicts"] for row in rows]),
             "targets": torch.from_numpy(np.stack([row["targets"] for row in rows])),
             "target_mask": torch.from_numpy(np.stack([row["target_mask"] for row in rows])),
+            "query": torch.from_numpy(np.unique([row["query_id"] for row in rows], return_inverse=True)[1]),
             "units": len(rows),
         }
 
@@ -117,6 +127,11 @@ class LrkdTask(TrainTask):
             parts["alignment"] = own.alignment_weight * aligned
         if own.soft_label_weight:
             parts["soft"] = own.soft_label_weight * soft_label_loss(output.logits, batch["soft"], batch["judged"])
+        if own.margin_mse_weight:
+            gains = torch.tensor(self.config.scheme.gains, device=output.logits.device)
+            groups = batch["query"] if own.margin_pairs == "query" else None
+            margins = teacher_margin_loss(output.logits, batch["soft"], gains, batch["judged"], groups)
+            parts["margin"] = own.margin_mse_weight * margins
         if output.perspective_logits is not None and own.perspective_verdict_weight:
             verdicts = verdict_loss(output.perspective_logits, batch["verdicts"])
             parts["verdicts"] = own.perspective_verdict_weight * verdicts
@@ -130,7 +145,7 @@ class LrkdTask(TrainTask):
             states = states.detach().requires_grad_()
             output = student.read(states, batch["attention_mask"])
             parts = self.parts(output, batch)
-            pulls = {name: _gradient_norms(parts[name], states) for name in ("ce", "alignment") if name in parts}
+            pulls = {name: gradient_norms(parts[name], states) for name in ("ce", "alignment") if name in parts}
         columns = {name: part.tolist() for name, part in parts.items()}
         columns |= {f"{name}_gradient": norms.tolist() for name, norms in pulls.items()}
         columns |= {"label": batch["label"].tolist(), "predicted": output.logits.argmax(-1).tolist()}
@@ -153,7 +168,8 @@ class LrkdTask(TrainTask):
 
     def save(self, state: dict[str, Tensor], folder: Path) -> None:
         encoder_config = AutoConfig.from_pretrained(self.student.model, trust_remote_code=False)
-        write_student(folder, state, self.config, encoder_config, self._tokenizer())
+        kept = kept_for_inference(state, self.config)
+        write_student(folder, kept, self.config.for_inference(), encoder_config, self._tokenizer())
 
     def _tokenizer(self) -> Any:
         # Loaded once per process, and left out when the task is pickled.
@@ -178,7 +194,7 @@ def run(config: StudentStage, folder: StageFolder) -> None:
     counts: dict[str, int] = {}
     for kind, task in tasks(config, folder).items():
         out = folder.path / kind
-        if not _trained(out / "model", task.config):
+        if not is_trained(out / "model", task.config.fingerprint):
             (out / "predictions.parquet").unlink(missing_ok=True)
             run_training(task, out, label=f"student {kind}")
         if not (out / "predictions.parquet").exists():
@@ -214,12 +230,14 @@ def _task(config: StudentStage, student: StudentSettings, folder: StageFolder) -
         per_perspective=student.per_perspective,
         target=student.target,
         width=_target_width(folder.input("8-targets")),
+        shuffle=config.seed if student.shuffled_targets else None,
     )
     own = StudentConfig(
         scheme=scheme,
         perspectives=names,
         extractor=student.extractor,
         per_perspective=student.per_perspective,
+        auxiliary=student.auxiliary,
         target_width=rows.shape[1],
         max_tokens=student.max_tokens,
         fields=student.fields,
@@ -269,24 +287,11 @@ def predictions(model: Path, rows: RowSettings) -> pa.Table:
     return pa.table(columns, schema=PREDICTION)
 
 
-def _trained(model: Path, config: StudentConfig) -> bool:
-    """Whether `model` holds a finished student of this very stage: `student.json` is written last."""
-    if not (model / "student.json").is_file():
-        return False
-    return read_student_config(model).fingerprint == config.fingerprint
-
-
 def _counts(task: LrkdTask, predicted: pa.Table) -> dict[str, int]:
     train = task.train_rows()
     splits = Counter(predicted["split"].to_pylist())
     predicted_of = {f"predicted_{split}": splits[split] for split in PREDICTED_SPLITS}
     return {"train": len(train), "unusable": train.unusable, **predicted_of}
-
-
-def _gradient_norms(part: Tensor, states: Tensor) -> Tensor:
-    """Euclidean norm of each example's gradient at the encoder's output: B, BxTxH -> B."""
-    (gradient,) = torch.autograd.grad(part.sum(), states, retain_graph=True)
-    return gradient.float().flatten(1).norm(dim=1)
 
 
 def _ratio(above: list[float], below: list[float]) -> float:

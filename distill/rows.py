@@ -17,7 +17,7 @@ from cluster.config import Settings
 from cluster.storage import read_table
 from mpcot.labels import Scheme
 
-TEXT = ["pair_id", "query", "title", "brand", "description"]
+TEXT = ["pair_id", "query_id", "query", "title", "brand", "description"]
 
 
 class RowSettings(Settings):
@@ -31,6 +31,7 @@ class RowSettings(Settings):
     per_perspective: bool
     target: str
     width: int
+    shuffle: int | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -63,6 +64,19 @@ class StudentRows(Sequence[dict[str, Any]]):
         targets = read_table(settings.targets)
         self.targeted = _positions(targets)
         self.targets = targets.combine_chunks()
+        self.sources = self._sources()
+
+    def _sources(self) -> list[str]:
+        """Return for every row the pair whose vectors and verdicts it gets: its own, or by `shuffle` another's."""
+        ids: list[str] = self.pairs["pair_id"].to_pylist()
+        if self.settings.shuffle is None:
+            return ids
+        # In a ring no row can get its own, which a mere permutation leaves to some.
+        ring = np.random.default_rng(self.settings.shuffle).permutation(len(ids))
+        found = list(ids)
+        for row, source in zip(ring, np.roll(ring, 1), strict=True):
+            found[row] = ids[source]
+        return found
 
     def __len__(self) -> int:
         return self.pairs.num_rows
@@ -74,7 +88,7 @@ class StudentRows(Sequence[dict[str, Any]]):
             raise IndexError(index)
         pair = _row(self.pairs, index % len(self))
         row = {name: pair[name] for name in TEXT}
-        return row | self._teaching(pair)
+        return row | self._teaching(pair, self.sources[index % len(self)])
 
     def labels(self) -> list[int]:
         """Return the label ids of all rows."""
@@ -83,14 +97,14 @@ class StudentRows(Sequence[dict[str, Any]]):
         codes = (label if label is not None else votes[self.judged[pair]].as_py() for label, pair in ids)
         return [self.settings.scheme.index(code) for code in codes]
 
-    def _teaching(self, pair: dict[str, Any]) -> dict[str, Any]:
+    def _teaching(self, pair: dict[str, Any], source: str) -> dict[str, Any]:
         """What the row is to learn: gold label if there is one, else the vote with its agreement as weight."""
         scheme, names = self.settings.scheme, self.settings.perspectives
-        at = self.judged.get(pair["pair_id"])
-        judgement = None if at is None else _row(self.judgements, at)
+        judgement = self._judgement(pair["pair_id"])
         gold = pair["label"] is not None
-        verdicts = judgement["verdicts"] if judgement else [None] * len(names)
-        targets, mask = self._targets(pair["pair_id"], verdicts, judgement["vote"] if judgement else None)
+        reasoned = self._judgement(source)
+        verdicts = reasoned["verdicts"] if reasoned else [None] * len(names)
+        targets, mask = self._targets(source, verdicts, reasoned["vote"] if reasoned else None)
         return {
             "label": scheme.index(pair["label"] if gold else judgement["vote"]),  # type: ignore[index]
             "weight": 1.0 if gold else float(judgement["agreement"]),  # type: ignore[index]
@@ -100,6 +114,10 @@ class StudentRows(Sequence[dict[str, Any]]):
             "targets": targets,
             "target_mask": mask,
         }
+
+    def _judgement(self, pair_id: str) -> dict[str, Any] | None:
+        at = self.judged.get(pair_id)
+        return None if at is None else _row(self.judgements, at)
 
     def _targets(self, pair_id: str, verdicts: list[str | None], vote: str | None) -> tuple[np.ndarray, np.ndarray]:
         at = self.targeted.get(pair_id)

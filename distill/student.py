@@ -43,7 +43,10 @@ class StudentOutput(NamedTuple):
 
 
 class Student(nn.Module):
-    """Linear(concat([CLS], r_1..r_P)) over labels, and a verdict head on each r_p if there is one per perspective."""
+    """Linear(concat([CLS], r_1..r_P)) over labels, and a verdict head on each r_p if there is one per perspective.
+
+    With `auxiliary` it is Linear([CLS]): the latent vectors are given for the training's losses only.
+    """
 
     def __init__(self, encoder: PreTrainedModel, config: StudentConfig) -> None:
         super().__init__()
@@ -53,7 +56,8 @@ class Student(nn.Module):
         self.encoder = encoder
         self.extractor = build_extractor(config.extractor, width, latents, config.target_width)
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(width + latents * config.target_width, labels)
+        read = 0 if config.auxiliary else latents * config.target_width
+        self.classifier = nn.Linear(width + read, labels)
         verdicts = latents > 0 and config.per_perspective
         self.verdicts = PerLatentLinear(latents, config.target_width, labels) if verdicts else None
 
@@ -65,7 +69,9 @@ class Student(nn.Module):
     def read(self, states: Tensor, attention_mask: Tensor) -> StudentOutput:
         """Judge from token states BxTxH and their mask BxT."""
         latents = None if self.extractor is None else self.extractor(states, attention_mask)
-        features = states[:, 0] if latents is None else torch.cat([states[:, 0], latents.flatten(1)], dim=1)
+        features = states[:, 0]
+        if latents is not None and not self.config.auxiliary:
+            features = torch.cat([features, latents.flatten(1)], dim=1)
         verdicts = None if self.verdicts is None or latents is None else self.verdicts(latents)
         return StudentOutput(self.classifier(self.dropout(features)), latents, verdicts)
 
@@ -153,6 +159,12 @@ def write_student(
     write_json(folder / CONFIG, config.model_dump(mode="json"))
 
 
+def kept_for_inference(state: Mapping[str, Tensor], config: StudentConfig) -> dict[str, Tensor]:
+    """Return the weights that belong to `config.for_inference()`: without an auxiliary head."""
+    dropped = ("extractor.", "verdicts.") if config.auxiliary else ()
+    return {name: tensor for name, tensor in state.items() if not name.startswith(dropped)}
+
+
 def read_student_config(folder: Path) -> StudentConfig:
     """Read `student.json`.
 
@@ -166,6 +178,11 @@ def read_student_config(folder: Path) -> StudentConfig:
         return StudentConfig(**read_json(folder / CONFIG))
     except (ValidationError, TypeError) as error:
         raise UserError(f"{folder / CONFIG} does not describe a student: {error}") from error
+
+
+def is_trained(folder: Path, fingerprint: str) -> bool:
+    """Say whether `folder` holds a finished student of the stage of this fingerprint: `student.json` comes last."""
+    return (folder / CONFIG).is_file() and read_student_config(folder).fingerprint == fingerprint
 
 
 def _no_pooler(config: PreTrainedConfig) -> dict[str, bool]:

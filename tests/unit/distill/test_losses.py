@@ -12,6 +12,7 @@ from distill.losses import (
     label_loss,
     margin_mse,
     soft_label_loss,
+    teacher_margin_loss,
     verdict_loss,
 )
 
@@ -124,7 +125,25 @@ def test_margin_mse_compares_margins_not_scores() -> None:
     assert margin_mse(student, teacher).tolist() == pytest.approx([1.0, 0.0])
 
 
-@pytest.mark.parametrize("name", ["label", "mse", "cosine", "infonce", "soft", "verdict", "margin"])
+def test_teacher_margins_by_hand() -> None:
+    # Gains 1 and 0, so scores are the first probabilities: students 1/2, 1/4, 1/2, teachers 1/2, 1/2, 1.
+    logits = torch.tensor([[0.0, 0.0], [0.0, math.log(3)], [0.0, 0.0], [9.0, 0.0]])
+    soft = torch.tensor([[0.5, 0.5], [0.5, 0.5], [1.0, 0.0], [float("nan"), 0.0]])
+    given = logits, soft, torch.tensor([1.0, 0.0]), torch.tensor([True, True, True, False])
+    # Squared gaps of the margins: (0, 1) 1/16, (0, 2) 1/4, (1, 2) 1/16.
+    assert teacher_margin_loss(*given).tolist() == pytest.approx([5 / 32, 1 / 16, 5 / 32, 0.0])
+    within = teacher_margin_loss(*given, groups=torch.tensor([7, 2, 7, 2]))
+    assert within.tolist() == pytest.approx([1 / 4, 0.0, 1 / 4, 0.0])
+
+
+def test_teacher_margins_do_not_mind_a_common_offset_and_one_row_has_none() -> None:
+    soft, gains, judged = torch.tensor([[0.9, 0.1], [0.8, 0.2]]), torch.tensor([1.0, 0.0]), torch.ones(2)
+    shifted = torch.tensor([[0.5, 0.5], [0.4, 0.6]]).log()
+    assert teacher_margin_loss(shifted, soft, gains, judged).tolist() == pytest.approx([0.0, 0.0], abs=1e-9)
+    assert teacher_margin_loss(shifted[:1], soft[:1], gains, judged[:1]).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("name", ["label", "mse", "cosine", "infonce", "soft", "verdict", "margin", "margins"])
 def test_every_loss_has_a_gradient(name: str) -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 3, 5, requires_grad=True)
@@ -134,6 +153,7 @@ def test_every_loss_has_a_gradient(name: str) -> None:
         "label": lambda: label_loss(logits, labels),
         "soft": lambda: soft_label_loss(logits, soft, torch.ones(4)),
         "verdict": lambda: verdict_loss(x, labels[:, None].expand(4, 3)),
+        "margins": lambda: teacher_margin_loss(logits, soft, torch.linspace(1, 0, 5), torch.ones(4)),
         "margin": lambda: margin_mse(x[:, 0, :2], soft[:, :2]),
     }
     align = lambda: alignment_loss(x, torch.randn(4, 3, 5), mask, name)  # type: ignore[arg-type]  # noqa: E731

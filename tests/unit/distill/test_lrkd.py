@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from cluster.artifacts import StageFolder, read_manifest
 from cluster.config import TrainSettings
 from cluster.errors import UserError
 from cluster.storage import read_table
-from distill.config import MlpExtractor, StudentSettings, StudentStage
+from distill.config import MlpExtractor, NoExtractor, StudentSettings, StudentStage
 from distill.lrkd import LrkdTask, run, tasks
 from distill.student import Student
 from mpcot.config import PerspectiveSettings
@@ -191,6 +192,38 @@ def test_a_student_of_other_settings_is_not_taken_for_finished(
     run(config(encoder, baseline=False), stage("9-student"))
     run(config(encoder, baseline=False), stage("9-student", seed=4))
     assert trained_without_ray == ["student lrkd"] * 2
+
+
+def test_margins_join_the_loss_within_queries_or_over_the_batch(encoder: Path, stage: Stage) -> None:
+    given = {"extractor": NoExtractor(), "per_perspective": False, "margin_mse_weight": 2.0}
+    within, whole, double = (
+        losses(lrkd(encoder, stage("9-student"), **given | change), count=12)[1]
+        for change in ({}, {"margin_pairs": "batch"}, {"margin_pairs": "batch", "margin_mse_weight": 4.0})
+    )
+    assert set(within) == {"ce", "margin"} and within["margin"] > 0 and within["margin"] != whole["margin"]
+    assert double["margin"] == pytest.approx(2 * whole["margin"])
+
+
+def test_an_auxiliary_student_is_saved_without_its_head(
+    encoder: Path, stage: Stage, trained_without_ray: list[str]
+) -> None:
+    folder = stage("9-student")
+    run(config(encoder, auxiliary=True, baseline=False), folder)
+    student = Student.load(folder.path / "lrkd/model")
+    assert student.extractor is None and student.config.fingerprint == folder.fingerprint
+    found = read_table(folder.path / "lrkd/predictions.parquet").to_pylist()
+    assert len(found) == 32 and {row["verdicts"] is None for row in found} == {True}
+
+
+def test_shuffled_targets_change_what_is_aligned_and_nothing_else(encoder: Path, stage: Stage) -> None:
+    plain, shuffled = (losses(lrkd(encoder, stage("9-student"), shuffled_targets=on))[1] for on in (False, True))
+    assert shuffled["ce"] == plain["ce"] and shuffled["alignment"] != plain["alignment"]
+
+
+@pytest.mark.parametrize("name", ["auxiliary", "shuffled_targets"])
+def test_what_needs_latents_is_refused_without(name: str) -> None:
+    with pytest.raises(ValidationError, match=f"student.{name} has no effect without latent vectors"):
+        StudentSettings(extractor=NoExtractor(), **{name: True})
 
 
 def test_an_unknown_target_is_refused_before_anything_is_trained(

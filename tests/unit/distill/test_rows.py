@@ -74,6 +74,21 @@ def test_unlabelled_pairs_learn_the_vote_weighted_by_agreement(run_dir: Path) ->
     assert rows.labels() == [row["label"] for row in rows] and rows.labels().count(BINARY.index(YES)) == 4
 
 
+def test_shuffled_rows_get_another_pairs_reasoning_and_keep_their_label(run_dir: Path) -> None:
+    own, shuffled, again, other = (StudentRows(settings(run_dir, shuffle=seed), ("train",)) for seed in (None, 1, 1, 2))
+    assert shuffled.sources == again.sources != other.sources
+    assert sorted(shuffled.sources) == sorted(own.sources)
+    assert all(a != b for a, b in zip(shuffled.sources, own.sources, strict=True))
+    at = {row["pair_id"]: row for row in own}
+    for row, source in zip(shuffled, shuffled.sources, strict=True):
+        mine, given = at[row["pair_id"]], at[source]
+        assert [row[k] for k in ("query", "label", "judged", "soft")] == [
+            mine[k] for k in ("query", "label", "judged", "soft")
+        ]
+        assert row["verdicts"] == given["verdicts"] and row["targets"].tolist() == given["targets"].tolist()
+        assert row["target_mask"].tolist() == given["target_mask"].tolist()
+
+
 def test_rows_are_a_sequence(run_dir: Path) -> None:
     rows = StudentRows(settings(run_dir), ("dev", "test"))
     assert rows[-1]["pair_id"] == rows[31]["pair_id"] and len(rows[2:5]) == 3

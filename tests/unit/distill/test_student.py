@@ -11,7 +11,14 @@ from cluster.errors import UserError
 from distill.config import Extractor, GatExtractor, MlpExtractor, NoExtractor, PolyExtractor, StudentConfig
 from distill.inputs import encode_pairs
 from distill.predict import predict
-from distill.student import Student, build_student, load_encoder, load_tokenizer
+from distill.student import (
+    Student,
+    build_student,
+    kept_for_inference,
+    load_encoder,
+    load_tokenizer,
+    write_student,
+)
 from mpcot.labels import load_scheme
 
 KINDS: list[Extractor] = [
@@ -55,6 +62,23 @@ def test_the_latents_take_part_in_the_label(encoder: Path) -> None:
     with torch.no_grad():
         student.extractor.project.bias.add_(1.0)  # type: ignore[union-attr, operator]
     assert not torch.allclose(before, student(**batch).logits)
+
+
+def test_an_auxiliary_head_gives_latents_and_takes_no_part_in_the_label(encoder: Path, tmp_path: Path) -> None:
+    student = build_student(str(encoder), config(auxiliary=True)).eval()
+    tokenizer = load_tokenizer(encoder)
+    batch = encode_pairs(tokenizer, PAIRS, 32)
+    before = student(**batch)
+    assert before.latents is not None and before.perspective_logits is not None
+    with torch.no_grad():
+        student.extractor.project.bias.add_(1.0)  # type: ignore[union-attr, operator]
+    assert torch.equal(before.logits, student(**batch).logits)
+    # What is kept for inference is a plain cross-encoder with the same answers.
+    kept = kept_for_inference(student.state_dict(), student.config)
+    write_student(tmp_path / "kept", kept, student.config.for_inference(), student.encoder.config, tokenizer)
+    plain = Student.load(tmp_path / "kept")
+    assert plain.extractor is None and plain.verdicts is None and plain.config.latents == 0
+    torch.testing.assert_close(plain(**batch).logits, before.logits)
 
 
 def test_has_no_pooling_layer(encoder: Path) -> None:

@@ -136,18 +136,51 @@ def paired_bootstrap(
 
     Returns: `difference`, `low`, `high`, `confidence`, `queries`, `samples`; the first three None without pairs.
     """
-    queries, query = np.unique(np.asarray(query_ids, dtype=object).astype(str), return_inverse=True)
-    tables = [_confusion_by_query(gold, judge, query, len(queries), scheme) for judge in (first, second)]
-    report = {"confidence": confidence, "queries": len(queries), "samples": samples}
-    if not len(queries):
+    report = {"confidence": confidence, "queries": len(set(query_ids)), "samples": samples}
+    if not len(gold):
         return {"difference": None, "low": None, "high": None, **report}
+    found = bootstrap_differences(gold, [first], [second], query_ids, scheme, metric, samples, seed)
+    return {**interval(*found, confidence), **report}
+
+
+def bootstrap_differences(
+    gold: Sequence[str],
+    first: Sequence[Sequence[str]],
+    second: Sequence[Sequence[str]],
+    query_ids: Sequence[str],
+    scheme: Scheme,
+    metric: Metric,
+    samples: int,
+    seed: int = 0,
+) -> tuple[float, np.ndarray]:
+    """Mean over runs of metric(second) - metric(first): on the pairs as they are, and on S draws of queries.
+
+    Every run sees the same draws, so that the runs of several seeds do not pass for more queries.
+
+    Args:
+        gold: N label codes, at least one.
+        first: answers of one judge, N codes from each of its runs.
+        second: those of the other, from as many runs.
+        query_ids: N.
+    """
+    queries, query = np.unique(np.asarray(query_ids, dtype=object).astype(str), return_inverse=True)
     draw = np.random.default_rng(seed)
-    weights = draw.multinomial(len(queries), np.full(len(queries), 1 / len(queries)), size=samples)  # SxQ
-    resampled = [_metric(np.tensordot(weights, table, axes=1), metric) for table in tables]
-    whole = [float(_metric(table.sum(0, keepdims=True), metric)[0]) for table in tables]
+    # Floats are exact for counts, and their matrix products are quick.
+    weights = draw.multinomial(len(queries), np.full(len(queries), 1 / len(queries)), size=samples).astype(float)  # SxQ
+    whole, resampled = 0.0, np.zeros(samples)
+    for sign, judge in ((-1, first), (1, second)):
+        for predicted in judge:
+            table = _confusion_by_query(gold, predicted, query, len(queries), scheme)
+            whole += sign * float(_metric(table.sum(0, keepdims=True), metric)[0]) / len(judge)
+            resampled += sign * _metric(np.tensordot(weights, table.astype(float), axes=1), metric) / len(judge)
+    return whole, resampled
+
+
+def interval(difference: float, resampled: np.ndarray, confidence: float = 0.95) -> dict[str, float]:
+    """Percentile interval of S resampled differences, as `difference`, `low` and `high`."""
     tail = (1 - confidence) / 2
-    low, high = np.quantile(resampled[1] - resampled[0], [tail, 1 - tail])
-    return {"difference": whole[1] - whole[0], "low": float(low), "high": float(high), **report}
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return {"difference": difference, "low": float(low), "high": float(high)}
 
 
 def _confusion_by_query(

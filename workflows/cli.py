@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from cluster.errors import UsageError, UserError
 from cluster.progress import console
-from workflows.config import RunConfig, load_config, service_config, validate
+from workflows.config import RunConfig, load_config, load_study, service_config, validate
 from workflows.stages import STAGES
 from workflows.terminal import LOG, clear_errors, quiet
 
@@ -117,6 +118,31 @@ def inspect(
         path = write_page(found, page or run_dir / PAGE)
     show(found, console())
     console().print(f"page: {path}", highlight=False)
+
+
+@app.command()
+def study(
+    config: ConfigFile,
+    changes: Changes = None,
+    out: Out = None,
+    tables: Annotated[bool, typer.Option("--tables", help="only write the tables again, from the records")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compare LRKD with other ways to teach the student and with controls; finished runs are skipped."""
+    from cluster.ray_session import ray_session
+    from distill.study.compare import compare
+    from distill.study.page import write_study
+    from distill.study.run import run_study
+    from workflows.runner import locked
+
+    with clear_errors():
+        settings = load_study(config, changes or ())
+    folder = out or Path("runs") / settings.name
+    log = folder / LOG
+    with clear_errors(log), quiet(None if verbose else _writable(log)):
+        with locked(folder), nullcontext() if tables else ray_session(settings.cluster):
+            page = write_study(compare(settings, *run_study(settings, make=not tables)), folder)
+        console().print(f"study: {page}", highlight=False)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from cluster.config import ClusterSettings, Settings
 from cluster.errors import UsageError
 from distill.config import ExportSettings, StudentSettings, TargetSettings
 from distill.report.config import ReportSettings
+from distill.study.config import StudyConfig
 from mpcot.config import (
     Engine,
     JudgeSettings,
@@ -72,6 +73,22 @@ def load_config(path: Path, changes: Iterable[str] = ()) -> RunConfig:
     Raises:
         UsageError: no such file, not TOML, an unknown key, or a value of the wrong kind; names each.
     """
+    return validate(_read(path, changes), str(path))
+
+
+def load_study(path: Path, changes: Iterable[str] = ()) -> StudyConfig:
+    """Read a study's config likewise.
+
+    Raises:
+        UsageError: as `load_config`.
+    """
+    try:
+        return StudyConfig(**_read(path, changes))
+    except ValidationError as error:
+        raise UsageError(f"{path}:\n" + "\n".join(_line(e, StudyConfig) for e in error.errors())) from error
+
+
+def _read(path: Path, changes: Iterable[str]) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"no config file {path}. Shipped ones lie in workflows/configs.")
     try:
@@ -81,7 +98,7 @@ def load_config(path: Path, changes: Iterable[str] = ()) -> RunConfig:
     data.setdefault("name", path.stem)
     for change in changes:
         _apply(data, change)
-    return validate(data, str(path))
+    return data
 
 
 class ServiceConfig(Settings):
@@ -118,18 +135,18 @@ def validate(data: Mapping[str, Any], where: str) -> RunConfig:
         raise UsageError(f"{where}:\n" + "\n".join(_line(e) for e in error.errors())) from error
 
 
-def _line(error: Any) -> str:
-    place, holder = _setting(error["loc"])
+def _line(error: Any, root: type[Settings] = RunConfig) -> str:
+    place, holder = _setting(error["loc"], root)
     if error["type"] == "extra_forbidden":
         return f"  {place}: no such setting{_nearest(str(error['loc'][-1]), holder)}"
     return f"  {place}: {error['msg']} (given: {error.get('input')!r})" if place else f"  {error['msg']}"
 
 
-def _setting(loc: tuple[Any, ...]) -> tuple[str, Any]:
+def _setting(loc: tuple[Any, ...], root: type[Settings]) -> tuple[str, Any]:
     """Return a setting's dotted name as the config writes it, and the class of the section that holds it."""
     names: list[str] = []
-    holder: Any = RunConfig
-    inside: Any = RunConfig
+    holder: Any = root
+    inside: Any = root
     for part in loc:
         choices = [kind for kind in get_args(inside) if "kind" in getattr(kind, "model_fields", {})]
         chosen = [kind for kind in choices if kind.model_fields["kind"].default == part]

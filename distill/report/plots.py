@@ -70,3 +70,24 @@ def dots(name: str, alt: str, rows: Sequence[str], series: Mapping[str, Sequence
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(series), fontsize=8, columnspacing=1.0)
 
     return svg(name, alt, draw, (5.2, 0.9 + 0.45 * len(rows)))
+
+
+def intervals(
+    name: str, alt: str, rows: Sequence[str], series: Mapping[str, Sequence[Sequence[float]]], xlabel: str
+) -> str:
+    """One dot with its interval per row and series, given as (value, low, high); rows from top to bottom."""
+    markers = ("o", "s", "D", "^", "v")
+
+    def draw(axes: Axes) -> None:
+        axes.axvline(0, color=INK, linewidth=0.8)
+        for i, (label, found) in enumerate(series.items()):
+            places = [row + 0.16 * (i - (len(series) - 1) / 2) * 2 for row in range(len(rows))]
+            value, low, high = zip(*found, strict=True)
+            axes.hlines(places, low, high, color=SERIES[i % 5], linewidth=1.6)
+            axes.plot(value, places, markers[i % 5], color=SERIES[i % 5], markersize=5, label=label)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel(xlabel)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(series), fontsize=8, columnspacing=1.0)
+
+    return svg(name, alt, draw, (6.4, 1.1 + 0.42 * len(rows)))

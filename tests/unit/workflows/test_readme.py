@@ -18,7 +18,7 @@ from mpcot.perspective import Perspective
 from serve.api import ScoreInput, ScoreResponse, make_api, request_types
 from serve.config import LimitSettings
 from workflows.cli import app
-from workflows.config import RunConfig, load_config, service_config, validate
+from workflows.config import RunConfig, load_config, load_study, service_config, validate
 from workflows.stages import STAGES, find_stage
 
 ROOT = Path(__file__).parents[3]
@@ -95,6 +95,8 @@ def test_a_command_line_parses(arguments: str) -> None:
     changes = given.get("changes") or ()
     if name == "serve":
         service_config(given["config"] and ROOT / given["config"], changes)
+    elif name == "study":
+        load_study(ROOT / given["config"], changes)
     elif "config" in given:
         load_config(ROOT / given["config"], changes)
     for stage in (given.get("first"), given.get("last")):

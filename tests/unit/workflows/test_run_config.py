@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 
 from cluster.errors import UsageError
+from distill.study.plan import trials
+from distill.study.rows import load_rows
 from mpcot.config import ScriptedEngine, VllmEngine
 from teacher.config import Full
 from workflows import config as config_module
-from workflows.config import load_config, service_config, validate
+from workflows.config import load_config, load_study, service_config, validate
 
-SHIPPED = sorted((Path(config_module.__file__).parent / "configs").glob("*.toml"))
+CONFIGS = Path(config_module.__file__).parent / "configs"
+SHIPPED = sorted(set(CONFIGS.glob("*.toml")) - {CONFIGS / "study.toml"})
 LEAST = {"name": "run", "source": {"kind": "catalogue"}, "teacher": {"model": "m"}}
 ROOT = Path(__file__).parents[3]
 
@@ -29,6 +32,27 @@ def test_every_shipped_config_loads(path: Path) -> None:
     assert written["teacher"]["model"] == loaded.teacher.model
     # What is saved beside the results says the same when it is read back.
     assert validate(loaded.model_dump(mode="json"), "config.json") == loaded
+
+
+def test_the_shipped_study_loads_and_every_row_can_be_tuned_as_it_says() -> None:
+    study = load_study(CONFIGS / "study.toml")
+    assert study.name == "study" and [data.name for data in study.data] == ["esci", "chorus"]
+    rows = [row for row in load_rows(study, ("intent", "rules")) if not row.of_best]
+    assert {len(trials(row, study)) for row in rows} == {study.tuning.trials}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("tuning.trails=3", "tuning.trails: no such setting. Did you mean 'trials'?"),
+        ("student.train.epochs=3", "student.train.epochs: has no effect in a study"),
+        ("data=[]", "data: Tuple should have at least 1 item"),
+    ],
+)
+def test_a_wrong_setting_of_a_study_is_named(change: str, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_study(CONFIGS / "study.toml", [change])
+    assert says in str(caught.value)
 
 
 def test_a_config_is_shipped() -> None:

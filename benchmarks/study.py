@@ -1,0 +1,68 @@
+"""What LRKD is worth: the study's figures, from the finished runs in `benchmarks/study`.
+
+Trains nothing: `broadfast study workflows/configs/study.toml` makes the runs, in hours, and goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from results import RESULTS, Figure, write_results
+
+from cluster.errors import UserError
+from cluster.files import whole_file
+from cluster.progress import console
+from distill.study.compare import METRICS, compare
+from distill.study.page import markdown
+from distill.study.run import run_study
+from workflows.config import load_study
+
+ROOT = Path(__file__).parents[1]
+GOALS = {
+    "accuracy_gain_points": 2.4,
+    "macro_f1_gain_points": 3.9,
+    "macro_f1_gain_low": 0.0,
+    "gain_over_shuffled_low": 0.0,
+}
+
+
+def figures(found: Mapping[str, float]) -> Iterator[Figure]:
+    """Yield every figure, pooled or of one data set, with the goal that its kind has."""
+    for name, value in found.items():
+        kind = next((kind for kind in GOALS if name.startswith(kind)), None)
+        goal = "" if kind is None else f"{'at least' if GOALS[kind] else 'above'} {GOALS[kind]:g}"
+        holds = None if kind is None else value >= GOALS[kind] if GOALS[kind] else value > 0
+        yield Figure(name, value, "points, best LRKD row on dev", goal, holds)
+
+
+def line(data: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one row of a data set as one line of the raw table."""
+    spread = {f"{metric}_{part}": row[metric][part] for metric in METRICS for part in ("mean", "sd")}
+    return {
+        "data": data,
+        "row": row["name"],
+        "best": row["best"],
+        **spread,
+        "auc": row["auc"],
+        "ndcg": row["ndcg_at_10"],
+    }
+
+
+def main() -> None:
+    config = load_study(ROOT / "workflows" / "configs" / "study.toml")
+    config = config.model_copy(update={"records": ROOT / config.records})
+    try:
+        report = compare(config, *run_study(config, make=False))
+    except UserError as error:
+        console().print(f"study: no figures yet. {error}", highlight=False)
+        return
+    rows = [line(part["name"], row) for part in report["data"] for row in part["rows"]]
+    write_results("study", list(figures(report["figures"])), rows)
+    with whole_file(RESULTS / "study.md") as partial:
+        partial.write_text(markdown(report), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

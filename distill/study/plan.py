@@ -1,0 +1,93 @@
+"""Which runs a study consists of, as data: trials on dev, then the chosen trial over folds and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal
+
+import numpy as np
+
+from cluster.artifacts import digest
+from cluster.errors import UserError
+from distill.config import StudentSettings
+from distill.study.config import StudyConfig
+from distill.study.rows import StudyRow, student_of
+
+# Part of every key. Raise it when the training changes what a run comes to, or a setting gets another default:
+# keys hold only what differs from defaults, so that a new setting does not make old records worthless.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of one row on one data set. A trial is judged on dev alone, a final run on its fold's test too."""
+
+    data: str
+    row: str
+    purpose: Literal["trial", "final"]
+    student: StudentSettings
+    seed: int
+    fold: int
+
+    def key(self, config: StudyConfig, fingerprint: str, model: str) -> str:
+        """Return the digest of all that decides the run.
+
+        Args:
+            fingerprint: of the data set's content.
+            model: fingerprint of the starting encoder, whose path may differ between machines.
+        """
+        deal = None if config.folds == 1 else config.seed
+        own = [self.row, self.purpose, self.seed, self.fold, config.folds, deal]
+        return digest([FORMAT, fingerprint, model, own, described(self.student)])
+
+
+def described(student: StudentSettings) -> dict[str, Any]:
+    """Return what of the settings differs from the defaults and decides a result."""
+    return student.model_dump(mode="json", exclude_defaults=True, exclude={"model": True, "train": {"workers"}})
+
+
+def trials(row: StudyRow, config: StudyConfig) -> list[StudentSettings]:
+    """Return the row's trials: `tuning.trials` different combinations of what has an effect on it.
+
+    Rows with the same knobs get the same combinations.
+
+    Raises:
+        UserError: there are fewer combinations than trials, so that the row would be tuned less than others.
+    """
+    base, tuning = student_of(row, config.student), config.tuning
+    knobs: dict[str, Sequence[Any]] = {"learning_rate": tuning.learning_rate, "epochs": tuning.epochs}
+    if row.tunes:
+        knobs["teacher_weight"] = tuning.teacher_weight
+    if "alignment_weight" in (row.tunes or ()) and base.alignment == "mse":
+        knobs["normalise"] = tuning.normalise
+    combinations = list(product(*knobs.values()))
+    if len(combinations) < tuning.trials:
+        raise UserError(
+            f"tuning.trials: {tuning.trials} is more than the {len(combinations)} combinations of "
+            f"{', '.join(knobs)} that row {row.name} has. Lower it or add values, so that every row gets as many."
+        )
+    draw = np.random.default_rng(config.seed)
+    drawn = sorted(draw.choice(len(combinations), tuning.trials, replace=False))
+    return [_turned(base, row, dict(zip(knobs, combinations[i], strict=True))) for i in drawn]
+
+
+def _turned(base: StudentSettings, row: StudyRow, values: dict[str, Any]) -> StudentSettings:
+    train = base.train.model_copy(update={name: values[name] for name in ("learning_rate", "epochs")})
+    changes: dict[str, Any] = {"train": train}
+    changes |= {name: values["teacher_weight"] for name in row.tunes or ()}
+    if "normalise" in values:
+        changes["normalise_targets"] = values["normalise"]
+    return base.model_copy(update=changes)
+
+
+def trial_runs(data: str, row: StudyRow, config: StudyConfig) -> list[Run]:
+    """Return the row's trials as runs: the first seed, trained on the first fold's training pairs."""
+    return [Run(data, row.name, "trial", student, config.seeds[0], 0) for student in trials(row, config)]
+
+
+def final_runs(data: str, row: StudyRow, student: StudentSettings, config: StudyConfig) -> list[Run]:
+    """Return the runs of the chosen settings: every seed on every fold."""
+    places = product(config.seeds, range(config.folds))
+    return [Run(data, row.name, "final", student, seed, fold) for seed, fold in places]

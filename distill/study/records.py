@@ -1,0 +1,61 @@
+"""Finished runs on disk: one line of JSON each, in `RECORDS/DATA/ROW.jsonl`, small enough to commit.
+
+A record is found by its key, a digest of all that decides it, so a study goes on wherever its records are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import UserError
+from cluster.files import whole_file
+
+Record = dict[str, Any]
+
+
+class Records:
+    """The records of one study folder; reads a file when it is first asked for, writes it whole."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.read: dict[Path, dict[str, Record]] = {}
+
+    def find(self, data: str, row: str, key: str) -> Record | None:
+        """Return the record of `key`, or None where the run has not finished."""
+        return self._file(self._path(data, row)).get(key)
+
+    def add(self, data: str, row: str, record: Mapping[str, Any]) -> None:
+        """Keep a finished run.
+
+        Raises:
+            UserError: the disk is full or read-only.
+        """
+        path = self._path(data, row)
+        records = self._file(path) | {record["key"]: dict(record)}
+        with whole_file(path) as partial:
+            # Sorted, so that records of two machines merge line by line.
+            lines = (json.dumps(records[key], ensure_ascii=False, sort_keys=True) for key in sorted(records))
+            partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        self.read[path] = records
+
+    def _path(self, data: str, row: str) -> Path:
+        return self.folder / data / f"{row}.jsonl"
+
+    def _file(self, path: Path) -> dict[str, Record]:
+        if path not in self.read:
+            self.read[path] = _read(path) if path.is_file() else {}
+        return self.read[path]
+
+
+def _read(path: Path) -> dict[str, Record]:
+    found = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            record = json.loads(line)
+            found[record["key"]] = record
+        except (json.JSONDecodeError, TypeError, KeyError) as error:
+            raise UserError(f"{path}:{number} is damaged ({error}). Delete the line; its run is made again.") from error
+    return found

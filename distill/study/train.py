@@ -1,0 +1,140 @@
+"""One run of a study: train a student on a fold in this process, judge dev and, for a final run, test.
+
+Ray Train and DeepSpeed, which stage 9 trains with, are left out on purpose: starting and ending their workers
+costs tens of seconds, about what such a student needs to learn, and a study has hundreds of runs. The task is stage 9's
+own: its model, batches, losses and figures. bf16, where the processor has it, is autocast here.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import get_scheduler
+
+from cluster.artifacts import StageFolder
+from cluster.config import Settings
+from cluster.deepspeed_config import accumulation_steps
+from cluster.storage import read_table
+from cluster.task import epoch_batches
+from distill.config import StudentSettings, StudentStage
+from distill.evaluate import evaluate
+from distill.lrkd import INPUTS, LrkdTask, tasks
+from distill.predict import predict
+from distill.student import Student, load_tokenizer
+from distill.study.data import READS, fold_folder, short_id
+from mpcot.config import PerspectiveSettings
+from mpcot.sources.config import LabelSettings
+
+TEST_FIGURES = ("accuracy", "macro_f1", "auc", "ndcg_at_10", "calibration_error")
+
+
+class Job(Settings):
+    """All that a run needs, as plain data that travels to a worker."""
+
+    run: Path
+    labels: LabelSettings
+    perspectives: PerspectiveSettings
+    student: StudentSettings
+    seed: int
+    fold: int
+    folds: int
+    deal_seed: int
+    test: bool
+    threads: int
+
+
+def run_one(job: Job) -> dict[str, Any]:
+    """Train and judge; everything that is kept of a run, small enough to commit.
+
+    Returns: `dev` figures as stage 9 logs them, `train_pairs`, `seconds` and, with `job.test`, `test` figures and
+        `predicted` labels by `short_id`.
+    """
+    started = time.monotonic()
+    if not torch.cuda.is_available():
+        torch.set_num_threads(job.threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = fold_folder(job.run, job.fold, job.folds, job.deal_seed, Path(scratch))
+        student = job.student.model_copy(update={"baseline": False})
+        stage = StudentStage(seed=job.seed, labels=job.labels, perspectives=job.perspectives, student=student)
+        task = tasks(stage, StageFolder(folder, "9-student", inputs=dict.fromkeys(READS, "study")))["lrkd"]
+        trained, pairs = train_student(task)
+        found = {"dev": dev_figures(task, trained), "train_pairs": pairs}
+        if job.test:
+            found |= answers_on_test(task, trained)
+    return found | {"seconds": round(time.monotonic() - started, 1)}
+
+
+def train_student(task: LrkdTask) -> tuple[Student, int]:
+    """Train as stage 9 does on one worker; return the student and the number of pairs it learnt from.
+
+    All rows are tokenised and joined with their targets once: such data sets fit into memory.
+    """
+    settings = task.settings
+    rows = task.collate(list(task.train_rows()))
+    lengths = rows["attention_mask"].sum(1).tolist()
+    student = task.build().to(_device()).train()
+    steps = settings.epochs * -(-len(lengths) // settings.global_batch)
+    optimizer = torch.optim.AdamW(
+        student.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
+    name = {"constant": "constant_with_warmup"}.get(settings.schedule, settings.schedule)
+    schedule = get_scheduler(name, optimizer, round(steps * settings.warmup_ratio), steps)
+    for epoch in range(settings.epochs):
+        for batch in epoch_batches(lengths, settings, task.seed, epoch):
+            accumulate(task, student, rows, batch)
+            torch.nn.utils.clip_grad_norm_(student.parameters(), settings.max_grad_norm)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+    return student, len(lengths)
+
+
+def accumulate(task: LrkdTask, student: Student, rows: dict[str, Any], batch: list[int]) -> None:
+    """Add up the gradients of the mean loss over a global batch, a micro batch at a time."""
+    for chosen in np.array_split(np.asarray(batch), accumulation_steps(task.settings)):
+        with torch.autocast(_device().type, torch.bfloat16, enabled=task.precision == "bf16"):
+            loss, _ = task.loss(student, take(rows, chosen))
+        (loss / len(batch)).backward()
+
+
+def take(batch: dict[str, Any], chosen: np.ndarray) -> dict[str, Any]:
+    """Return the chosen rows of a collated batch, without the columns that are padding in all of them."""
+    index = torch.from_numpy(chosen)
+    rows = {name: value[index] for name, value in batch.items() if isinstance(value, Tensor)}
+    used = rows["attention_mask"].any(0)
+    rows |= {name: rows[name][:, used] for name in INPUTS if name in rows}
+    return {name: value.to(_device()) for name, value in rows.items()} | {"units": len(chosen)}
+
+
+def dev_figures(task: LrkdTask, student: Student) -> dict[str, float]:
+    """Return stage 9's figures on dev, the ratios of alignment to cross-entropy among them."""
+    rows = task.collate(list(task.dev_rows()))
+    order = np.argsort(rows["attention_mask"].sum(1).numpy(), kind="stable")
+    records: list[dict[str, Any]] = []
+    student.eval()
+    with torch.no_grad():
+        for start in range(0, len(order), size := 2 * task.settings.micro_batch):
+            records += task.predict(student, take(rows, order[start : start + size]))
+    return {name: round(value, 5) for name, value in task.summarise(records).items()}
+
+
+def answers_on_test(task: LrkdTask, student: Student) -> dict[str, Any]:
+    """Return `test` figures and the labels given, by `short_id`."""
+    pairs = [row for row in read_table(task.rows.pairs).to_pylist() if row["split"] == "test"]
+    codes = task.config.scheme.codes
+    found = predict(student, load_tokenizer(task.student.model), pairs)
+    gold, queries = [pair["label"] for pair in pairs], [pair["query_id"] for pair in pairs]
+    figures = evaluate(gold, found.probabilities, queries, task.config.scheme)
+    test = {name: None if figures[name] is None else round(figures[name], 5) for name in TEST_FIGURES}
+    labels = (codes[i] for i in found.logits.argmax(-1))
+    return {"test": test, "predicted": {short_id(p["pair_id"]): c for p, c in zip(pairs, labels, strict=True)}}
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

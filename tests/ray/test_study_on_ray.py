@@ -1,0 +1,39 @@
+"""A study's runs as Ray tasks, on a tiny encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.config import ClusterSettings
+from cluster.errors import UserError
+from cluster.ray_session import ray_session
+from distill.study import run as study
+from distill.study.compare import compare
+from tests.study_run import shop_run, study_config
+from tests.tiny_bert import tiny_bert
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    with ray_session(ClusterSettings(num_cpus=2, object_store_mb=100)):
+        yield
+
+
+def test_runs_are_made_by_tasks_and_a_failing_one_is_named(ray_cluster: None, tmp_path: Path) -> None:
+    encoder = tiny_bert(tmp_path / "encoder")
+    settings = study_config(encoder, tmp_path / "records", shop_run(tmp_path / "shop"), seeds=(1,))
+    targets = tmp_path / "shop/8-targets/targets.parquet"
+    whole = targets.read_bytes()
+    data = study.open_data(settings.data[0], settings)
+    made = study.Study(settings, {"shop": data}, make=True)
+    rows = [row for row in study.load_rows(settings, data.pairs.perspectives) if not row.of_best]
+    targets.write_bytes(whole[:50])
+    with pytest.raises(UserError, match=r"4 of 4 trials failed; the others are kept\. shop, ce_only, seed 1, fold 0: "):
+        made.finish({"shop": rows})
+    targets.write_bytes(whole)
+    report = compare(settings, *study.run_study(settings))
+    assert [len(row["accuracy"]["seeds"]) for row in report["data"][0]["rows"]] == [1, 1, 1]
+    assert report["data"][0]["runs"] == 3 * (2 + 2)

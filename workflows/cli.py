@@ -140,7 +140,7 @@ def study(
     folder = out or Path("runs") / settings.name
     log = folder / LOG
     with clear_errors(log), quiet(None if verbose else _writable(log)):
-        with locked(folder), nullcontext() if tables else ray_session(settings.cluster):
+        with locked(settings.records), nullcontext() if tables else ray_session(settings.cluster):
             page = write_study(compare(settings, *run_study(settings, make=not tables)), folder)
         console().print(f"study: {page}", highlight=False)
 

@@ -31,7 +31,8 @@ def compare(config: StudyConfig, data: Sequence[StudyData], rows: Mapping[str, S
     Returns: `data`, one part per data set; `pooled`, the plain mean over data sets of the best LRKD row's differences,
         queries drawn anew within each; `figures`, all that the benchmark names; `conclusions`.
     """
-    parts, drawn = [], {}
+    parts: list[dict[str, Any]] = []
+    drawn: dict[str, dict[tuple[str, str], Draws]] = {}
     for place, one in enumerate(data):
         part, best = data_part(config, one, rows[one.name], seed=config.seed + place)
         parts.append(part)
@@ -67,7 +68,8 @@ def data_part(
         scheme = pairs.scheme
         return bootstrap_differences(gold, first, second, queries, scheme, metric, config.bootstrap_resamples, seed)
 
-    table, kept = [], {}
+    table: list[dict[str, Any]] = []
+    kept: dict[tuple[str, str], Draws] = {}
     for row in rows:
         line = row_line(row, gold, answers[row.row.name]) | {"best": row is best, "over": {}}
         for reference in references:

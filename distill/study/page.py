@@ -16,6 +16,7 @@ from distill.study.compare import METRICS, NAMES
 
 HERE = Path(__file__).parent
 LOOKS = HERE.parent / "report"
+ENDS = ("difference", "low", "high")
 
 
 def write_study(report: Mapping[str, Any], folder: Path) -> Path:
@@ -58,9 +59,6 @@ def gains_plot(name: str, part: Mapping[str, Any]) -> str:
         f"{best['title']}: macro-F1 {points(gain)} points."
     )
     return plots.intervals(name, alt, [row["title"] for row in rows], series, f"points over {baseline['title']}")
-
-
-ENDS = ("difference", "low", "high")
 
 
 def mean_and_sd(value: Mapping[str, Any]) -> str:

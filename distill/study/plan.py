@@ -45,7 +45,9 @@ class Run:
 
 def described(student: StudentSettings) -> dict[str, Any]:
     """Return what of the settings differs from the defaults and decides a result."""
-    return student.model_dump(mode="json", exclude_defaults=True, exclude={"model": True, "train": {"workers"}})
+    told = student.model_dump(mode="json", exclude_defaults=True, exclude={"model": True, "train": {"workers"}})
+    # Whole: an extractor with its own defaults would lose its kind, and mlp could not be told from gat.
+    return told | {"extractor": student.extractor.model_dump(mode="json")}
 
 
 def trials(row: StudyRow, config: StudyConfig) -> list[StudentSettings]:

@@ -158,6 +158,7 @@ class Study:
         from distill.study.train import Job
 
         data, config = self.data[run.data], self.config
+        assert data.run is not None, "a data set of records alone makes no runs"
         model = check_model("student.model", run.student.model)
         return Job(
             run=data.run,

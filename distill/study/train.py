@@ -64,7 +64,7 @@ def run_one(job: Job) -> dict[str, Any]:
         stage = StudentStage(seed=job.seed, labels=job.labels, perspectives=job.perspectives, student=student)
         task = tasks(stage, StageFolder(folder, "9-student", inputs=dict.fromkeys(READS, "study")))["lrkd"]
         trained, pairs = train_student(task)
-        found = {"dev": dev_figures(task, trained), "train_pairs": pairs}
+        found: dict[str, Any] = {"dev": dev_figures(task, trained), "train_pairs": pairs}
         if job.test:
             found |= answers_on_test(task, trained)
     return found | {"seconds": round(time.monotonic() - started, 1)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from cluster.errors import UserError
-from distill.config import PolyExtractor, StudentSettings
+from distill.config import GatExtractor, PolyExtractor, StudentSettings
 from distill.study.config import StudyConfig, StudyWorkers, Tuning
 from distill.study.plan import final_runs, trial_runs, trials
 from distill.study.rows import StudyRow, based_on, load_rows, student_of
@@ -116,8 +117,6 @@ def test_a_key_depends_on_all_that_decides_a_run_and_on_nothing_else() -> None:
     student = run.student
 
     def other(**changes: Any) -> str:
-        from dataclasses import replace
-
         return replace(run, **changes).key(settings, "data", "model")
 
     different = [
@@ -131,6 +130,7 @@ def test_a_key_depends_on_all_that_decides_a_run_and_on_nothing_else() -> None:
         other(purpose="final"),
         other(student=student.model_copy(update={"alignment_weight": 0.7})),
         other(student=student.model_copy(update={"extractor": PolyExtractor()})),
+        other(student=student.model_copy(update={"extractor": GatExtractor()})),
         other(student=student.model_copy(update={"max_tokens": 63})),
     ]
     assert len({key, *different}) == 1 + len(different)

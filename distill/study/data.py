@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,6 @@ class StudyPairs(Settings):
     perspectives: tuple[str, ...]
     folds: int
     seed: int
-    train_pairs: int
     dev_pairs: int
     ids: str
     queries: str
@@ -117,7 +115,6 @@ def read_pairs(run: Path, scheme: Scheme, perspectives: tuple[str, ...], config:
     if not tested or all(row["split"] != "dev" for row in rows):
         raise UserError(f"data: {run} has no test or no dev pairs. Look at the counts of its 1-pairs.")
     numbers = {query: i for i, query in enumerate(dict.fromkeys(row["query_id"] for row in tested))}
-    splits = Counter(row["split"] for row in rows)
     return StudyPairs(
         fingerprint=content_digest(run),
         model=model_fingerprint(check_model("student.model", config.student.model)),
@@ -125,8 +122,7 @@ def read_pairs(run: Path, scheme: Scheme, perspectives: tuple[str, ...], config:
         perspectives=perspectives,
         folds=config.folds,
         seed=config.seed,
-        train_pairs=splits["train"] if config.folds == 1 else len(tested) - len(tested) // config.folds,
-        dev_pairs=splits["dev"],
+        dev_pairs=sum(row["split"] == "dev" for row in rows),
         ids=" ".join(short_id(row["pair_id"]) for row in tested),
         queries=" ".join(str(numbers[row["query_id"]]) for row in tested),
         gold=" ".join(row["label"] for row in tested),
@@ -157,7 +153,7 @@ def fold_folder(run: Path, fold: int, folds: int, seed: int, folder: Path) -> Pa
     rows = table.to_pylist()
     tested = deal(rows, folds, seed)
     for row in rows:
-        if folds > 1 and row["query_id"] in tested:
+        if folds > 1 and row["query_id"] in tested and row["label"] is not None:
             row["split"] = "test" if tested[row["query_id"]] == fold else "train"
     write_table(folder / "1-pairs" / "pairs.parquet", pa.Table.from_pylist(rows, PAIR))
     for stage in ("7-judgements", "8-targets"):

@@ -43,7 +43,6 @@ def pairs(gold: str, fold: str, queries: str) -> StudyPairs:
     return StudyPairs(
         **{"fingerprint": "f", "model": "m", "scheme": BINARY, "perspectives": ("intent",), "folds": 2, "seed": 13},
         **{
-            "train_pairs": 2,
             "dev_pairs": 2,
             "ids": gold,
             "queries": queries,

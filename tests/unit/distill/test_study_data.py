@@ -53,6 +53,18 @@ def test_folds_are_of_like_size_and_follow_the_seed(shop: Path) -> None:
     assert max(sizes) - min(sizes) <= 1 and sum(sizes) == 12
 
 
+def test_an_unlabelled_pair_of_a_tested_query_is_not_tested(shop: Path, tmp_path: Path) -> None:
+    pairs = shop / "1-pairs/pairs.parquet"
+    table = read_table(pairs)
+    changed = table.to_pylist()
+    changed[5] |= {"label": None, "split": "unlabelled"}
+    write_table(pairs, pa.Table.from_pylist(changed, table.schema))
+    fold = deal(changed, 2, 13)[changed[5]["query_id"]]
+    made = rows(fold_folder(shop, fold, 2, 13, tmp_path / "fold"))
+    assert {row["split"] for row in made if row["label"] is None} == {"unlabelled"}
+    assert sum(row["split"] == "test" for row in made) == 23
+
+
 def test_one_fold_is_the_runs_own_split(shop: Path, tmp_path: Path) -> None:
     assert rows(fold_folder(shop, 0, 1, 13, tmp_path / "fold")) == rows(shop)
     assert set(deal(rows(shop), 1, 13)) == {row["query_id"] for row in rows(shop) if row["split"] == "test"}
@@ -117,7 +129,7 @@ def test_records_are_found_again_and_a_damaged_line_is_named(tmp_path: Path) -> 
 def test_tested_pairs_are_told_apart_by_fold() -> None:
     given = StudyPairs(
         **{"fingerprint": "f", "model": "m", "scheme": BINARY, "perspectives": ("a",), "folds": 2, "seed": 1},
-        **{"train_pairs": 2, "dev_pairs": 1, "ids": "x y z", "queries": "0 0 1", "gold": "1 0 1", "votes": "1 - 1"},
+        **{"dev_pairs": 1, "ids": "x y z", "queries": "0 0 1", "gold": "1 0 1", "votes": "1 - 1"},
         fold="0 1 0",
     )
     assert given.rows_of(0) == [0, 2] and given.rows_of(1) == [1] and given.column("votes")[1] == "-"

@@ -45,7 +45,7 @@ def test_the_shipped_study_loads_and_every_row_can_be_tuned_as_it_says() -> None
     ("change", "says"),
     [
         ("tuning.trails=3", "tuning.trails: no such setting. Did you mean 'trials'?"),
-        ("student.train.epochs=3", "student.train.epochs: has no effect in a study"),
+        ("student.train.epochs=9", "student.train.epochs: has no effect in a study"),
         ("data=[]", "data: Tuple should have at least 1 item"),
     ],
 )

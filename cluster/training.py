@@ -1,7 +1,7 @@
 """The driver's side of a training: Ray Train workers that run `train_loop`, with progress and restart.
 
-SFT, DPO and LRKD share it. A training that was interrupted goes on from its last checkpoint; the
-number of workers is part of its name, since a ZeRO checkpoint belongs to one.
+SFT, DPO and LRKD share it. A training that was interrupted goes on from its last checkpoint, with the
+number of workers that made it: a ZeRO checkpoint is cut into one piece per worker.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def run_training(task: TrainTask, out: Path, label: str) -> TrainResult:
         label: what the progress line calls this training.
 
     Raises:
-        UserError: no training rows, no held-out rows to be best by, batches that do not divide, or the
-            training failed.
+        UserError: no training rows, no held-out rows to be best by, batches that do not divide, checkpoints
+            of another number of workers, or the training failed.
     """
     settings = task.settings
     if not len(task.train_rows()):
@@ -71,12 +71,13 @@ def run_training(task: TrainTask, out: Path, label: str) -> TrainResult:
     if settings.keep == "best" and not len(task.dev_rows()):
         raise UserError(f"{label}: train.keep = 'best' needs held-out rows, and there are none. Set it to 'last'.")
     deepspeed_config(settings)  # refuses what cannot work before workers start
+    name = run_name(task, out / CHECKPOINTS, label)
     out.mkdir(parents=True, exist_ok=True)
     with progress(label, unit="step") as bar:
         board = Board.start(bar)
         job = TrainJob(task, str(out.resolve()), str(out.resolve() / CHECKPOINTS), board.actor)
         try:
-            _fit(job, label)
+            _fit(job, name, label)
         finally:
             board.stop()
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
@@ -88,7 +89,26 @@ def run_training(task: TrainTask, out: Path, label: str) -> TrainResult:
     return result
 
 
-def _fit(job: TrainJob, label: str) -> None:
+def run_name(task: TrainTask, checkpoints: Path, label: str) -> str:
+    """Return the name under which a training's checkpoints lie: its settings' digest and its workers.
+
+    Raises:
+        UserError: the same training was interrupted with another number of workers.
+    """
+    identity = digest([type(task).__name__, task.seed, result_settings(task.settings)])
+    count = task.settings.workers.count
+    for saved in sorted(checkpoints.glob(f"{identity}-*w/checkpoint_*")):
+        before = saved.parent.name.removeprefix(f"{identity}-").removesuffix("w")
+        if before != str(count):
+            raise UserError(
+                f"{label}: train.workers.count is {count}, but this training was interrupted with {before} workers, "
+                f"and its checkpoint is cut into as many pieces. Set it to {before} to go on, or delete "
+                f"{checkpoints} to start over."
+            )
+    return f"{identity}-{count}w"
+
+
+def _fit(job: TrainJob, name: str, label: str) -> None:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -99,7 +119,6 @@ def _fit(job: TrainJob, label: str) -> None:
     settings = job.task.settings
     workers = settings.workers
     gpu = workers.gpus_per_worker > 0
-    identity = digest([type(job.task).__name__, job.task.seed, result_settings(settings)])
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
@@ -110,7 +129,7 @@ def _fit(job: TrainJob, label: str) -> None:
             resources_per_worker={"CPU": workers.cpus_per_worker, **({"GPU": workers.gpus_per_worker} if gpu else {})},
         ),
         run_config=RunConfig(
-            name=f"{identity}-{workers.count}w",
+            name=name,
             storage_path=job.checkpoints,
             failure_config=FailureConfig(max_failures=workers.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),

@@ -75,9 +75,13 @@ class DpoSettings(Settings):
 
     tuning: Tuning = Lora()
     beta: PositiveFloat = 0.1
-    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    loss: Literal["sigmoid", "ipo"] = Field(
+        "sigmoid", description="ipo wants a gap of 1 / (2 beta): between answers, or per token with length_normalised"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of flipped preferences assumed (cDPO)")
-    length_normalised: bool = False
+    length_normalised: bool = Field(
+        False, description="log-probabilities per token; with ipo, this is TRL's form, and without it the paper's"
+    )
     sft_weight: float = Field(0.0, ge=0, description="weight of the chosen answers' next-token loss beside DPO's")
     max_tokens: PositiveInt = 1024
     share_prompts: bool = Field(True, description="both answers of a preference share the beginning of their prompts")
@@ -87,6 +91,15 @@ class DpoSettings(Settings):
     @model_validator(mode="after")
     def _figures(self) -> DpoSettings:
         check_best_by("dpo", self.train, ("loss", "margin", "accuracy"))
+        return self
+
+    @model_validator(mode="after")
+    def _smoothing(self) -> DpoSettings:
+        if self.loss == "ipo" and self.label_smoothing:
+            raise ValueError(
+                f"dpo.label_smoothing {self.label_smoothing} has no effect with loss = 'ipo': set it to 0 or use "
+                "loss = 'sigmoid'"
+            )
         return self
 
 

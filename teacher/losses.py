@@ -85,8 +85,8 @@ def preference_loss(
     """Return B losses and B margins (chosen minus rejected reward, both times beta).
 
     `sigmoid` is Rafailov et al. 2023 (arXiv 2305.18290), eq. 7; with `label_smoothing` the conservative
-    form of Mitchell 2023 (cDPO). `ipo` is Azar et al. 2023 (arXiv 2310.12036), eq. 17, whose
-    log-probabilities should be means over tokens.
+    form of Mitchell 2023 (cDPO). `ipo` is Azar et al. 2023 (arXiv 2310.12036), eq. 17. The paper states it on
+    the log-probabilities of whole answers; TRL, after asking its authors, gives it means over tokens.
 
     Args:
         chosen, rejected: B log-probabilities of the answers under the model that learns.

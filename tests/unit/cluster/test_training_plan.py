@@ -14,6 +14,9 @@ from cluster.deepspeed_config import accumulation_steps, deepspeed_config
 from cluster.errors import UserError
 from cluster.precision import cpu_multiplies_bf16, resolve_precision
 from cluster.task import epoch_batches
+from cluster.training import run_name
+from teacher.config import Full
+from teacher.sft import SftTask
 
 
 def settings(**changes: object) -> TrainSettings:
@@ -130,3 +133,19 @@ def test_precision_as_asked_and_bf16_on_gpus() -> None:
     assert resolve_precision("fp32", gpu=True) == "fp32"
     assert resolve_precision("bf16", gpu=False) == "bf16"
     assert resolve_precision("auto", gpu=True) == "bf16"
+
+
+def test_a_checkpoint_of_another_number_of_workers_is_refused(tmp_path: Path) -> None:
+    def name(workers: int, **changes: object) -> str:
+        train = settings(workers=Workers(count=workers), **changes)
+        return run_name(SftTask(train, 5, str(tmp_path), "model", Full(), 128, 1.0), tmp_path, "sft")
+
+    two = name(2)
+    assert two != name(1) and two == name(2), "no checkpoint yet: either may start"
+    (tmp_path / two).mkdir()
+    assert name(1).endswith("-1w"), "started, but nothing was saved"
+    (tmp_path / two / "checkpoint_2026-11-25").mkdir()
+    with pytest.raises(UserError, match=r"workers.count is 1, but .* interrupted with 2 workers.*Set it to 2"):
+        name(1)
+    assert name(2) == two
+    assert name(1, epochs=9).endswith("-1w"), "other settings are another training"

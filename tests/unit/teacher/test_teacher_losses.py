@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 from mpcot.prompts import answer
+from teacher.config import DpoSettings
 from teacher.losses import answer_logprobs, preference_loss, sequence_logprobs, verdict_weights
 from teacher.tokens import IGNORED, PADDING, Example, encode, pad, share
 from tests.tiny_llama import tiny_llama_tokenizer
@@ -170,6 +172,12 @@ def test_ipo_wants_a_gap_of_one_over_two_beta() -> None:
     zero = torch.zeros(3)
     loss, margin = preference_loss(gap, zero, zero, zero, beta=0.1, kind="ipo")
     assert loss.tolist() == pytest.approx([25.0, 0.0, 25.0]) and margin.tolist() == pytest.approx([0.0, 0.5, 1.0])
+
+
+def test_smoothing_has_no_place_in_ipo() -> None:
+    with pytest.raises(ValidationError, match=r"label_smoothing 0\.1 has no effect with loss = 'ipo'"):
+        DpoSettings(loss="ipo", label_smoothing=0.1)
+    assert DpoSettings(label_smoothing=0.1).loss == "sigmoid"
 
 
 def test_the_loss_stays_finite_far_out() -> None:

@@ -20,7 +20,8 @@ from mpcot.records import PREFERENCE
 from mpcot.sources.config import LabelSettings
 from teacher.config import DpoSettings, Lora, PreferenceStage
 from teacher.dpo import DpoTask
-from teacher.reference import ReferenceScorer, fill_reference, preference_table
+from teacher.losses import sequence_logprobs
+from teacher.reference import SIDES, ReferenceScorer, fill_reference, preference_table
 from teacher.sft import AnswerTask
 from teacher.tokens import IGNORED, encode
 
@@ -63,8 +64,10 @@ def test_each_side_has_the_prompt_of_its_own_perspective(table: pa.Table) -> Non
     assert table["split"].to_pylist() == ["train", "dev"] and table.schema.equals(PREFERENCE)
 
 
-def scored(table: pa.Table, folder: Path, share: bool = True) -> dict[str, tuple[float, float]]:
-    scorer = ReferenceScorer(str(folder), 1024, share, "fp32", 1)
+def scored(
+    table: pa.Table, folder: Path, share: bool = True, precision: str = "fp32"
+) -> dict[str, tuple[float, float]]:
+    scorer = ReferenceScorer(str(folder), 1024, share, precision, 1)
     batch = {name: np.asarray(table[name].to_pylist(), dtype=object) for name in table.column_names}
     out = scorer(batch)
     sides = zip(out["chosen_logprob"].tolist(), out["rejected_logprob"].tolist(), strict=True)
@@ -82,7 +85,66 @@ def test_reference_columns_equal_a_live_computation(table: pa.Table, llama_folde
             with torch.no_grad():
                 shares = torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0], -1)
             live = sum(shares[i - 1, ids[i]].item() for i, label in enumerate(labels) if label != IGNORED)
-            assert row[f"{side}_reference_logprob"] == pytest.approx(live, abs=1e-3)
+            assert row[f"{side}_reference_logprob"] == pytest.approx(live, abs=1e-4)
+
+
+def by_row(table: pa.Table, found: Any) -> list[tuple[float, float]]:
+    half = len(table)
+    return list(zip(found[:half].tolist(), found[half:].tolist(), strict=True))
+
+
+def test_padding_on_the_left_changes_no_reference(table: pa.Table, llama_folder: Path) -> None:
+    """The columns, padded on the right, against a live model whose batch is padded on the left."""
+    model = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32).eval()
+    tokenizer = AnswerTask.tokenizer(task(llama_folder, llama_folder))
+    rows = table.to_pylist()
+    examples = [encode(tokenizer, row[f"{side}_prompt"], row[side], 1024) for side in SIDES for row in rows]
+    length = max(len(ids) for ids, _ in examples)
+    ids = torch.tensor([[tokenizer.pad_token_id] * (length - len(ids)) + ids for ids, _ in examples])
+    learnt = torch.tensor([[IGNORED] * (length - len(labels)) + labels for _, labels in examples])
+    mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids, _ in examples])
+    with torch.no_grad():
+        out = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
+    shares = torch.log_softmax(out.logits[:, :-1], -1).gather(2, ids[:, 1:, None])[..., 0]
+    live = torch.where(learnt[:, 1:] != IGNORED, shares, 0.0).sum(1)
+    columns = scored(table, llama_folder)
+    for row, expected in zip(rows, by_row(table, live), strict=True):
+        assert columns[row["preference_id"]] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_reference_is_the_model_in_training_without_its_adapters(
+    table: pa.Table, llama_folder: Path, tmp_path: Path, precision: str
+) -> None:
+    """The batch is the same, so bf16 rounds the same numbers and needs no wider tolerance."""
+    rows = fill_reference(table, scored(table, llama_folder, precision=precision)).to_pylist()
+    train = TrainSettings(precision=precision, epochs=1)
+    dpo = DpoTask(train, 1, str(tmp_path), str(llama_folder), Lora(rank=4, alpha=64), 1024, DpoSettings())
+    model: Any = dpo.build().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+        batch = dpo.collate(rows)
+        moved = sequence_logprobs(model, batch)[0]
+        with model.disable_adapter():
+            live = sequence_logprobs(model, batch)[0]
+    assert (moved - live).abs().min() > 1e-2, "the adapters do something"
+    assert live.tolist() == pytest.approx(batch["reference"].tolist(), abs=1e-4)
+
+
+def test_in_bf16_neighbours_move_a_token_by_its_rounding_only(table: pa.Table, llama_folder: Path) -> None:
+    """A kernel may add in another order for another batch; 8 bits of mantissa make that 2 ** -8 of a number near 1."""
+    together = scored(table, llama_folder, precision="bf16")
+    exact = scored(table, llama_folder)
+    tokenizer = AnswerTask.tokenizer(task(llama_folder, llama_folder))
+    for place, row in enumerate(table.to_pylist()):
+        alone = scored(table.slice(place, 1), llama_folder, precision="bf16")[row["preference_id"]]
+        for side, one, many, full in zip(
+            SIDES, alone, together[row["preference_id"]], exact[row["preference_id"]], strict=True
+        ):
+            room = 2**-8 * (len(tokenizer.encode(row[side])) + 1)
+            assert one == pytest.approx(many, abs=room) and many == pytest.approx(full, abs=4 * room)
 
 
 def test_scores_are_put_in_by_id_whatever_their_order(table: pa.Table) -> None:
@@ -126,8 +188,6 @@ def test_normalising_divides_both_models_by_the_answers_length(
     plain, per_token = task(tmp_path, llama_folder), task(tmp_path, llama_folder, length_normalised=True)
     model = plain.build().eval()
     batch = plain.collate(rows)
-    from teacher.losses import sequence_logprobs
-
     sums, counts = (values.tolist() for values in sequence_logprobs(model, batch))
     expected = [0.1 * ((sums[i] + 10) / counts[i] - (sums[i + 2] + 20) / counts[i + 2]) for i in range(2)]
     assert [r["margin"] for r in per_token.predict(model, batch)] == pytest.approx(expected, abs=1e-4)

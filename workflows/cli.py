@@ -69,6 +69,22 @@ def _run(
                 console().print(f"report: {run_dir / '11-report' / 'report.html'}", highlight=False)
 
 
+@app.command()
+def plan(
+    config: ConfigFile,
+    gpu: Annotated[str, typer.Option("--gpu", help="a name of cluster/gpus.toml")],
+    nodes: Annotated[int, typer.Option(min=1)] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=1)] = 8,
+    pairs: Annotated[int, typer.Option(min=1, help="judged pairs that the hours are for")] = 100_000,
+    changes: Changes = None,
+) -> None:
+    """Say what fits on which GPUs and about how long it takes; exit 1 with the way out if something cannot fit."""
+    from workflows.gpu_page import print_gpu_plan
+
+    with clear_errors():
+        print_gpu_plan(load_config(config, changes or ()), STAGES, gpu, nodes, gpus_per_node, pairs)
+
+
 def _writable(log: Path) -> Path:
     from cluster.storage import check_writable
 

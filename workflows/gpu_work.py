@@ -1,0 +1,94 @@
+"""How much work each stage has for so many pairs: rows, and the tokens of the longest that the settings allow."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from mpcot.config import AnswerSettings
+from workflows.config import RunConfig
+
+CHARS_PER_TOKEN = 4
+PAIR_TOKENS = 200  # assumed: system text, query, title
+QUESTION_TOKENS = 40  # assumed: a perspective's question, and a worked example's query and title
+
+
+@dataclass(frozen=True)
+class Work:
+    """Rows at most, their tokens, and those of them whose logits are taken."""
+
+    rows: int
+    unit: str
+    tokens: int
+    learnt: int = 0
+
+
+def answer_tokens(ask: AnswerSettings) -> int:
+    """Return the tokens of the longest answer: what `max_chars` or `max_tokens` allows, whichever is less."""
+    return min(ask.max_tokens, ask.max_chars // CHARS_PER_TOKEN + 8)
+
+
+def prompt_tokens(ask: AnswerSettings) -> int:
+    """Return an estimate of a prompt's tokens: pair, description, question, worked examples."""
+    examples = ask.few_shot * (QUESTION_TOKENS + answer_tokens(ask))
+    return _pair_tokens(ask) + QUESTION_TOKENS + examples
+
+
+def _pair_tokens(ask: AnswerSettings) -> int:
+    return PAIR_TOKENS + ask.description_chars // CHARS_PER_TOKEN
+
+
+def split_sizes(config: RunConfig, pairs: int) -> dict[str, int]:
+    """Return the pairs of each split."""
+    split = config.split
+    hidden = split.train * split.unlabelled
+    shares = {"train": split.train - hidden, "dev": split.dev, "test": split.test, "unlabelled": hidden}
+    return {name: round(pairs * share) for name, share in shares.items()}
+
+
+def pairs_asked(config: RunConfig, ask: AnswerSettings, pairs: int) -> int:
+    """Return how many pairs a generation asks about: those of its splits, within `pairs_per_split`."""
+    sizes = split_sizes(config, pairs)
+    return sum(min(sizes[name], ask.pairs_per_split or sizes[name]) for name in ask.splits)
+
+
+def generated(config: RunConfig, ask: AnswerSettings, pairs: int) -> int:
+    """Return the answers of a generation."""
+    return pairs_asked(config, ask, pairs) * len(config.perspectives.names) * ask.samples
+
+
+def sft_work(config: RunConfig, pairs: int) -> Work:
+    """Return the sequences of SFT: every rationale is taken to be kept."""
+    answers = len(config.perspectives.names) * config.rationales.samples
+    together = min(answers, config.sft.answers_per_sequence)
+    asked = pairs_asked(config, config.rationales, pairs)
+    rows = asked * math.ceil(answers / together)
+    return _shared(config, min(rows, config.sft.max_rows or rows), "sequences", together, config.sft.max_tokens)
+
+
+def preference_work(config: RunConfig, pairs: int) -> Work:
+    """Return the preferences: every training pair is taken to give `per_pair` of them."""
+    most = split_sizes(config, pairs)["train"] * config.preferences.per_pair
+    return _shared(config, min(most, config.preferences.max_rows or most), "preferences", 2, config.dpo.max_tokens)
+
+
+def _shared(config: RunConfig, rows: int, unit: str, answers: int, max_tokens: int) -> Work:
+    """Return rows of `answers` that share the pair's tokens; question and answer come once for each."""
+    ask = config.samples  # teacher and student of the prompt agree on its form
+    pair, answer = _pair_tokens(ask), answer_tokens(ask)
+    tokens = pair + answers * (prompt_tokens(ask) - pair + answer)
+    return Work(rows, unit, min(tokens, answers * max_tokens), answers * answer)
+
+
+def target_work(config: RunConfig, pairs: int) -> Work:
+    """Return the rationales that become vectors: one per judged pair and perspective."""
+    rows = pairs_asked(config, config.judge, pairs) * len(config.perspectives.names)
+    return Work(rows, "rationales", min(config.targets.max_tokens, answer_tokens(config.judge)))
+
+
+def student_work(config: RunConfig, pairs: int) -> Work:
+    """Return the pairs that the student learns from, twice where a labels-only student is trained too."""
+    sizes = split_sizes(config, pairs)
+    rows = sizes["train"] + (sizes["unlabelled"] if config.student.use_unlabelled else 0)
+    students = 2 if config.student.baseline else 1
+    return Work(rows * students, "pairs" if students == 1 else "pairs of two students", config.student.max_tokens)

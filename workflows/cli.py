@@ -28,6 +28,8 @@ app.add_typer(models, name="models")
 ConfigFile = Annotated[Path, typer.Argument(help="TOML config, see workflows/configs", metavar="CONFIG.toml")]
 Changes = Annotated[Optional[list[str]], typer.Option("--set", metavar="a.b=c", help="change one setting; repeatable")]
 Out = Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="run folder; without it runs/NAME")]
+First = Annotated[Optional[str], typer.Option("--from", metavar="STAGE", help="make this and all after it again")]
+Last = Annotated[Optional[str], typer.Option("--to", metavar="STAGE", help="stop after this stage")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="show what Ray and vLLM write, too")]
 RunDir = Annotated[Path, typer.Argument(help="a run folder", metavar="RUN_DIR")]
 
@@ -36,10 +38,8 @@ RunDir = Annotated[Path, typer.Argument(help="a run folder", metavar="RUN_DIR")]
 def run(
     config: ConfigFile,
     changes: Changes = None,
-    first: Annotated[
-        Optional[str], typer.Option("--from", metavar="STAGE", help="make this and all after it again")
-    ] = None,
-    last: Annotated[Optional[str], typer.Option("--to", metavar="STAGE", help="stop after this stage")] = None,
+    first: First = None,
+    last: Last = None,
     out: Out = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
     verbose: Verbose = False,
@@ -83,6 +83,29 @@ def plan(
 
     with clear_errors():
         print_gpu_plan(load_config(config, changes or ()), STAGES, gpu, nodes, gpus_per_node, pairs)
+
+
+@app.command()
+def submit(
+    config: ConfigFile,
+    address: Annotated[str, typer.Option(help="the head's dashboard", metavar="http://HEAD:8265")],
+    changes: Changes = None,
+    first: First = None,
+    last: Last = None,
+    out: Out = None,
+    install: Annotated[
+        Optional[str], typer.Option(metavar="EXTRA", help="packages of this extra are installed on the nodes first")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="follow the log to the end")] = True,
+) -> None:
+    """Run the pipeline as a job on a Ray cluster; ends with the job's exit code."""
+    from workflows.submit import plan_submission
+    from workflows.submit import submit as send
+
+    with clear_errors():
+        load_config(config, changes or ())
+        code = send(address, plan_submission(config, changes or (), out, first, last, install), wait)
+    raise typer.Exit(code)
 
 
 def _writable(log: Path) -> Path:

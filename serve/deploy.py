@@ -1,0 +1,32 @@
+"""The service as an application that Ray Serve's own config files name: `import_path: serve.deploy:app`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ray.serve import Application
+
+from cluster.config import Settings
+from serve.app import build_app
+from serve.config import ServeSettings
+from serve.scorer import check_export
+
+
+class ServiceArguments(Settings):
+    """`args` of the application. Where it listens is Ray Serve's own matter there, not that of `settings`."""
+
+    export_dir: Path
+    settings: ServeSettings = ServeSettings()
+
+
+def app(arguments: dict[str, Any]) -> Application:
+    """Return the application for `args`, plain data as YAML gives it.
+
+    Raises:
+        ValidationError: an unknown key, or a value of the wrong kind.
+        UserError: `export_dir` is not an export folder.
+    """
+    given = ServiceArguments.model_validate(arguments)
+    check_export(given.export_dir)
+    return build_app(given.export_dir, given.settings)

@@ -1,0 +1,61 @@
+"""The job that `broadfast submit` asks Ray for, as data, and what it refuses before anything is sent."""
+
+from __future__ import annotations
+
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import UsageError
+from tests.command import broadfast, text
+from workflows.submit import ROOT, plan_submission, requirements
+
+DEMO = Path("workflows/configs/demo.toml")
+OUT = Path("/shared/runs/demo")
+
+
+def test_the_job_is_the_same_run_with_the_repository_around_it() -> None:
+    job = plan_submission(ROOT / DEMO, ["name='a b'", "seed=3"], OUT, "rationales", "sft")
+    assert shlex.split(job.entrypoint) == [
+        *("python", "-m", "workflows.cli", "run", str(DEMO), "--out", str(OUT)),
+        *("--set", "name='a b'", "--set", "seed=3", "--from", "rationales", "--to", "sft"),
+    ]
+    assert job.runtime_env["working_dir"] == str(ROOT)
+    assert {"/.venv", "/models", "/runs", "/.git"} <= set(job.runtime_env["excludes"])
+    assert "pip" not in job.runtime_env
+
+
+def test_an_extra_brings_the_pins_of_pyproject_and_leaves_ray_to_the_cluster() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    packages = plan_submission(ROOT / DEMO, out=OUT, install="gpu").runtime_env["pip"]["packages"]
+    expected = {*project["dependencies"], *extras["train"], *extras["serve"], *extras["gpu"]}
+    assert set(packages) == {p for p in expected if not p.startswith(("ray", "broadfast"))}
+    assert len(packages) == len(set(packages))
+    assert any(p.startswith("vllm==") for p in packages)
+    assert not any(p.startswith("vllm==") for p in requirements("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"config": Path("/etc/other.toml")}, "outside the repository"),
+        ({"out": None}, "--out is missing"),
+        ({"out": Path("runs/demo")}, "--out runs/demo: give a whole path"),
+        ({"first": "nothing"}, "no stage 'nothing'"),
+        ({"first": "sft", "last": "pairs"}, "comes after"),
+        ({"install": "tpu"}, "no such extra; there are train"),
+        ({"root": Path("/etc")}, "not a clone"),
+    ],
+)
+def test_what_cannot_work_is_refused(changes: dict, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        plan_submission(**({"config": ROOT / DEMO, "out": OUT} | changes))
+
+
+def test_an_address_where_nothing_answers_is_named() -> None:
+    result = broadfast("submit", ROOT / DEMO, "--address", "http://127.0.0.1:9", "--out", OUT)
+    assert result.exit_code == 1
+    assert "--address 'http://127.0.0.1:9': no Ray job server answers there" in text(result)

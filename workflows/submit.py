@@ -1,0 +1,164 @@
+"""`broadfast submit`: a run as a job on a Ray cluster, through Ray's Jobs API, followed to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shlex
+import time
+import tomllib
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from cluster.errors import UsageError, UserError
+from cluster.progress import console
+from workflows.runner import select
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+ROOT = Path(__file__).parents[1]
+# Gitignore patterns: what the nodes have themselves, or what is only here.
+EXCLUDES = ("/.venv", "/models", "/runs", "/.git", "__pycache__", "*.egg-info", "/.*_cache", "/build")
+POLL_S = 1.0
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What Ray is asked to run: a shell command, and what it finds around it."""
+
+    entrypoint: str
+    runtime_env: dict[str, Any]
+
+
+def plan_submission(
+    config: Path,
+    changes: Sequence[str] = (),
+    out: Path | None = None,
+    first: str | None = None,
+    last: str | None = None,
+    install: str | None = None,
+    root: Path = ROOT,
+) -> Submission:
+    """Return the job of `broadfast run` with these arguments; the repository goes along as its working folder.
+
+    Args:
+        install: an extra of pyproject.toml whose packages every node installs first; without it they must be there.
+
+    Raises:
+        UsageError: a config outside the repository, no whole path for the run folder, or no such stage or extra.
+    """
+    if not (root / "pyproject.toml").is_file():
+        raise UsageError(f"{root} is not a clone of the repository, whose files the job needs: submit from a clone")
+    if not config.resolve().is_relative_to(root.resolve()):
+        raise UsageError(f"{config} lies outside the repository {root}, which is all that the job gets: copy it there")
+    if out is None or not out.is_absolute():
+        raise UsageError(f"--out {out or 'is missing'}: give a whole path on storage that every node mounts")
+    select(first, last)
+    words = ["python", "-m", "workflows.cli", "run", str(config.resolve().relative_to(root.resolve()))]
+    words += ["--out", str(out)]
+    words += [word for change in changes for word in ("--set", change)]
+    words += [word for name, stage in (("--from", first), ("--to", last)) if stage for word in (name, stage)]
+    runtime_env: dict[str, Any] = {"working_dir": str(root), "excludes": list(EXCLUDES)}
+    if install:
+        runtime_env["pip"] = {"packages": requirements(install, root), "pip_check": False}
+    return Submission(shlex.join(words), runtime_env)
+
+
+def requirements(extra: str, root: Path = ROOT) -> list[str]:
+    """Return the packages of an extra with their pins, as pyproject.toml has them; Ray is the cluster's own.
+
+    Raises:
+        UsageError: no such extra.
+    """
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras: dict[str, list[str]] = project["optional-dependencies"]
+    if extra not in extras:
+        raise UsageError(f"--install {extra!r}: no such extra; there are {', '.join(extras)}")
+
+    def unfold(lines: Sequence[str]) -> list[str]:
+        found = []
+        for line in lines:
+            own = re.fullmatch(rf"{project['name']}\[(.+)\]", line)
+            found += unfold([p for name in own[1].split(",") for p in extras[name.strip()]]) if own else [line]
+        return found
+
+    wanted = dict.fromkeys([*project["dependencies"], *unfold(extras[extra])])
+    return [line for line in wanted if not re.match(r"ray\b", line)]
+
+
+def submit(address: str, job: Submission, wait: bool = True) -> int:
+    """Submit the job; follow its logs and return its exit code, or 0 at once without `wait`.
+
+    Ctrl-C asks whether to stop the job; the answer no leaves it running. Both return 130.
+
+    Raises:
+        UserError: no job server answers, or it refuses the job.
+    """
+    client = connect(address)
+    try:
+        job_id = client.submit_job(entrypoint=job.entrypoint, runtime_env=dict(job.runtime_env))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{address} did not take the job: {error}") from error
+    follow_later = f"ray job logs --address {address} --follow {job_id}"
+    console().print(f"submitted {job_id}: {job.entrypoint}", highlight=False, markup=False)
+    if not wait:
+        console().print(f"follow it with: {follow_later}", highlight=False, markup=False)
+        return 0
+    try:
+        return asyncio.run(follow(client, job_id))
+    except KeyboardInterrupt:
+        _ask_to_stop(client, job_id, follow_later)
+        return INTERRUPTED
+
+
+def connect(address: str) -> JobSubmissionClient:
+    """Return a client of the job server.
+
+    Raises:
+        UserError: nothing answers there, or Ray's part for it is not installed.
+    """
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"--address {address!r}: no Ray job server answers there ({error}). Give the head's dashboard address, "
+            "such as http://HEAD:8265."
+        ) from error
+
+
+async def follow(client: JobSubmissionClient, job_id: str) -> int:
+    """Print the job's output until it ends and return its exit code; a lost connection only ends the printing."""
+    from aiohttp import ClientError
+
+    try:
+        async for lines in client.tail_job_logs(job_id):
+            console().print(lines, end="", highlight=False, markup=False, soft_wrap=True)
+    except (RuntimeError, ClientError) as error:
+        console().print(f"the log broke off ({error}); still waiting for {job_id}", highlight=False, markup=False)
+    while not (info := client.get_job_info(job_id)).status.is_terminal():
+        await asyncio.sleep(POLL_S)
+    if info.status == "SUCCEEDED":
+        return 0
+    console().print(f"{job_id} {info.status.lower()}: {info.message}", highlight=False, markup=False)
+    code = info.driver_exit_code or 1
+    return code if code > 0 else 128 - code  # a job that a signal ended has its number, negated
+
+
+def _ask_to_stop(client: JobSubmissionClient, job_id: str, follow_later: str) -> None:
+    with suppress(typer.Abort):  # no terminal to answer from: the job goes on
+        if typer.confirm(f"\nStop {job_id} on the cluster, too?", default=False):
+            client.stop_job(job_id)
+            while not client.get_job_status(job_id).is_terminal():
+                time.sleep(POLL_S)
+            console().print(f"stopped {job_id}; what it finished is kept", highlight=False)
+            return
+    console().print(f"{job_id} goes on. Follow it with: {follow_later}", highlight=False, markup=False)

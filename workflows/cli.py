@@ -24,6 +24,8 @@ app = typer.Typer(
 )
 models = typer.Typer(help="Local model folders.", no_args_is_help=True)
 app.add_typer(models, name="models")
+experiment = typer.Typer(help="Online experiments.", no_args_is_help=True)
+app.add_typer(experiment, name="experiment")
 
 ConfigFile = Annotated[Path, typer.Argument(help="TOML config, see workflows/configs", metavar="CONFIG.toml")]
 Changes = Annotated[Optional[list[str]], typer.Option("--set", metavar="a.b=c", help="change one setting; repeatable")]
@@ -242,6 +244,21 @@ def serve(
     log = Path("runs") / "serve.log"
     with clear_errors(log), quiet(None if verbose else log), ray_session(cluster):
         serve_export(export_dir, service, ready=lambda url: console().print(f"listening on {url}, docs at {url}/docs"))
+
+
+@experiment.command("report")
+def report_experiment(
+    exposures: Annotated[Path, typer.Argument(help="folder that the service wrote", metavar="EXPOSURES")],
+    outcomes: Annotated[Path, typer.Argument(help="file with request_id and outcome", metavar="OUTCOMES")],
+    control: Annotated[str, typer.Option(metavar="ARM", help="the arm to compare with")] = "control",
+    plot: Annotated[Path, typer.Option(metavar="FILE", help="svg, png or pdf")] = Path("experiment.svg"),
+    level: Annotated[float, typer.Option(min=0.5, max=0.999, help="of the intervals")] = 0.95,
+) -> None:
+    """Say how the arms did: rates, lifts with intervals, and whether units were dealt as planned."""
+    from serve.experiments.page import report_experiment as print_report
+
+    with clear_errors():
+        print_report(exposures, outcomes, plot, control, level)
 
 
 def main() -> None:

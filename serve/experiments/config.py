@@ -1,0 +1,45 @@
+"""Settings of an online experiment: named arms over exports. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from cluster.config import Resources
+
+
+class Arm(Resources):
+    """One variant: an export folder, and the share of the units that it answers."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    export: str = Field(description="export folder")
+    share: NonNegativeFloat = Field(0.0, description="of the units; 0 for a shadow arm")
+    shadow: bool = Field(False, description="scores every request beside the arm that answers, and answers none")
+
+
+class ExperimentSettings(Resources):
+    """An experiment. The same name, salt and shares give every unit the same arm, on every replica and day."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    salt: str = Field("1", description="another salt deals the units anew, for the next experiment of this name")
+    arms: tuple[Arm, ...] = Field(description="the arms, shadows among them")
+    flush_rows: PositiveInt = Field(1000, description="exposures that may wait to be written")
+    flush_seconds: PositiveFloat = Field(5.0, description="how long an exposure may wait, at most, to be written")
+
+    @model_validator(mode="after")
+    def _check(self) -> ExperimentSettings:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) != len(names):
+            raise ValueError(f"experiment.arms: names must differ, given {names}")
+        answering = [arm for arm in self.arms if not arm.shadow]
+        total = sum(arm.share for arm in answering)
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"experiment.arms: the shares of arms that answer must be 1 in all, are {total:g}")
+        for arm in self.arms:
+            if arm.shadow == (arm.share > 0):
+                wrong = (
+                    "is a shadow with a share: set share to 0"
+                    if arm.shadow
+                    else "has no share: give it one, or shadow = true"
+                )
+                raise ValueError(f"experiment.arms: {arm.name} {wrong}")
+        return self

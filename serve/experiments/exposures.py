@@ -1,0 +1,142 @@
+"""Exposures: which request was answered by which arm, appended as parquet parts that are whole or absent."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.errors import UserError
+from cluster.storage import check_writable, read_table, write_table
+from serve.experiments.assign import unit_digest
+from serve.experiments.config import Arm, ExperimentSettings
+
+# exposures folder -> `broadfast experiment report`. `share` is the arm's as planned; `scores` are in the order of
+# `products`. Rows of shadow arms have the same request id as the row of the arm that answered.
+EXPOSURE = pa.schema(
+    [
+        pa.field("experiment", pa.string(), nullable=False),
+        pa.field("request_id", pa.string(), nullable=False),
+        pa.field("unit", pa.string(), nullable=False),
+        pa.field("arm", pa.string(), nullable=False),
+        pa.field("share", pa.float64(), nullable=False),
+        pa.field("shadow", pa.bool_(), nullable=False),
+        pa.field("at", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("products", pa.list_(pa.string())),
+        pa.field("scores", pa.list_(pa.float32())),
+    ]
+)
+
+
+class ExposureLog:
+    """Appends exposures to a folder, from any number of threads; other processes may write to the folder, too.
+
+    Rows wait in memory until there are `flush_rows` or the oldest has waited `flush_seconds`; `close` writes the
+    rest. A process that is killed outright loses what waited. What cannot be written stays and is tried again.
+
+    Raises:
+        UserError: the folder cannot be made or written.
+    """
+
+    def __init__(self, folder: Path, experiment: ExperimentSettings) -> None:
+        check_writable(folder)
+        self.folder, self.experiment = folder, experiment
+        self.writer, self.parts = uuid.uuid4().hex[:12], 0
+        self.waiting: list[dict[str, Any]] = []
+        self.lock, self.writing = threading.Lock(), threading.Lock()
+        self.closed = threading.Event()
+        self.failure: UserError | None = None
+        self.timer = threading.Thread(target=self._flush_regularly, name="exposures", daemon=True)
+        self.timer.start()
+
+    def append(
+        self, request_id: str, unit_id: str, arm: Arm, products: Sequence[str] = (), scores: Sequence[float] = ()
+    ) -> None:
+        """Note that `arm` answered (or, as a shadow, scored) a request; never waits for a disk below `flush_rows`."""
+        assert not self.closed.is_set(), "an exposure after close would be lost"
+        row = {
+            "experiment": self.experiment.name,
+            "request_id": request_id,
+            "unit": unit_digest(self.experiment, unit_id),
+            "arm": arm.name,
+            "share": arm.share,
+            "shadow": arm.shadow,
+            "at": datetime.now(UTC),
+            "products": list(products),
+            "scores": list(scores),
+        }
+        with self.lock:
+            self.waiting.append(row)
+            full = len(self.waiting) >= self.experiment.flush_rows
+        if full:
+            self._try_flush()
+
+    def flush(self) -> None:
+        """Write what waits as one part.
+
+        Raises:
+            UserError: it cannot be written; the rows are kept for the next try.
+        """
+        with self.writing:
+            with self.lock:
+                rows, self.waiting = self.waiting, []
+            if not rows:
+                return
+            try:
+                name = f"{self.writer}-{self.parts:06d}.parquet"
+                write_table(self.folder / name, pa.Table.from_pylist(rows, EXPOSURE))
+                self.parts += 1
+            except UserError:
+                with self.lock:
+                    self.waiting = rows + self.waiting
+                raise
+
+    def close(self) -> None:
+        """Write the rest and stop; harmless when called twice.
+
+        Raises:
+            UserError: the rest cannot be written.
+        """
+        self.closed.set()
+        self.timer.join()
+        self.flush()
+
+    def _flush_regularly(self) -> None:
+        while not self.closed.wait(self.experiment.flush_seconds):
+            self._try_flush()
+
+    def _try_flush(self) -> None:
+        """Flush; a request must not fail for a full disk, so what went wrong is kept in `failure`."""
+        try:
+            self.flush()
+            self.failure = None
+        except UserError as error:
+            self.failure = error
+
+    def __enter__(self) -> ExposureLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_exposures(path: Path) -> pa.Table:
+    """Return the exposures of a folder of parts, or of one file.
+
+    Raises:
+        UserError: there are none, or the file holds something else.
+    """
+    table = read_table(path) if path.exists() else pa.table({})
+    missing = [name for name in EXPOSURE.names if name not in table.column_names]
+    if missing:
+        why = "no parquet part is there" if not table.column_names else f"columns are missing: {', '.join(missing)}"
+        raise UserError(f"{path} holds no exposures ({why}). Give the folder that the service wrote.")
+    return table.select(EXPOSURE.names)

@@ -19,8 +19,10 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 
-from serve.api import Problem, Result, ScoreInput, ScoreResponse, make_api
+from serve.api import Examples, ModelInfo, Result, ScoreInput, ScoreResponse
 from serve.config import ServeSettings
+from serve.http import make_api
+from serve.problems import Problem
 from serve.scorer import Scorer
 
 APP_NAME = "broadfast"
@@ -61,6 +63,16 @@ class StudentDeployment:
     def ready(self) -> bool:
         """Whether the queue has room."""
         return self.waiting < max(1, self.settings.max_queued_requests)
+
+    @property
+    def about(self) -> ModelInfo:
+        """What the model can do."""
+        return self.scorer.about
+
+    def examples(self, query: str, count: int) -> Examples:
+        """Queries and titles of the export's index; none where it carries none."""
+        explainer = self.scorer.explainer
+        return explainer.examples(query, count) if explainer else Examples(queries=[], titles=[])
 
     @property
     def waiting(self) -> int:

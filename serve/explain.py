@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from distill.index import RationaleIndex
-from serve.api import Explanation
+from serve.api import Examples, Explanation
 
 
 class Explainer:
@@ -20,6 +21,19 @@ class Explainer:
         """Return the nearest rationale of each perspective that has one, for latent vectors LxD of one pair."""
         found = self.index.nearest(latents)
         return [Explanation.model_validate(n, from_attributes=True) for near in found.values() for n in near]
+
+    @cached_property
+    def _texts(self) -> tuple[list[str], list[str]]:
+        """Distinct queries and titles of the index, in its order."""
+        rows = self.index.rows
+        return rows["query"].unique().to_pylist(), rows["title"].unique().to_pylist()
+
+    def examples(self, query: str, count: int) -> Examples:
+        """Return up to `count` queries and titles of the index, titles that share most words with `query` first."""
+        queries, titles = self._texts
+        words = set(query.lower().split())
+        nearest = sorted(titles, key=lambda title: -len(words.intersection(title.lower().split())))
+        return Examples(queries=queries[:count], titles=nearest[:count])
 
 
 def load_explainer(export_dir: Path, perspectives: tuple[str, ...]) -> Explainer | None:

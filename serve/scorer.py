@@ -20,7 +20,7 @@ from cluster.artifacts import read_manifest
 from cluster.errors import UserError
 from distill.inputs import encode_pairs
 from distill.student import Student, StudentOutput, load_tokenizer, read_student_config
-from serve.api import Explanation, Result, ScoreInput, Verdict
+from serve.api import Explanation, LabelInfo, ModelInfo, Result, ScoreInput, Verdict
 from serve.config import ServeSettings
 from serve.explain import Explainer, load_explainer
 
@@ -77,6 +77,19 @@ class Scorer:
             max_batch_tokens=settings.batch.max_batch_tokens,
             device="cuda" if settings.gpus_per_replica else "cpu",
             explainer=load_explainer(export_dir, read_student_config(export_dir).perspectives),
+        )
+
+    @property
+    def about(self) -> ModelInfo:
+        """What `/v1/models` says of this student."""
+        return ModelInfo(
+            id=self.name,
+            labels=[LabelInfo(**label.model_dump()) for label in self.config.scheme.labels],
+            perspectives=list(self.config.perspectives),
+            verdicts=self.student.verdicts is not None,
+            explanations=self.explainer is not None,
+            fields=self.config.fields,
+            max_tokens=self.config.max_tokens,
         )
 
     def score(self, pairs: Sequence[Mapping[str, Any]]) -> Scores:

@@ -5,26 +5,54 @@ from __future__ import annotations
 import pytest
 from starlette.testclient import TestClient
 
-from serve.api import PROBLEM, Problem, Result, ScoreInput, ScoreResponse, make_api
+from serve.api import Examples, Explanation, LabelInfo, ModelInfo, Result, ScoreInput, ScoreResponse, Verdict
 from serve.config import LimitSettings
+from serve.http import make_api
+from serve.problems import PROBLEM, Problem
 
 LIMITS = LimitSettings(products_per_request=3, query_chars=20, title_chars=30, description_chars=40, body_bytes=2000)
 
 
 class Echo:
-    """Answers every product with its position; refuses the query `full`."""
+    """Answers every product with its position; refuses the query `full`, fails at `broken`."""
 
     model = "echo"
     is_ready = True
+    about = ModelInfo(
+        id="echo",
+        labels=[LabelInfo(code="E", name="Exact", meaning="all of it", gain=1, relevant=True)],
+        perspectives=["intent", "rules"],
+        verdicts=True,
+        explanations=True,
+        fields="title",
+        max_tokens=9,
+    )
 
     async def score(self, request: ScoreInput) -> ScoreResponse:
         if request.query == "full":
             raise Problem(503, "The queue is full", "try again", "max_queued_requests", 7)
+        if request.query == "broken":
+            raise RuntimeError("the secret cause")
+        near = Explanation(
+            perspective="rules", rationale="It fits.", verdict="E", pair_id="p", query="q", title="t", label="E",
+            similarity=0.5,
+        )  # fmt: skip
+        verdict = Verdict(verdict="E", probabilities={"E": 1.0})
         results = [
-            Result(id=p.id, label="E", score=1 / (1 + i), probabilities={"E": 1.0}, perspectives={})
+            Result(
+                id=p.id,
+                label="E",
+                score=1 / (1 + i),
+                probabilities={"E": 1.0},
+                perspectives={"intent": verdict},
+                explanations=[near] if request.explain else None,
+            )
             for i, p in enumerate(request.products)
         ]
         return ScoreResponse(model=self.model, results=results)
+
+    def examples(self, query: str, count: int) -> Examples:
+        return Examples(queries=[query], titles=[str(count)])
 
     def ready(self) -> bool:
         return self.is_ready
@@ -123,3 +151,43 @@ def test_openapi_states_the_limits_in_force(client):
     assert schemas["ScoreRequest"]["properties"]["query"]["maxLength"] == 20
     assert schemas["Product"]["properties"]["title"]["maxLength"] == 30
     assert client.get("/docs").status_code == 200
+
+
+def test_explain_answers_by_perspective(client):
+    answer = client.post("/v1/explain", json={"query": "shoe", "products": [product()]}).json()
+    (result,) = answer["results"]
+    assert (answer["model"], result["id"], result["label"], result["score"]) == ("echo", "a", "E", 1.0)
+    assert result["perspectives"]["intent"] == {"verdict": "E", "probabilities": {"E": 1.0}, "nearest": None}
+    rules = result["perspectives"]["rules"]
+    assert (rules["verdict"], rules["nearest"]["rationale"]) == (None, "It fits.")
+
+
+def test_explain_takes_no_field_of_score(client):
+    problem = client.post("/v1/explain", json={"query": "x", "products": [product()], "explain": True}).json()
+    assert [error["field"] for error in problem["errors"]] == ["explain"]
+
+
+def test_the_model_is_listed(client, service):
+    assert client.get("/v1/models").json() == {"object": "list", "data": [service.about.model_dump()]}
+
+
+def test_examples_are_bounded_by_the_limits(client):
+    assert client.get("/v1/examples?query=red").json() == {"queries": ["red"], "titles": ["3"]}
+    for asked in ("count=4", "count=0", f"query={'x' * 21}"):
+        assert client.get(f"/v1/examples?{asked}").status_code == 422
+
+
+def test_a_fault_is_a_problem_that_tells_nothing(service):
+    client = TestClient(make_api(service, LIMITS), raise_server_exceptions=False)
+    answer = client.post("/v1/score", json={"query": "broken", "products": [product()]})
+    assert (answer.status_code, answer.headers["content-type"]) == (500, PROBLEM)
+    assert "secret" not in answer.text
+
+
+def test_the_page_and_its_files_are_served_under_a_strict_policy(client):
+    page = client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    for file in ("page/page.css", "page/page.js"):
+        assert file in page.text and client.get(f"/{file}").status_code == 200
+    assert client.get("/page/../config.py").status_code == 404

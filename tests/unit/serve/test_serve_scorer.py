@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from cluster.errors import UserError
-from cluster.storage import write_table
-from distill.index import write_index
 from distill.predict import predict
 from distill.student import Student, load_tokenizer
-from mpcot.records import PAIR
 from serve.api import ProductInput, ScoreInput
 from serve.config import BatchSettings, ServeSettings
 from serve.scorer import Scorer, check_export, export_name
-from tests.report_run import NAMES, pairs, write_export, write_judgements
+from tests.local_service import explaining_export, varied_pairs
+from tests.report_run import NAMES, write_export
 
 WORDS = ["red", "blue", "drill", "lamp", "mug", "case", "phone", "shoe"]
 PAIRS = [{"query": WORDS[i % 8], "title": " ".join(WORDS[: 1 + (5 * i + i // 8) % 8])} for i in range(21)]
@@ -96,18 +93,30 @@ def test_without_verdict_heads_there_are_no_verdicts(tmp_path):
     assert scorer.answer([ask("red", "lamp")])[0][0].perspectives == {}
 
 
-def test_explanations_come_from_the_index(tmp_path):
-    export = write_export(tmp_path / "export", tmp_path / "bert")
-    rows = [{**row, "title": " ".join([*WORDS[n % 8 :], str(n)])} for n, row in enumerate(pairs())]
-    write_table(tmp_path / "pairs.parquet", pa.Table.from_pylist(rows, PAIR))
-    write_judgements(tmp_path, rows)
-    write_index(export, tmp_path / "pairs.parquet", tmp_path / "judgements.parquet", 8)
-    scorer = Scorer.load(export, ServeSettings())
-    known = rows[2]  # n % 8 != 5: every perspective said something
-    found = scorer.answer([ask(known["query"], known["title"], explain=True)])[0][0].explanations
+@pytest.fixture(scope="module")
+def explaining(tmp_path_factory):
+    return Scorer.load(explaining_export(tmp_path_factory.mktemp("explaining"), 8), ServeSettings())
+
+
+def test_explanations_come_from_the_index(explaining):
+    known = varied_pairs()[2]  # n % 8 != 5: every perspective said something
+    found = explaining.answer([ask(known["query"], known["title"], explain=True)])[0][0].explanations
     assert found is not None and [e.perspective for e in found] == list(NAMES)
     assert {e.pair_id for e in found} == {known["pair_id"]}, "a training pair is its own nearest"
     assert all(e.similarity == pytest.approx(1, abs=2e-3) for e in found)
+
+
+def test_examples_share_words_with_the_query(explaining):
+    found = explaining.explainer.examples("a Shoe 7 please", 3)
+    assert found.queries == ["red phone case 0", "red phone case 1"]
+    assert len(found.titles) == 3 and found.titles[0] == "shoe 7"
+
+
+def test_the_model_says_what_it_can_do(scorer, explaining):
+    about = explaining.about
+    assert [label.code for label in about.labels] == ["E", "S", "C", "I"]
+    assert (about.perspectives, about.verdicts, about.explanations) == (list(NAMES), True, True)
+    assert scorer.about.explanations is False
 
 
 def test_wrong_folders(tmp_path):

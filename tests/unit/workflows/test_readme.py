@@ -15,8 +15,9 @@ import typer
 
 from mpcot.labels import Scheme
 from mpcot.perspective import Perspective
-from serve.api import ScoreInput, ScoreResponse, make_api, request_types
+from serve.api import Examples, ModelInfo, ScoreInput, ScoreResponse, request_types
 from serve.config import LimitSettings
+from serve.http import make_api
 from workflows.cli import app
 from workflows.config import RunConfig, load_config, load_study, service_config, validate
 from workflows.stages import STAGES, find_stage
@@ -24,7 +25,7 @@ from workflows.stages import STAGES, find_stage
 ROOT = Path(__file__).parents[3]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PACKAGES = ("workflows", "mpcot", "teacher", "distill", "serve", "cluster")
-SHIPPED_SUFFIXES = {".py", ".toml", ".css", ".j2"}
+SHIPPED_SUFFIXES = {".py", ".toml", ".css", ".j2", ".html", ".js"}
 LEAST = {"name": "run", "source": {"kind": "catalogue"}, "teacher": {"model": "m"}}
 IN_A_JOB = "python -m workflows.cli "
 
@@ -164,7 +165,7 @@ def numbers(text: str) -> list[int]:
 def test_the_request_and_its_answer_are_those_of_the_service() -> None:
     (call,) = (block for block in blocks("bash") if block.startswith("curl "))
     words = shlex.split(call)
-    request = request_types(LimitSettings()).model_validate_json(words[words.index("-d") + 1])
+    request = request_types(LimitSettings())[0].model_validate_json(words[words.index("-d") + 1])
     answer = json.loads(blocks("json")[0])
     assert ScoreResponse.model_validate(answer).model_dump() == answer
     assert [product.id for product in request.products] == [result["id"] for result in answer["results"]]
@@ -175,7 +176,14 @@ def test_every_path_that_is_named_is_served() -> None:
     class Silent:
         model = "none"
 
+        @property
+        def about(self) -> ModelInfo:
+            raise AssertionError("never asked")
+
         async def score(self, request: ScoreInput) -> ScoreResponse:
+            raise AssertionError("never asked")
+
+        def examples(self, query: str, count: int) -> Examples:
             raise AssertionError("never asked")
 
         def ready(self) -> bool:

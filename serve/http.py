@@ -1,0 +1,138 @@
+"""The HTTP API over anything that scores, so that tests need no cluster. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+from fastapi import APIRouter, FastAPI, Query, Response
+from fastapi.responses import FileResponse
+from starlette.staticfiles import StaticFiles
+
+from serve.api import (
+    Examples,
+    ExplainResponse,
+    Health,
+    ModelInfo,
+    ModelList,
+    QueryInput,
+    ScoreInput,
+    ScoreResponse,
+    explained,
+    request_types,
+)
+from serve.config import LimitSettings
+from serve.middleware import BodyLimit
+from serve.problems import PROBLEM, Problem, ProblemDetails, add_problems
+
+PAGE = Path(__file__).parent / "page"
+# The page runs its own script and style only, and nothing that a query or a title might bring.
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"
+    " img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'self'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    code: {"model": ProblemDetails, "content": {PROBLEM: {}}} for code in (400, 413, 422, 503)
+}
+
+
+class Service(Protocol):
+    """What the API needs of whoever scores."""
+
+    model: str
+
+    @property
+    def about(self) -> ModelInfo:
+        """What the model can do."""
+
+    async def score(self, request: ScoreInput) -> ScoreResponse:
+        """Score, or raise `Problem`."""
+
+    def examples(self, query: str, count: int) -> Examples:
+        """Something to try the service with; empty where the export carries nothing."""
+
+    def ready(self) -> bool:
+        """Whether a request would be taken now."""
+
+
+def make_api(service: Service, limits: LimitSettings) -> FastAPI:
+    """Return the HTTP API over `service`, with its page at `/`."""
+    api = FastAPI(title="broadfast", version="1", description="Relevance of products for a query.")
+    api.add_middleware(BodyLimit, limit=limits.body_bytes)
+    add_problems(api)
+    for router in (scoring(service, limits), models(service, limits), health(service), page()):
+        api.include_router(router)
+    api.mount("/page", StaticFiles(directory=PAGE), name="page")
+    return api
+
+
+def scoring(service: Service, limits: LimitSettings) -> APIRouter:
+    """`/v1/score` and `/v1/explain`."""
+    router = APIRouter(responses=REFUSALS)
+    score_type, explain_type = request_types(limits)
+
+    async def score(request: ScoreInput) -> ScoreResponse:
+        return await service.score(request)
+
+    async def explain(request: QueryInput) -> ExplainResponse:
+        asked = ScoreInput(query=request.query, products=request.products, explain=True)
+        return explained(await service.score(asked))
+
+    # FastAPI reads annotations; the types with the limits in force only exist here.
+    score.__annotations__ = {"request": score_type, "return": ScoreResponse}
+    explain.__annotations__ = {"request": explain_type, "return": ExplainResponse}
+    router.post("/v1/score", summary="Score products for a query")(score)
+    router.post("/v1/explain", summary="Verdict and nearest training rationale per perspective")(explain)
+    return router
+
+
+def models(service: Service, limits: LimitSettings) -> APIRouter:
+    """`/v1/models` and `/v1/examples`."""
+    router = APIRouter()
+
+    @router.get("/v1/models", summary="The model, its labels and perspectives")
+    async def listed() -> ModelList:
+        return ModelList(data=[service.about])
+
+    # Not async: it reads through the whole index, which the event loop should not wait for.
+    def examples(query: str = "", count: int = min(20, limits.products_per_request)) -> Examples:
+        return service.examples(query, count)
+
+    examples.__annotations__ = {
+        "query": Annotated[str, Query(max_length=limits.query_chars)],
+        "count": Annotated[int, Query(ge=1, le=limits.products_per_request)],
+        "return": Examples,
+    }
+    about = "Queries and titles to try the service with"
+    router.get("/v1/examples", responses={422: REFUSALS[422]}, summary=about)(examples)
+    return router
+
+
+def health(service: Service) -> APIRouter:
+    """`/healthz` and `/readyz`."""
+    router = APIRouter()
+
+    @router.get("/healthz", summary="The process is alive")
+    async def healthz() -> Health:
+        return Health(status="ok", model=service.model)
+
+    @router.get("/readyz", responses={503: REFUSALS[503]}, summary="A request would be taken now")
+    async def readyz() -> Health:
+        if not service.ready():
+            raise Problem(503, "Not ready", "the queue is full or the model is not loaded", retry_after_s=1)
+        return Health(status="ready", model=service.model)
+
+    return router
+
+
+def page() -> APIRouter:
+    """The page at `/`; its style and script are files beside it."""
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/")
+    async def index() -> Response:
+        return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
+
+    return router

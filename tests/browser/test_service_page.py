@@ -1,0 +1,170 @@
+"""The service's page in a real browser: it ranks, explains, says what is wrong, and fetches nothing from outside."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from fastapi import FastAPI, Response
+
+from serve.config import LimitSettings, ServeSettings
+from serve.http import make_api
+from serve.scorer import Scorer
+from tests.local_service import LocalService, explaining_export, running
+from tests.report_run import NAMES, SCRIPT
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update",
+    "--disable-background-networking", "--disable-sync", "--virtual-time-budget=20000", "--enable-logging=stderr",
+]  # fmt: skip
+LIMITS = LimitSettings(products_per_request=8)
+
+# A frame of the same origin does what a person does: the page's own policy forbids to write into it from elsewhere.
+FRAME = """<!doctype html><meta charset="utf-8">
+<iframe src="/{query}" style="width:{width}px;height:900px;border:0"></iframe><pre id="out"></pre>
+<script>
+const until = async (seen) => {{ while (!seen()) await new Promise((go) => setTimeout(go, 20)); }};
+document.querySelector("iframe").onload = async (event) => {{
+  const view = event.target.contentWindow, page = view.document, $ = (id) => page.getElementById(id);
+  const press = (target, key, more) =>
+    target.dispatchEvent(new view.KeyboardEvent("keydown", {{key, bubbles: true, cancelable: true, ...more}}));
+  const ranked = () => $("results").children.length > 0 && $("results").getAttribute("aria-busy") === "false";
+  const titles = () => [...page.querySelectorAll(".result .title")].map((title) => title.textContent);
+  let seen;
+  try {{ seen = await (async () => {{ {steps} }})(); }} catch (error) {{ seen = {{error: String(error)}}; }}
+  document.getElementById("out").textContent = JSON.stringify(seen);
+}};</script>"""
+
+Do = Callable[..., dict]
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
+    export = explaining_export(tmp_path_factory.mktemp("run"))
+    return make_api(LocalService(Scorer.load(export, ServeSettings())), LIMITS)
+
+
+@pytest.fixture(scope="module")
+def url(api: FastAPI) -> Iterator[str]:
+    with running(api) as found:
+        yield found
+
+
+@pytest.fixture
+def do(api: FastAPI, url: str, tmp_path: Path) -> Do:
+    """Return a function that runs JavaScript steps against the page in a frame and returns what they return."""
+
+    def run(steps: str, query: str = "", width: int = 1200, *flags: str) -> dict:
+        frame = FRAME.format(steps=steps, query=query, width=width)
+        path = f"/frame-{abs(hash(frame))}"
+        api.add_api_route(path, lambda: Response(frame, media_type="text/html"), include_in_schema=False)
+        command = [str(CHROMIUM), *FLAGS, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", url + path]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        found = re.search(r'<pre id="out">(.+?)</pre>', done.stdout, re.DOTALL)
+        assert found is not None, f"the steps did not end: {done.stderr[-2000:]}"
+        assert "CONSOLE" not in done.stderr, done.stderr
+        return json.loads(html.unescape(found[1]))
+
+    return run
+
+
+WHAT_IS_SHOWN = """
+await until(ranked);
+const first = page.querySelector(".result");
+return {
+  titles: titles(), scores: [...page.querySelectorAll(".result .score")].map((s) => Number(s.textContent)),
+  open: [...page.querySelectorAll(".result details")].map((d) => d.open), status: $("status").textContent,
+  bars: [...first.querySelectorAll(".bar")].map((bar) =>
+    [bar.getAttribute("aria-label"), [...bar.children].reduce((sum, part) => sum + parseFloat(part.style.width), 0)]),
+  views: [...first.querySelectorAll(".view .name")].map((name) => name.textContent),
+  rationales: [...first.querySelectorAll(".view blockquote")].map((said) => said.textContent),
+  verdicts: first.querySelector(".verdicts").textContent,
+  legend: [...$("legend").children].map((label) => label.textContent),
+  address: view.location.search, scripts: page.querySelectorAll("script").length,
+  outside: view.performance.getEntriesByType("resource").filter((e) => !e.name.startsWith(view.location.origin)).length,
+};"""
+
+
+def test_a_query_in_the_address_ranks_titles_of_the_training_pairs(do: Do) -> None:
+    seen = do(WHAT_IS_SHOWN, f"?q={quote('red phone case 3')}")
+    assert len(seen["titles"]) == LIMITS.products_per_request and any(SCRIPT in title for title in seen["titles"])
+    assert seen["scores"] == sorted(seen["scores"], reverse=True)
+    assert seen["open"] == [True] + [False] * 7, "the best one is explained at once"
+    assert re.fullmatch(r"8 products for “red phone case 3” in \d+ ms", seen["status"])
+    assert len(seen["bars"]) == 1 + len(NAMES)
+    for said, width in seen["bars"]:
+        assert re.fullmatch(r"Exact \d+ %, Substitute \d+ %, Complement \d+ %, Irrelevant \d+ %", said)
+        assert width == pytest.approx(100, abs=0.1)
+    assert seen["views"] == list(NAMES) and all(name in seen["verdicts"] for name in NAMES)
+    assert all(said.startswith("The shopper wants a red phone case") for said in seen["rationales"])
+    assert seen["legend"] == ["Exact", "Substitute", "Complement", "Irrelevant"]
+    assert seen["address"] == "?q=red%20phone%20case%203"
+    assert (seen["outside"], seen["scripts"]) == (0, 1), "a title is shown, never run"
+
+
+BY_KEYBOARD = """
+press(page.body, "/");
+const query = page.activeElement.id;
+$("query").value = "red phone";
+$("products").value = "  red lamp \\n\\nblue mug\\nphone case";
+press($("products"), "Enter", {ctrlKey: true});
+await until(ranked);
+$("query").focus();
+const walked = [];
+for (const key of ["ArrowDown", "ArrowDown", "ArrowUp", "ArrowUp"]) {
+  press(page.activeElement, key);
+  walked.push(page.activeElement.id || page.activeElement.querySelector(".rank").textContent);
+}
+const tabs = [...page.querySelectorAll("summary")].every((summary) => summary.tabIndex === 0);
+return {query, walked, tabs, titles: titles().sort()};
+"""
+
+
+def test_one_s_own_products_and_the_keyboard(do: Do) -> None:
+    seen = do(BY_KEYBOARD)
+    assert seen["titles"] == ["blue mug", "phone case", "red lamp"]
+    assert (seen["query"], seen["walked"], seen["tabs"]) == ("query", ["1", "2", "1", "query"], True)
+
+
+TOO_MANY = """
+$("query").value = "red";
+$("products").value = "lamp\\n".repeat(9);
+$("ask").requestSubmit();
+await until(() => !$("problem").hidden);
+const said = $("problem").textContent;
+$("products").value = "lamp";
+$("ask").requestSubmit();
+await until(ranked);
+return {said, role: $("problem").getAttribute("role"), hidden: $("problem").hidden};
+"""
+
+
+def test_a_refusal_is_said_and_goes_away(do: Do) -> None:
+    seen = do(TOO_MANY)
+    assert seen == {"said": seen["said"], "role": "alert", "hidden": True}
+    assert "products" in seen["said"] and "8" in seen["said"]
+
+
+LAYOUT = """
+await until(ranked);
+const named = [...page.querySelectorAll("input:not([hidden]), textarea")].every((field) => field.labels.length === 1);
+const root = page.documentElement, ground = view.getComputedStyle(page.body).backgroundColor;
+return {scroll: root.scrollWidth, client: root.clientWidth, named, ground};
+"""
+
+
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (1280, True)])
+def test_the_layout_fits_and_follows_the_colour_scheme(do: Do, width: int, dark: bool) -> None:
+    seen = do(LAYOUT, "?q=red", width, f"--blink-settings=preferredColorScheme={0 if dark else 1}")
+    assert seen["scroll"] == seen["client"] <= width and seen["named"]
+    brightness = sum(map(int, re.findall(r"\d+", seen["ground"])[:3]))
+    assert brightness < 150 if dark else brightness > 600

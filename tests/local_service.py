@@ -1,0 +1,80 @@
+"""The service without Ray: the API over a scorer in this process, and a real server for it where a browser asks."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import uvicorn
+from fastapi import FastAPI
+
+from cluster.storage import write_table
+from distill.index import write_index
+from mpcot.records import PAIR
+from serve.api import Examples, ModelInfo, ScoreInput, ScoreResponse
+from serve.scorer import Scorer
+from tests.report_run import SCRIPT, pairs, write_export, write_judgements
+from tests.tiny_bert import WORDS
+
+
+class LocalService:
+    """What a replica is, less batching and admission."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer, self.model = scorer, scorer.name
+
+    @property
+    def about(self) -> ModelInfo:
+        return self.scorer.about
+
+    async def score(self, request: ScoreInput) -> ScoreResponse:
+        (results,) = await asyncio.to_thread(self.scorer.answer, [request])
+        return ScoreResponse(model=self.model, results=results)
+
+    def examples(self, query: str, count: int) -> Examples:
+        assert self.scorer.explainer is not None
+        return self.scorer.explainer.examples(query, count)
+
+    def ready(self) -> bool:
+        return True
+
+
+def varied_pairs() -> list[dict[str, Any]]:
+    """Made-up pairs whose titles a tiny student tells apart."""
+    titles = [f"{' '.join(WORDS[n % 8 : 8])} {n} {SCRIPT if n % 4 == 0 else ''}".strip() for n in range(len(pairs()))]
+    return [{**row, "title": title} for row, title in zip(pairs(), titles, strict=True)]
+
+
+def explaining_export(folder: Path, index_pairs: int = 40) -> Path:
+    """Write an export of a tiny student with an index of made-up training rationales into `folder`."""
+    export, rows = write_export(folder / "export", folder / "bert"), varied_pairs()
+    write_table(folder / "pairs.parquet", pa.Table.from_pylist(rows, PAIR))
+    write_judgements(folder, rows)
+    assert write_index(export, folder / "pairs.parquet", folder / "judgements.parquet", index_pairs)
+    return export
+
+
+@contextmanager
+def running(api: FastAPI) -> Iterator[str]:
+    """Serve `api` on a free port of this machine for the length of the block; yield its URL."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(api, log_level="warning"))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server did not start"
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()

@@ -38,6 +38,7 @@ class LimitSettings(Resources):
     query_chars: PositiveInt = 1_000
     title_chars: PositiveInt = 4_000
     description_chars: PositiveInt = 20_000
+    document_chars: PositiveInt = Field(20_000, description="a text or title of `/v1/rerank`")
     body_bytes: PositiveInt = 4 * 2**20
 
 

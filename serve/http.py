@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
-from fastapi import APIRouter, FastAPI, Query, Response
+from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
@@ -22,8 +22,9 @@ from serve.api import (
     request_types,
 )
 from serve.config import LimitSettings
-from serve.middleware import BodyLimit
+from serve.middleware import BodyLimit, RequestId
 from serve.problems import PROBLEM, Problem, ProblemDetails, add_problems
+from serve.rerank import RerankInput, RerankResponse, ranked, rerank_type, to_score
 
 PAGE = Path(__file__).parent / "page"
 # The page runs its own script and style only, and nothing that a query or a title might bring.
@@ -61,8 +62,15 @@ def make_api(service: Service, limits: LimitSettings) -> FastAPI:
     """Return the HTTP API over `service`, with its page at `/`."""
     api = FastAPI(title="broadfast", version="1", description="Relevance of products for a query.")
     api.add_middleware(BodyLimit, limit=limits.body_bytes)
+    api.add_middleware(RequestId)
     add_problems(api)
-    for router in (scoring(service, limits), models(service, limits), health(service), page()):
+    for router in (
+        scoring(service, limits),
+        reranking(service, limits),
+        models(service, limits),
+        health(service),
+        page(),
+    ):
         api.include_router(router)
     api.mount("/page", StaticFiles(directory=PAGE), name="page")
     return api
@@ -85,6 +93,24 @@ def scoring(service: Service, limits: LimitSettings) -> APIRouter:
     explain.__annotations__ = {"request": explain_type, "return": ExplainResponse}
     router.post("/v1/score", summary="Score products for a query")(score)
     router.post("/v1/explain", summary="Verdict and nearest training rationale per perspective")(explain)
+    return router
+
+
+def reranking(service: Service, limits: LimitSettings) -> APIRouter:
+    """`/v1/rerank`, also where clients of other services look for it: `/rerank` and `/v2/rerank`."""
+    router = APIRouter(responses=REFUSALS)
+
+    async def rerank(request: RerankInput, http: Request) -> RerankResponse:
+        return ranked(request, await service.score(to_score(request)), http.state.request_id)
+
+    rerank.__annotations__ = {"request": rerank_type(limits), "http": Request, "return": RerankResponse}
+    for path in ("/v1/rerank", "/v2/rerank", "/rerank"):
+        router.post(
+            path,
+            summary="Rank documents for a query",
+            response_model_exclude_none=True,
+            include_in_schema=path == "/v1/rerank",
+        )(rerank)
     return router
 
 

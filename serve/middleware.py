@@ -1,11 +1,29 @@
-"""What happens to a request before and after the API sees it: bounded body."""
+"""What happens to a request before and after the API sees it: an id, a bounded body."""
 
 from __future__ import annotations
 
+import uuid
+
 from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.problems import Problem
+
+
+class RequestId:
+    """ASGI middleware: names a request in its state, by its `X-Request-ID` or, without one, by a new id.
+
+    Ray Serve's proxy gives every request such a header and returns it, so it is not returned here again.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope.setdefault("state", {})["request_id"] = Headers(scope=scope).get("x-request-id") or str(uuid.uuid4())
+        await self.app(scope, receive, send)
 
 
 class BodyLimit:

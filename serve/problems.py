@@ -43,24 +43,35 @@ class ProblemDetails(BaseModel):
 LIMIT_OF_FIELD = {
     "query": "query_chars",
     "products": "products_per_request",
+    "documents": "products_per_request",
     "title": "title_chars",
     "brand": "title_chars",
     "description": "description_chars",
 }
+# In `/v1/rerank` a document is a text or an object, and its path says which.
+DOCUMENT_KINDS = ("string", "object")
 
 
 def field_of(error: dict[str, Any]) -> str:
     """Name the field as `products.3.title`; what is not JSON at all is the body's fault."""
     path = () if error["type"] == "json_invalid" else error["loc"][1:]
-    return ".".join(str(part) for part in path) or "body"
+    return ".".join(str(part) for part in path if part not in DOCUMENT_KINDS) or "body"
+
+
+def limit_of(error: dict[str, Any]) -> str | None:
+    """The setting that bounds a field which is too long; None for any other mistake."""
+    if error["type"] not in ("too_long", "string_too_long"):
+        return None
+    if "documents" in error["loc"] and error["loc"][-1] in ("string", "text", "title"):
+        return "document_chars"
+    return LIMIT_OF_FIELD.get(str(error["loc"][-1]))
 
 
 def invalid(error: RequestValidationError) -> JSONResponse:
     """Turn pydantic's findings into one 422 that names every field, and the limit where one was hit."""
     found = error.errors()
     errors = [{"field": field_of(e), "message": e["msg"]} for e in found]
-    long = [str(e["loc"][-1]) for e in found if e["type"] in ("too_long", "string_too_long")]
-    limit = LIMIT_OF_FIELD.get(long[0]) if long else None
+    limit = next(filter(None, map(limit_of, found)), None)
     detail = "; ".join(f"{e['field']}: {e['message']}" for e in errors[:5])
     return Problem(422, "The request is not valid", detail, limit).response(errors=errors[:50])
 

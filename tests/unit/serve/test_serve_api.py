@@ -5,57 +5,12 @@ from __future__ import annotations
 import pytest
 from starlette.testclient import TestClient
 
-from serve.api import Examples, Explanation, LabelInfo, ModelInfo, Result, ScoreInput, ScoreResponse, Verdict
 from serve.config import LimitSettings
 from serve.http import make_api
-from serve.problems import PROBLEM, Problem
+from serve.problems import PROBLEM
+from tests.echo_service import Echo
 
 LIMITS = LimitSettings(products_per_request=3, query_chars=20, title_chars=30, description_chars=40, body_bytes=2000)
-
-
-class Echo:
-    """Answers every product with its position; refuses the query `full`, fails at `broken`."""
-
-    model = "echo"
-    is_ready = True
-    about = ModelInfo(
-        id="echo",
-        labels=[LabelInfo(code="E", name="Exact", meaning="all of it", gain=1, relevant=True)],
-        perspectives=["intent", "rules"],
-        verdicts=True,
-        explanations=True,
-        fields="title",
-        max_tokens=9,
-    )
-
-    async def score(self, request: ScoreInput) -> ScoreResponse:
-        if request.query == "full":
-            raise Problem(503, "The queue is full", "try again", "max_queued_requests", 7)
-        if request.query == "broken":
-            raise RuntimeError("the secret cause")
-        near = Explanation(
-            perspective="rules", rationale="It fits.", verdict="E", pair_id="p", query="q", title="t", label="E",
-            similarity=0.5,
-        )  # fmt: skip
-        verdict = Verdict(verdict="E", probabilities={"E": 1.0})
-        results = [
-            Result(
-                id=p.id,
-                label="E",
-                score=1 / (1 + i),
-                probabilities={"E": 1.0},
-                perspectives={"intent": verdict},
-                explanations=[near] if request.explain else None,
-            )
-            for i, p in enumerate(request.products)
-        ]
-        return ScoreResponse(model=self.model, results=results)
-
-    def examples(self, query: str, count: int) -> Examples:
-        return Examples(queries=[query], titles=[str(count)])
-
-    def ready(self) -> bool:
-        return self.is_ready
 
 
 @pytest.fixture

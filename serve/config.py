@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -42,6 +43,20 @@ class LimitSettings(Resources):
     body_bytes: PositiveInt = 4 * 2**20
 
 
+class AuthSettings(Resources):
+    """Bearer tokens, read once at the start. With neither source set, everybody may ask."""
+
+    tokens_file: Path | None = Field(None, description="a file of tokens, one per line")
+    tokens_env: str | None = Field(None, description="the name of an environment variable that holds tokens")
+
+
+class CacheSettings(Resources):
+    """Scores of a query with a product that are kept in a replica. Off unless a size is set."""
+
+    max_pairs: NonNegativeInt = Field(0, description="pairs to keep, the longest unused go first; 0 keeps none")
+    max_age_s: PositiveFloat = 300.0
+
+
 class ServeSettings(Resources):
     """The service: where it listens, how it batches, scales and protects itself."""
 
@@ -59,7 +74,11 @@ class ServeSettings(Resources):
     cpus_per_replica: NonNegativeFloat = 1.0
     gpus_per_replica: NonNegativeFloat = 0.0
     request_timeout_s: PositiveFloat = 30.0
-    access_log: bool = Field(False, description="one line per request: path, status, time; never the query")
+    auth: AuthSettings = AuthSettings()
+    cache: CacheSettings = CacheSettings()
+    access_log: bool = Field(False, description="one JSON line per request: id, path, status, time, pairs")
+    log_queries: bool = Field(False, description="put the query into that line, too")
+    log_folder: Path | None = Field(None, description="where replicas log; empty is Ray's folder of logs")
     drain_s: PositiveFloat = Field(20.0, description="how long a stopping replica may finish what it has")
 
     @model_validator(mode="after")
@@ -75,6 +94,12 @@ class ServeSettings(Resources):
                 f"serve.limits.products_per_request is {self.limits.products_per_request}, more than"
                 f" serve.batch.max_batch_pairs {self.batch.max_batch_pairs}: one request must fit one batch"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_log(self) -> ServeSettings:
+        if self.log_queries and not self.access_log:
+            raise ValueError("serve.log_queries has no effect without serve.access_log: set that to true, too")
         return self
 
     @property

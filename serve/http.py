@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
-from fastapi import APIRouter, FastAPI, Query, Request, Response
-from fastapi.responses import FileResponse
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi.responses import FileResponse, PlainTextResponse
+from fastapi.security import HTTPBearer
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.staticfiles import StaticFiles
 
 from serve.api import (
@@ -21,8 +25,10 @@ from serve.api import (
     explained,
     request_types,
 )
-from serve.config import LimitSettings
-from serve.middleware import BodyLimit, RequestId
+from serve.auth import BearerTokens
+from serve.config import LimitSettings, ServeSettings
+from serve.metrics import Metrics
+from serve.middleware import BodyLimit, Observed
 from serve.problems import PROBLEM, Problem, ProblemDetails, add_problems
 from serve.rerank import RerankInput, RerankResponse, ranked, rerank_type, to_score
 
@@ -35,7 +41,7 @@ PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    code: {"model": ProblemDetails, "content": {PROBLEM: {}}} for code in (400, 413, 422, 503)
+    code: {"model": ProblemDetails, "content": {PROBLEM: {}}} for code in (400, 401, 413, 422, 503)
 }
 
 
@@ -43,6 +49,7 @@ class Service(Protocol):
     """What the API needs of whoever scores."""
 
     model: str
+    metrics: Metrics
 
     @property
     def about(self) -> ModelInfo:
@@ -57,23 +64,42 @@ class Service(Protocol):
     def ready(self) -> bool:
         """Whether a request would be taken now."""
 
+    async def exposition(self) -> str:
+        """The figures of all replicas as Prometheus reads them."""
 
-def make_api(service: Service, limits: LimitSettings) -> FastAPI:
-    """Return the HTTP API over `service`, with its page at `/`."""
-    api = FastAPI(title="broadfast", version="1", description="Relevance of products for a query.")
+
+def make_api(
+    service: Service, settings: ServeSettings, digests: Sequence[bytes] = (), log: logging.Logger | None = None
+) -> FastAPI:
+    """Return the HTTP API over `service`, with its page at `/`.
+
+    Args:
+        digests: SHA-256 of the tokens that are let in; with none, everybody is.
+        log: where one line per request goes.
+    """
+    limits = settings.limits
+    api = FastAPI(title="broadfast", version="1", description="Relevance of products for a query.", redoc_url=None)
+    # The last one added sees a request first.
     api.add_middleware(BodyLimit, limit=limits.body_bytes)
-    api.add_middleware(RequestId)
+    if digests:
+        api.add_middleware(BearerTokens, digests=digests)
+    api.add_middleware(Observed, metrics=service.metrics, log=log, log_queries=settings.log_queries)
     add_problems(api)
-    for router in (
-        scoring(service, limits),
-        reranking(service, limits),
-        models(service, limits),
-        health(service),
-        page(),
-    ):
+    # The middleware has let the request in already; this only tells OpenAPI, so that /docs asks for the token.
+    locked = [Depends(HTTPBearer(auto_error=False))] if digests else []
+    for router in (scoring(service, limits), reranking(service, limits), models(service, limits)):
+        api.include_router(router, dependencies=locked)
+    api.include_router(figures(service), dependencies=locked)
+    for router in (health(service), page()):
         api.include_router(router)
     api.mount("/page", StaticFiles(directory=PAGE), name="page")
     return api
+
+
+async def scored(service: Service, request: ScoreInput, http: Request) -> ScoreResponse:
+    """Score, and leave in the request's state what the log says of it."""
+    http.state.pairs, http.state.query = len(request.products), request.query
+    return await service.score(request)
 
 
 def scoring(service: Service, limits: LimitSettings) -> APIRouter:
@@ -81,16 +107,16 @@ def scoring(service: Service, limits: LimitSettings) -> APIRouter:
     router = APIRouter(responses=REFUSALS)
     score_type, explain_type = request_types(limits)
 
-    async def score(request: ScoreInput) -> ScoreResponse:
-        return await service.score(request)
+    async def score(request: ScoreInput, http: Request) -> ScoreResponse:
+        return await scored(service, request, http)
 
-    async def explain(request: QueryInput) -> ExplainResponse:
+    async def explain(request: QueryInput, http: Request) -> ExplainResponse:
         asked = ScoreInput(query=request.query, products=request.products, explain=True)
-        return explained(await service.score(asked))
+        return explained(await scored(service, asked, http))
 
     # FastAPI reads annotations; the types with the limits in force only exist here.
-    score.__annotations__ = {"request": score_type, "return": ScoreResponse}
-    explain.__annotations__ = {"request": explain_type, "return": ExplainResponse}
+    score.__annotations__ = {"request": score_type, "http": Request, "return": ScoreResponse}
+    explain.__annotations__ = {"request": explain_type, "http": Request, "return": ExplainResponse}
     router.post("/v1/score", summary="Score products for a query")(score)
     router.post("/v1/explain", summary="Verdict and nearest training rationale per perspective")(explain)
     return router
@@ -101,7 +127,7 @@ def reranking(service: Service, limits: LimitSettings) -> APIRouter:
     router = APIRouter(responses=REFUSALS)
 
     async def rerank(request: RerankInput, http: Request) -> RerankResponse:
-        return ranked(request, await service.score(to_score(request)), http.state.request_id)
+        return ranked(request, await scored(service, to_score(request), http), http.state.request_id)
 
     rerank.__annotations__ = {"request": rerank_type(limits), "http": Request, "return": RerankResponse}
     for path in ("/v1/rerank", "/v2/rerank", "/rerank"):
@@ -133,6 +159,17 @@ def models(service: Service, limits: LimitSettings) -> APIRouter:
     }
     about = "Queries and titles to try the service with"
     router.get("/v1/examples", responses={422: REFUSALS[422]}, summary=about)(examples)
+    return router
+
+
+def figures(service: Service) -> APIRouter:
+    """`/metrics`."""
+    router = APIRouter()
+
+    @router.get("/metrics", summary="Figures of all replicas in Prometheus form", response_class=PlainTextResponse)
+    async def metrics() -> PlainTextResponse:
+        return PlainTextResponse(await service.exposition(), media_type=CONTENT_TYPE_LATEST)
+
     return router
 
 

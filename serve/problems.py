@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -9,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 PROBLEM = "application/problem+json"
 
@@ -16,17 +18,35 @@ PROBLEM = "application/problem+json"
 class Problem(Exception):
     """A refusal: HTTP status, title, what happened and what to do, and the limit that was hit."""
 
-    def __init__(self, status: int, title: str, detail: str, limit: str | None = None, retry_after_s: int = 0):
+    def __init__(
+        self,
+        status: int,
+        title: str,
+        detail: str,
+        limit: str | None = None,
+        retry_after_s: int = 0,
+        headers: Mapping[str, str] | None = None,
+    ):
         super().__init__(detail)
-        self.status, self.title, self.detail = status, title, detail
-        self.limit, self.retry_after_s = limit, retry_after_s
+        self.status, self.title, self.detail, self.limit = status, title, detail, limit
+        self.headers = {**(headers or {}), **({"Retry-After": str(retry_after_s)} if retry_after_s else {})}
+
+    @property
+    def kind(self) -> str:
+        """What the metrics count it under."""
+        return self.limit or self.title.lower().replace(" ", "_")
 
     def response(self, **more: Any) -> JSONResponse:
         """Return the problem as RFC 9457 JSON; `more` are extension members."""
         body = {"type": "about:blank", "title": self.title, "status": self.status, "detail": self.detail, **more}
         body |= {"limit": self.limit} if self.limit else {}
-        headers = {"Retry-After": str(self.retry_after_s)} if self.retry_after_s else None
-        return JSONResponse(body, self.status, headers, PROBLEM)
+        return JSONResponse(body, self.status, self.headers, PROBLEM)
+
+
+def refusal(problem: Problem, scope: Scope, **more: Any) -> JSONResponse:
+    """Return the problem's response, and leave its kind in the request's state for metrics and log."""
+    scope.setdefault("state", {})["kind"] = problem.kind
+    return problem.response(**more)
 
 
 class ProblemDetails(BaseModel):
@@ -67,31 +87,33 @@ def limit_of(error: dict[str, Any]) -> str | None:
     return LIMIT_OF_FIELD.get(str(error["loc"][-1]))
 
 
-def invalid(error: RequestValidationError) -> JSONResponse:
+def invalid(error: RequestValidationError) -> tuple[Problem, list[dict[str, str]]]:
     """Turn pydantic's findings into one 422 that names every field, and the limit where one was hit."""
     found = error.errors()
     errors = [{"field": field_of(e), "message": e["msg"]} for e in found]
     limit = next(filter(None, map(limit_of, found)), None)
     detail = "; ".join(f"{e['field']}: {e['message']}" for e in errors[:5])
-    return Problem(422, "The request is not valid", detail, limit).response(errors=errors[:50])
+    return Problem(422, "The request is not valid", detail, limit), errors[:50]
 
 
 def add_problems(api: FastAPI) -> None:
     """Answer every error as problem details."""
 
     @api.exception_handler(Problem)
-    async def _problem(_: Request, error: Problem) -> JSONResponse:
-        return error.response()
+    async def _problem(request: Request, error: Problem) -> JSONResponse:
+        return refusal(error, request.scope)
 
     @api.exception_handler(RequestValidationError)
-    async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return invalid(error)
+    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        problem, errors = invalid(error)
+        return refusal(problem, request.scope, errors=errors)
 
     @api.exception_handler(HTTPException)
-    async def _http(_: Request, error: HTTPException) -> JSONResponse:
-        return Problem(error.status_code, str(error.detail), str(error.detail)).response()
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        said = str(error.detail)
+        return refusal(Problem(error.status_code, said, said, headers=error.headers), request.scope)
 
     # The cause goes to the log only: it may hold what nobody outside should read.
     @api.exception_handler(Exception)
-    async def _fault(_: Request, __: Exception) -> JSONResponse:
-        return Problem(500, "Internal error", "the service failed; its log says why").response()
+    async def _fault(request: Request, _: Exception) -> JSONResponse:
+        return refusal(Problem(500, "Internal error", "the service failed; its log says why"), request.scope)

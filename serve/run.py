@@ -19,6 +19,7 @@ from ray import serve as ray_serve
 
 from cluster.errors import UserError
 from serve.app import APP_NAME, build_app
+from serve.auth import read_digests
 from serve.config import ServeSettings
 from serve.scorer import check_export
 
@@ -48,13 +49,14 @@ def serve_export(
     With `blocking`, return after SIGTERM or SIGINT, drained; otherwise at once, and the caller stops it.
 
     Raises:
-        UserError: not an export folder, port taken, too few CPUs or GPUs, or no answer in time.
+        UserError: not an export folder, unusable tokens, port taken, too few CPUs or GPUs, or no answer in time.
     """
     check_export(export_dir)
+    digests = read_digests(settings.auth)
     check_port(settings)
     check_resources(settings)
     ray_serve.start(http_options={"host": settings.host, "port": settings.port})
-    ray_serve.run(build_app(export_dir.resolve(), settings), name=APP_NAME, route_prefix="/")
+    ray_serve.run(build_app(export_dir.resolve(), settings, digests), name=APP_NAME, route_prefix="/")
     service = RunningService(f"http://{reachable(settings.host)}:{settings.port}")
     wait_until_ready(service.url)
     if not blocking:
@@ -131,7 +133,12 @@ def wait_until_ready(url: str, timeout_s: float = START_TIMEOUT_S) -> None:
 
 
 def score_once(
-    url: str, query: str, products: Sequence[dict[str, Any]], explain: bool = False, timeout_s: float = 60.0
+    url: str,
+    query: str,
+    products: Sequence[dict[str, Any]],
+    explain: bool = False,
+    timeout_s: float = 60.0,
+    token: str | None = None,
 ) -> dict[str, Any]:
     """POST one query with its products to `/v1/score` and return the answer.
 
@@ -139,7 +146,8 @@ def score_once(
         UserError: the service refused; the message is its problem document's detail.
     """
     body = json.dumps({"query": query, "products": list(products), "explain": explain}).encode()
-    request = urllib.request.Request(f"{url}/v1/score", body, {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    request = urllib.request.Request(f"{url}/v1/score", body, headers)
     try:
         with urllib.request.urlopen(request, timeout=timeout_s) as answer:
             return json.load(answer)

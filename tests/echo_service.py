@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from serve.api import Examples, Explanation, LabelInfo, ModelInfo, Result, ScoreInput, ScoreResponse, Verdict
+from serve.metrics import Metrics
 from serve.problems import Problem
 
 
@@ -11,6 +12,10 @@ class Echo:
 
     model = "echo"
     is_ready = True
+
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+
     about = ModelInfo(
         id="echo",
         labels=[LabelInfo(code="E", name="Exact", meaning="all of it", gain=1, relevant=True)],
@@ -49,3 +54,6 @@ class Echo:
 
     def ready(self) -> bool:
         return self.is_ready
+
+    async def exposition(self) -> str:
+        return self.metrics.text()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,32 +18,16 @@ from fastapi import FastAPI
 from cluster.storage import write_table
 from distill.index import write_index
 from mpcot.records import PAIR
-from serve.api import Examples, ModelInfo, ScoreInput, ScoreResponse
+from serve.config import ServeSettings
 from serve.scorer import Scorer
+from serve.service import StudentService
 from tests.report_run import SCRIPT, pairs, write_export, write_judgements
 from tests.tiny_bert import WORDS
 
 
-class LocalService:
-    """What a replica is, less batching and admission."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        self.scorer, self.model = scorer, scorer.name
-
-    @property
-    def about(self) -> ModelInfo:
-        return self.scorer.about
-
-    async def score(self, request: ScoreInput) -> ScoreResponse:
-        (results,) = await asyncio.to_thread(self.scorer.answer, [request])
-        return ScoreResponse(model=self.model, results=results)
-
-    def examples(self, query: str, count: int) -> Examples:
-        assert self.scorer.explainer is not None
-        return self.scorer.explainer.examples(query, count)
-
-    def ready(self) -> bool:
-        return True
+def local_service(scorer: Scorer, settings: ServeSettings | None = None) -> StudentService:
+    """Return what a replica is, over a scorer that is at hand."""
+    return StudentService(scorer, settings or ServeSettings(), ThreadPoolExecutor(1))
 
 
 def varied_pairs() -> list[dict[str, Any]]:

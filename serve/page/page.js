@@ -36,11 +36,11 @@ function unlock(wrong) {
   sessionStorage.removeItem(KEY);
   unlocking ??= new Promise((done, never) => {
     $("lock-title").textContent = wrong ? "That token is not known here" : "This service asks for a token";
-    $("token").value = "";
+    $("token").value = $("lock").returnValue = "";
     $("lock").showModal();
     $("lock").onclose = () => {
       unlocking = null;
-      if (!$("token").value) return never(new Refusal(401, "Without a token this service does not answer."));
+      if ($("lock").returnValue !== "given") return never(new Refusal(401, "Without a token this service does not answer."));
       sessionStorage.setItem(KEY, $("token").value);
       return done();
     };

@@ -8,16 +8,23 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
-from fastapi import FastAPI, Response
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.responses import HTMLResponse
+from starlette.routing import Mount, Route
 
-from serve.config import LimitSettings, ServeSettings
+from serve.auth import read_digests
+from serve.config import AuthSettings, LimitSettings, ServeSettings
 from serve.http import make_api
 from serve.scorer import Scorer
-from tests.local_service import LocalService, explaining_export, running
+from serve.service import StudentService
+from tests.local_service import explaining_export, local_service, running
 from tests.report_run import NAMES, SCRIPT
 
 CHROMIUM = shutil.which("chromium")
@@ -44,37 +51,50 @@ document.querySelector("iframe").onload = async (event) => {{
   document.getElementById("out").textContent = JSON.stringify(seen);
 }};</script>"""
 
-Do = Callable[..., dict]
+Do = Callable[..., dict[str, Any]]
+TOKEN = "a-token-of-the-shop-0123456789"
 
 
 @pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
-    export = explaining_export(tmp_path_factory.mktemp("run"))
-    return make_api(LocalService(Scorer.load(export, ServeSettings())), LIMITS)
-
-
-@pytest.fixture(scope="module")
-def url(api: FastAPI) -> Iterator[str]:
-    with running(api) as found:
-        yield found
+def service(tmp_path_factory: pytest.TempPathFactory) -> StudentService:
+    return local_service(Scorer.load(explaining_export(tmp_path_factory.mktemp("run")), ServeSettings()))
 
 
 @pytest.fixture
-def do(api: FastAPI, url: str, tmp_path: Path) -> Do:
-    """Return a function that runs JavaScript steps against the page in a frame and returns what they return."""
+def api(service: StudentService) -> FastAPI:
+    return make_api(service, ServeSettings(limits=LIMITS))
 
-    def run(steps: str, query: str = "", width: int = 1200, *flags: str) -> dict:
-        frame = FRAME.format(steps=steps, query=query, width=width)
-        path = f"/frame-{abs(hash(frame))}"
-        api.add_api_route(path, lambda: Response(frame, media_type="text/html"), include_in_schema=False)
-        command = [str(CHROMIUM), *FLAGS, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", url + path]
+
+@pytest.fixture
+def locked(service: StudentService, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
+    monkeypatch.setenv("SHOP_TOKENS", TOKEN)
+    return make_api(service, ServeSettings(limits=LIMITS), read_digests(AuthSettings(tokens_env="SHOP_TOKENS")))
+
+
+@pytest.fixture
+def do(api: FastAPI, tmp_path: Path) -> Iterator[Do]:
+    with driven(api, tmp_path) as run:
+        yield run
+
+
+@contextmanager
+def driven(api: FastAPI, folder: Path) -> Iterator[Do]:
+    """Yield a function that runs JavaScript steps against the page in a frame and returns what they return."""
+    frames: list[str] = []
+    routes = [Route("/frame", lambda _: HTMLResponse(frames[-1])), Mount("", api)]
+
+    def run(steps: str, query: str = "", width: int = 1200, *flags: str) -> dict[str, Any]:
+        frames.append(FRAME.format(steps=steps, query=query, width=width))
+        profile = f"--user-data-dir={folder / 'profile'}"
+        command = [str(CHROMIUM), *FLAGS, *flags, profile, "--dump-dom", f"{url}/frame"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
         found = re.search(r'<pre id="out">(.+?)</pre>', done.stdout, re.DOTALL)
         assert found is not None, f"the steps did not end: {done.stderr[-2000:]}"
         assert "CONSOLE" not in done.stderr, done.stderr
         return json.loads(html.unescape(found[1]))
 
-    return run
+    with running(Starlette(routes=routes)) as url:
+        yield run
 
 
 WHAT_IS_SHOWN = """
@@ -152,6 +172,29 @@ def test_a_refusal_is_said_and_goes_away(do: Do) -> None:
     seen = do(TOO_MANY)
     assert seen == {"said": seen["said"], "role": "alert", "hidden": True}
     assert "products" in seen["said"] and "8" in seen["said"]
+
+
+WITH_A_TOKEN = """
+const unlock = (token) => { $("token").value = token; page.querySelector("#unlock button").click(); };
+const titled = () => $("lock-title").textContent;
+await until(() => $("lock").open);
+const first = titled();
+unlock("not-the-token");
+await until(() => $("lock").open && titled() !== first);
+const second = titled();
+unlock("%s");
+await until(ranked);
+const kept = Object.values(view.sessionStorage).length;
+return {first, second, kept, titles: titles().length, address: view.location.href};
+"""
+
+
+def test_the_page_asks_for_the_token(locked: FastAPI, tmp_path: Path) -> None:
+    with driven(locked, tmp_path) as do:
+        seen = do(WITH_A_TOKEN % TOKEN, "?q=red")
+    assert (seen["first"], seen["second"]) == ("This service asks for a token", "That token is not known here")
+    assert (seen["titles"], seen["kept"]) == (LIMITS.products_per_request, 1)
+    assert TOKEN not in seen["address"]
 
 
 LAYOUT = """

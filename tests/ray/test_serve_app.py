@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import ray
+from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.errors import UserError
 from serve.config import ServeSettings
@@ -41,8 +42,11 @@ def local_ray():
 
 
 @pytest.fixture(scope="module")
-def settings():
-    return ServeSettings(port=free_port(), max_queued_requests=4, request_timeout_s=10)
+def settings(tmp_path_factory):
+    logs = tmp_path_factory.mktemp("logs")
+    return ServeSettings(
+        port=free_port(), max_queued_requests=4, request_timeout_s=10, access_log=True, log_folder=logs
+    )
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +117,58 @@ def test_health_stays_quick_while_the_model_works(url):
             assert answer.status == 200
     assert time.monotonic() - started < 5
     busy.join()
+
+
+def figures(url: str) -> dict[tuple[str, ...], float]:
+    """What `/metrics` says, by name and labels other than the replica."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+        return {
+            (sample.name, *(v for k, v in sorted(sample.labels.items()) if k != "replica")): sample.value
+            for family in families
+            for sample in family.samples
+        }
+
+
+def hang_up(port: int) -> None:
+    """Ask for many products and go away before the answer."""
+    many = [{"id": str(i), "title": "red phone case mug lamp " * 8} for i in range(200)]
+    body = json.dumps({"query": "red", "products": many}).encode()
+    head = (
+        f"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(head.encode() + body)
+        time.sleep(0.02)  # long enough to reach the replica
+
+
+def test_a_client_that_hangs_up_is_dropped(url, settings):
+    for _ in range(50):
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(hang_up, [settings.port] * 4))
+        seen = figures(url)
+        if ("broadfast_errors_total", "client_gone") in seen:
+            break
+    assert seen["broadfast_errors_total", "client_gone"] >= 1
+    assert post(url, PRODUCTS)[0] == 200
+
+
+def test_a_request_is_counted_and_logged_under_the_id_that_comes_back(url, settings):
+    before = figures(url)
+    body = json.dumps({"query": "unheard of", "documents": ["red phone", "lamp"], "top_n": 1}).encode()
+    headers = {"Content-Type": "application/json", "X-Request-ID": "a-shop-s-own-id"}
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/rerank", body, headers), timeout=30) as answer:
+        assert answer.headers.get_all("X-Request-ID") == ["a-shop-s-own-id"]
+        said = json.load(answer)
+    assert said["id"] == "a-shop-s-own-id" and len(said["results"]) == 1
+    after = figures(url)
+    assert after["broadfast_pairs_total",] - before["broadfast_pairs_total",] == 2
+    for name in ("queue_seconds", "model_seconds", "batch_pairs"):
+        assert after[f"broadfast_{name}_count",] == before[f"broadfast_{name}_count",] + 1
+    text = "".join(path.read_text(encoding="utf-8") for path in settings.log_folder.rglob("replica_*.log"))
+    (line,) = (json.loads(line) for line in text.splitlines() if "a-shop-s-own-id" in line)
+    assert (line["path"], line["status"], line["pairs"]) == ("/v1/rerank", 200, 2)
+    assert "unheard of" not in text
 
 
 def test_limits_hold_over_http(url, settings):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from starlette.testclient import TestClient
 
-from serve.config import LimitSettings
+from serve.config import LimitSettings, ServeSettings
 from serve.http import make_api
 from serve.problems import PROBLEM
 from tests.echo_service import Echo
@@ -13,14 +13,14 @@ from tests.echo_service import Echo
 LIMITS = LimitSettings(products_per_request=3, query_chars=20, title_chars=30, description_chars=40, body_bytes=2000)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def service():
     return Echo()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(service):
-    return TestClient(make_api(service, LIMITS))
+    return TestClient(make_api(service, ServeSettings(limits=LIMITS)))
 
 
 def product(**more):
@@ -92,10 +92,10 @@ def test_unknown_paths_and_methods_are_problems_too(client):
         )
 
 
-def test_health_and_readiness(client, service):
+def test_health_and_readiness(client, service, monkeypatch):
     assert client.get("/healthz").json() == {"status": "ok", "model": "echo"}
     assert client.get("/readyz").json()["status"] == "ready"
-    service.is_ready = False
+    monkeypatch.setattr(service, "is_ready", False)
     assert client.get("/readyz").status_code == 503
     assert client.get("/healthz").status_code == 200
 
@@ -133,7 +133,7 @@ def test_examples_are_bounded_by_the_limits(client):
 
 
 def test_a_fault_is_a_problem_that_tells_nothing(service):
-    client = TestClient(make_api(service, LIMITS), raise_server_exceptions=False)
+    client = TestClient(make_api(service, ServeSettings(limits=LIMITS)), raise_server_exceptions=False)
     answer = client.post("/v1/score", json={"query": "broken", "products": [product()]})
     assert (answer.status_code, answer.headers["content-type"]) == (500, PROBLEM)
     assert "secret" not in answer.text

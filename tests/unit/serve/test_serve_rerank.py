@@ -6,7 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve.api import Result, ScoreInput, ScoreResponse
-from serve.config import LimitSettings
+from serve.config import LimitSettings, ServeSettings
 from serve.http import make_api
 from serve.problems import PROBLEM
 from tests.echo_service import Echo
@@ -36,14 +36,14 @@ class ByLength(Echo):
         return ScoreResponse(model=self.model, results=results)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def service():
     return ByLength()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(service):
-    return TestClient(make_api(service, LIMITS))
+    return TestClient(make_api(service, ServeSettings(limits=LIMITS)))
 
 
 @pytest.mark.parametrize("more", REQUESTS.values(), ids=REQUESTS)

@@ -15,9 +15,10 @@ import typer
 
 from mpcot.labels import Scheme
 from mpcot.perspective import Perspective
-from serve.api import Examples, ModelInfo, ScoreInput, ScoreResponse, request_types
-from serve.config import LimitSettings
+from serve.api import ScoreResponse, request_types
+from serve.config import LimitSettings, ServeSettings
 from serve.http import make_api
+from tests.echo_service import Echo
 from workflows.cli import app
 from workflows.config import RunConfig, load_config, load_study, service_config, validate
 from workflows.stages import STAGES, find_stage
@@ -173,24 +174,8 @@ def test_the_request_and_its_answer_are_those_of_the_service() -> None:
 
 
 def test_every_path_that_is_named_is_served() -> None:
-    class Silent:
-        model = "none"
-
-        @property
-        def about(self) -> ModelInfo:
-            raise AssertionError("never asked")
-
-        async def score(self, request: ScoreInput) -> ScoreResponse:
-            raise AssertionError("never asked")
-
-        def examples(self, query: str, count: int) -> Examples:
-            raise AssertionError("never asked")
-
-        def ready(self) -> bool:
-            return False
-
-    served = make_api(Silent(), LimitSettings()).openapi()["paths"]
-    assert set(re.findall(r"(/v1/\w+|/\w+z)\b", README)) == set(served)
+    served = make_api(Echo(), ServeSettings()).openapi()["paths"]
+    assert set(re.findall(r"(/v1/\w+|/\w+z|/metrics)\b", README)) == set(served)
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])

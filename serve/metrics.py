@@ -1,0 +1,85 @@
+"""Figures of one replica in Prometheus form, and those of several replicas joined.
+
+Ray Serve counts requests and batches per replica at Ray's own metrics port. What it cannot know is here: pairs, the
+time in our queue and in the model, the cache, errors by kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Metric,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+PAIRS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+disable_created_metrics()  # a second series per figure that nobody reads
+
+
+class Metrics:
+    """The figures of one replica; each series carries the replica's name."""
+
+    def __init__(self, replica: str = "local") -> None:
+        self.registry, self.replica = CollectorRegistry(), replica
+        self._requests = self._counter("requests", "answered requests", "path", "status")
+        self._errors = self._counter("errors", "refusals and faults by kind", "kind")
+        self._seconds = Histogram(
+            "broadfast_request_seconds", "time of a request in the replica", ("replica", "path"),
+            buckets=SECONDS, registry=self.registry,
+        )  # fmt: skip
+        self.pairs = self._counter("pairs", "pairs that were answered").labels(replica)
+        self.cache_hits = self._counter("cache_hits", "pairs answered from the cache").labels(replica)
+        self.cache_misses = self._counter("cache_misses", "pairs that the cache did not have").labels(replica)
+        self.queue_seconds = self._histogram("queue_seconds", "time of a request before the model took it", SECONDS)
+        self.batch_pairs = self._histogram("batch_pairs", "pairs of one batch", PAIRS)
+        self.model_seconds = self._histogram("model_seconds", "time of one batch in the model", SECONDS)
+
+    def _counter(self, name: str, about: str, *labels: str) -> Counter:
+        return Counter(f"broadfast_{name}", about, ("replica", *labels), registry=self.registry)
+
+    def _histogram(self, name: str, about: str, buckets: tuple[float, ...]) -> Histogram:
+        full = Histogram(f"broadfast_{name}", about, ("replica",), buckets=buckets, registry=self.registry)
+        return full.labels(self.replica)
+
+    def watch_waiting(self, count: Callable[[], int]) -> None:
+        """Read the length of the queue whenever somebody asks."""
+        gauge = Gauge("broadfast_waiting_requests", "requests in the queue now", ("replica",), registry=self.registry)
+        gauge.labels(self.replica).set_function(count)
+
+    def answered(self, path: str, status: int, seconds: float, kind: str | None) -> None:
+        """Count one request by its path's template and status, and its error if it is one."""
+        self._requests.labels(self.replica, path, str(status)).inc()
+        self._seconds.labels(self.replica, path).observe(seconds)
+        if kind:
+            self._errors.labels(self.replica, kind).inc()
+
+    def text(self) -> str:
+        """Everything in Prometheus' text form."""
+        return generate_latest(self.registry).decode()
+
+
+class _Families(Collector):
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self.families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self.families
+
+
+def joined(texts: Iterable[str]) -> str:
+    """Join the texts of several replicas: each family once, with the samples of all."""
+    families: dict[str, Metric] = {}
+    for text in texts:
+        for family in text_string_to_metric_families(text):
+            families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            families[family.name].samples.extend(family.samples)
+    return generate_latest(_Families(families.values())).decode()  # type: ignore[arg-type]  # it only collects

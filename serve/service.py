@@ -1,0 +1,103 @@
+"""One replica's work without Ray: admission, deadline, batches, cache and figures around a scorer."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from serve.api import Examples, ModelInfo, Result, ScoreInput, ScoreResponse
+from serve.batching import Batcher
+from serve.cache import ScoreCache
+from serve.config import ServeSettings
+from serve.metrics import Metrics
+from serve.problems import Problem
+from serve.scorer import Scorer
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request's share of a batch, as long as its products, and when it came."""
+
+    request: ScoreInput
+    came: float = field(default_factory=time.perf_counter)
+
+    def __len__(self) -> int:
+        return len(self.request.products)
+
+
+class StudentService:
+    """Scores requests in batches on a thread of its own.
+
+    Args:
+        thread: the one that `scorer` was loaded on; torch works in parallel inside a call, and the event loop stays
+            free to refuse requests.
+    """
+
+    def __init__(self, scorer: Scorer, settings: ServeSettings, thread: ThreadPoolExecutor, replica: str = "local"):
+        self.scorer, self.settings, self.thread, self.model = scorer, settings, thread, scorer.name
+        self.metrics = Metrics(replica)
+        cached = settings.cache.max_pairs > 0
+        self.answer = ScoreCache(scorer.answer, settings.cache, self.metrics) if cached else scorer.answer
+        batch = settings.batch
+        self.batcher = Batcher(self._answer, batch.max_batch_pairs, batch.batch_wait_ms / 1000)
+        self.metrics.watch_waiting(lambda: len(self.batcher.waiting))
+
+    @property
+    def about(self) -> ModelInfo:
+        """What the model can do."""
+        return self.scorer.about
+
+    def examples(self, query: str, count: int) -> Examples:
+        """Queries and titles of the export's index; none where it carries none."""
+        explainer = self.scorer.explainer
+        return explainer.examples(query, count) if explainer else Examples(queries=[], titles=[])
+
+    def ready(self) -> bool:
+        """Whether the queue has room."""
+        return len(self.batcher.waiting) < max(1, self.settings.max_queued_requests)
+
+    async def exposition(self) -> str:
+        """The figures of this replica."""
+        return self.metrics.text()
+
+    async def score(self, request: ScoreInput) -> ScoreResponse:
+        """Score one request as part of a batch.
+
+        Raises:
+            Problem: 422 where an explanation is asked of an export without one; 503 where the queue
+                is full or the deadline has passed.
+        """
+        self._admit(request)
+        waited = self.settings.request_timeout_s
+        try:
+            results = await asyncio.wait_for(self.batcher.submit(Job(request)), waited)
+        except TimeoutError as error:
+            detail = f"no result within request_timeout_s = {waited:g}: try again or send fewer products"
+            raise Problem(503, "Too slow", detail, "request_timeout_s", math.ceil(waited)) from error
+        self.metrics.pairs.inc(len(results))
+        return ScoreResponse(model=self.model, results=results)
+
+    def _admit(self, request: ScoreInput) -> None:
+        if request.explain and self.scorer.explainer is None:
+            raise Problem(
+                422, "No explanations", "this export carries no rationale index, so there is nothing to explain with"
+            )
+        waiting = len(self.batcher.waiting)
+        # A request that finds the model idle is not queued, so it is taken whatever the bound.
+        if (waiting or self.batcher.busy) and waiting >= self.settings.max_queued_requests:
+            detail = f"max_queued_requests = {self.settings.max_queued_requests} requests wait already: try again"
+            raise Problem(503, "The queue is full", detail, "max_queued_requests", 1)
+
+    async def _answer(self, jobs: Sequence[Job]) -> list[list[Result]]:
+        """Score all pairs of `jobs` at once; one list of results per job."""
+        started = time.perf_counter()
+        for job in jobs:
+            self.metrics.queue_seconds.observe(started - job.came)
+        self.metrics.batch_pairs.observe(sum(map(len, jobs)))
+        loop = asyncio.get_running_loop()
+        with self.metrics.model_seconds.time():
+            return await loop.run_in_executor(self.thread, self.answer, [job.request for job in jobs])

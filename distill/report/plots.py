@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from cluster.pages.svg import DASHES, SERIES, svg
+from cluster.pages.svg import DASHES, INK, SERIES, svg
 
 
 def curves(

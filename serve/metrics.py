@@ -82,4 +82,4 @@ def joined(texts: Iterable[str]) -> str:
         for family in text_string_to_metric_families(text):
             families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
             families[family.name].samples.extend(family.samples)
-    return generate_latest(_Families(families.values())).decode()  # type: ignore[arg-type]  # it only collects
+    return generate_latest(_Families(families.values())).decode()

@@ -1,8 +1,8 @@
 """One run of a study: train a student on a fold in this process, judge dev and, for a final run, test.
 
-Ray Train and DeepSpeed, which stage 9 trains with, are left out on purpose: starting and ending their workers
-costs tens of seconds, about what such a student needs to learn, and a study has hundreds of runs. The task is stage 9's
-own: its model, batches, losses and figures. bf16, where the processor has it, is autocast here.
+Ray Train and DeepSpeed, which stage 9 trains with, are left out on purpose: they start a controller and workers anew
+for every training, while a Ray task goes on in a process that has all imported, and a study has hundreds of short runs.
+The task is stage 9's own: its model, batches, losses and figures. bf16, where the processor has it, is autocast here.
 """
 
 from __future__ import annotations

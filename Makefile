@@ -30,8 +30,9 @@ $(INSTALLED): pyproject.toml
 
 tools: setup $(TOOLS) ## the same, and what tests and checks need
 
+# Without the extra `cpu`: it would bring back the builds that were removed.
 $(TOOLS): $(INSTALLED)
-	@$(PIP) $(PIP_FLAGS) -e '.[cpu,dev]' >> $(VENV)/install.log 2>&1 || (tail -20 $(VENV)/install.log; exit 1)
+	@$(PIP) $(PIP_FLAGS) -e '.[dev]' >> $(VENV)/install.log 2>&1 || (tail -20 $(VENV)/install.log; exit 1)
 	@touch $@
 
 models/%/config.json: | $(INSTALLED)

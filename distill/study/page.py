@@ -11,11 +11,12 @@ from markupsafe import Markup
 
 from cluster.artifacts import write_json
 from cluster.files import whole_file
+from cluster.pages import html
 from distill.report import plots
 from distill.study.compare import METRICS, NAMES
 
 HERE = Path(__file__).parent
-LOOKS = HERE.parent / "report"
+LOOKS = Path(html.__file__).parent
 ENDS = ("difference", "low", "high")
 
 

@@ -77,13 +77,13 @@ def test_one_query_never_in_two_splits_and_runs_repeat(tmp_path: Path):
 
 
 def test_seed_rationales_cover_the_rare_labels_first(tmp_path: Path):
-    folder = stage(tmp_path, CatalogueSource(pairs=300, seed_rationale_share=0.4))
+    folder = stage(tmp_path, CatalogueSource(pairs=300, seed_rationale_share=0.6))
     tables = {name: pq.read_table(folder.path / f"{name}.parquet").to_pylist() for name in ("pairs", "seeds")}
     train = Counter(p["label"] for p in tables["pairs"] if p["split"] == "train")
     seeded = Counter({s["pair_id"]: s["verdict"] for s in tables["seeds"]}.values())
-    assert sum(seeded.values()) == round(0.4 * sum(train.values()))
+    assert sum(seeded.values()) == round(0.6 * sum(train.values()))
     rare, common = min(train, key=train.__getitem__), max(train, key=train.__getitem__)
-    assert seeded[rare] == train[rare] and seeded[common] < 0.4 * train[common]
+    assert seeded[rare] == train[rare] and seeded[common] < 0.6 * train[common]
 
 
 def test_unlabelled_share_drops_labels_and_seeds_of_training_queries(tmp_path: Path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cluster.config import Offload
-from tests.one_worker import process_group, train_here
+from tests.one_worker import train_here
 from tests.tiny_llama import tiny_llama
 from tests.training_tasks import settings, sft_task
 
 IDS = torch.arange(5, 69).reshape(2, 32)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with process_group(tmp_path_factory.mktemp("group")):
-        yield
+pytestmark = pytest.mark.usefixtures("group")
 
 
 def curve(folder: Path, model: Path, patch: pytest.MonkeyPatch, **changes: Any) -> list[float]:

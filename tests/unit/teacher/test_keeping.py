@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,10 @@ from transformers import AutoModelForCausalLM
 from cluster.rows import write_rows
 from teacher.config import Full, Lora, Tuning
 from teacher.sft import SftTask, to_sequences
-from tests.one_worker import process_group, train_here
+from tests.one_worker import train_here
 from tests.training_tasks import examples, settings
 
-
-@pytest.fixture(scope="module", autouse=True)
-def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with process_group(tmp_path_factory.mktemp("group")):
-        yield
+pytestmark = pytest.mark.usefixtures("group")
 
 
 @dataclass

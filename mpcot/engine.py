@@ -151,12 +151,14 @@ class Vllm:
             if cut is None:
                 return Reply("", None, length, 0, f"{PROMPT_TOO_LONG}: {length} tokens, limit {self.limit}")
             prompt = cut
+        from vllm.inputs import TokensPrompt
         from vllm.v1.engine.exceptions import EngineDeadError
 
         final = None
         request = f"{ask.key}-{ask.seed}"
         try:
-            async for output in self.engine.generate({"prompt_token_ids": prompt}, self._sampling(ask.seed), request):
+            asked = TokensPrompt(prompt_token_ids=list(prompt))
+            async for output in self.engine.generate(asked, self._sampling(ask.seed), request):
                 final = output
         except EngineDeadError as dead:
             raise EngineStopped(str(dead)) from dead

@@ -48,7 +48,7 @@ def run(config: DpoStage, folder: StageFolder) -> None:
 def _spread(table: pa.Table, most: int) -> pa.Table:
     """Return at most `most` rows, evenly spread over the table."""
     step = max(1, -(-len(table) // most))
-    return table.take(list(range(0, len(table), step)))
+    return table.take(pa.array(range(0, len(table), step), pa.int64()))
 
 
 @dataclass

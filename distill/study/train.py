@@ -100,7 +100,7 @@ def accumulate(task: LrkdTask, student: Student, rows: dict[str, Any], batch: li
     for chosen in np.array_split(np.asarray(batch), accumulation_steps(task.settings)):
         with torch.autocast(_device().type, torch.bfloat16, enabled=task.precision == "bf16"):
             loss, _ = task.loss(student, take(rows, chosen))
-        (loss / len(batch)).backward()
+        torch.autograd.backward(loss / len(batch))
 
 
 def take(batch: dict[str, Any], chosen: np.ndarray) -> dict[str, Any]:

@@ -120,6 +120,7 @@ def test_the_reference_is_the_model_in_training_without_its_adapters(
     rows = fill_reference(table, scored(table, llama_folder, precision=precision)).to_pylist()
     train = TrainSettings(precision=precision, epochs=1)
     dpo = DpoTask(train, 1, str(tmp_path), str(llama_folder), Lora(rank=4, alpha=64), 1024, DpoSettings())
+    torch.manual_seed(0)
     model: Any = dpo.build().eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -129,7 +130,7 @@ def test_the_reference_is_the_model_in_training_without_its_adapters(
         moved = sequence_logprobs(model, batch)[0]
         with model.disable_adapter():
             live = sequence_logprobs(model, batch)[0]
-    assert (moved - live).abs().min() > 1e-2, "the adapters do something"
+    assert (moved - live).abs().max() > 0.1, "the adapters do something"
     assert live.tolist() == pytest.approx(batch["reference"].tolist(), abs=1e-4)
 
 

@@ -61,8 +61,8 @@ class TrainSettings(Settings):
     max_grad_norm: PositiveFloat = 1.0
     global_batch: PositiveInt = Field(32, description="examples per optimizer step over all workers")
     micro_batch: PositiveInt = Field(8, description="examples per forward pass of one worker")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 on GPUs and on processors that multiply it, else fp32"
+    precision: Literal["auto", "fp32", "bf16", "bf16_mixed"] = Field(
+        "auto", description="auto: bf16 on GPUs, bf16_mixed on processors that multiply bf16, else fp32"
     )
     zero_stage: Literal[0, 1, 2, 3] = 0
     offload: Offload = Offload()

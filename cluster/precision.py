@@ -1,12 +1,16 @@
-"""Which number format computes fast where the work runs: bf16 only where the processor multiplies it."""
+"""Which number format computes fast where the work runs: bf16 only where the processor multiplies it.
+
+`bf16` keeps weights and activations in bf16, with fp32 copies in the optimizer. `bf16_mixed` keeps them in fp32 and
+multiplies matrices in bf16 (torch.autocast): small models learn better so, and a processor is as fast.
+"""
 
 from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "bf16_mixed"]
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "sve_bf16"}
 
 
@@ -22,7 +26,9 @@ def cpu_multiplies_bf16(cpuinfo: str = "/proc/cpuinfo") -> bool:
 
 
 def resolve_precision(asked: str, gpu: bool) -> Precision:
-    """Return `fp32` or `bf16` for `auto`; anything else as asked. To be called where the work runs."""
-    if asked == "auto":
-        return "bf16" if gpu or cpu_multiplies_bf16() else "fp32"
-    return "bf16" if asked == "bf16" else "fp32"
+    """Return what `auto` means here; anything else as asked. To be called where the work runs."""
+    if asked != "auto":
+        return cast(Precision, asked)
+    if gpu:
+        return "bf16"
+    return "bf16_mixed" if cpu_multiplies_bf16() else "fp32"

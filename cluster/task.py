@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Rows = Sequence[Row]
+PAD_MULTIPLE = 16  # tokens; batches of few distinct lengths reuse prepared kernels
 
 
 @dataclass

@@ -22,6 +22,7 @@ def encode_pairs(
     pairs: Sequence[Mapping[str, Any]],
     max_tokens: int,
     fields: str = "title",
+    pad_to_multiple_of: int | None = None,
 ) -> BatchEncoding:
     """Tokenise pairs, padded to the longest, as PyTorch tensors of shape (pairs, tokens).
 
@@ -30,6 +31,7 @@ def encode_pairs(
 
     Args:
         pairs: mappings with `query`, `title` and, where `fields` asks for them, `brand`, `description`.
+        pad_to_multiple_of: of tokens; few distinct shapes spare a training the preparation of kernels.
     """
     queries = _short_queries(tokenizer, (pair["query"] for pair in pairs), max_tokens // 2)
     limit = max_tokens * CHARACTERS_PER_TOKEN
@@ -39,6 +41,7 @@ def encode_pairs(
         truncation="only_second",
         max_length=max_tokens,
         padding=True,
+        pad_to_multiple_of=pad_to_multiple_of,
         return_tensors="pt",
     )
 

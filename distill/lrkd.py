@@ -21,6 +21,7 @@ from cluster.artifacts import StageFolder, read_manifest, versions
 from cluster.errors import UserError
 from cluster.models import check_model
 from cluster.storage import read_table, write_table
+from cluster.task import PAD_MULTIPLE
 from cluster.training import Row, TrainResult, TrainTask, read_history, run_training
 from distill.config import StudentConfig, StudentSettings, StudentStage
 from distill.inputs import encode_pairs, product_text
@@ -89,7 +90,7 @@ class LrkdTask(TrainTask):
         return student
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
-        tokens = encode_pairs(self._tokenizer(), rows, self.config.max_tokens, self.config.fields)
+        tokens = encode_pairs(self._tokenizer(), rows, self.config.max_tokens, self.config.fields, PAD_MULTIPLE)
         inputs: dict[str, Any] = {name: tokens[name] for name in INPUTS if name in tokens}
         return inputs | {
             "label": torch.tensor([row["label"] for row in rows]),

@@ -90,7 +90,7 @@ def engine_dtype(engine: VllmEngine, gpu: bool) -> str:
     """Return the number format: on a CPU, `auto` is bf16 only where the processor multiplies it."""
     if engine.dtype != "auto" or gpu:
         return engine.dtype
-    return {"fp32": "float32", "bf16": "bfloat16"}[resolve_precision("auto", gpu=False)]
+    return "float32" if resolve_precision("auto", gpu=False) == "fp32" else "bfloat16"
 
 
 def engine_environment(engine: VllmEngine, gpu: bool, cores: list[int], shared_node: bool) -> dict[str, str]:

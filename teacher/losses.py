@@ -15,12 +15,15 @@ from teacher.tokens import IGNORED, attention
 if TYPE_CHECKING:
     from torch import Tensor
 
+LOGITS_MULTIPLE = 64
+
 
 def answer_logprobs(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Return the log-probability of every answer token and the answer that it belongs to.
 
     The vocabulary's logits are computed for answer tokens only: prompts are most of a batch, and their
-    logits would be thrown away.
+    logits would be thrown away. Their number is rounded up: the kernels prepared for a number are kept, and a
+    number of its own for every batch made a training on a CPU grow by gigabytes.
 
     Args:
         model: a causal language model of transformers, or a DeepSpeed engine around one.
@@ -32,8 +35,13 @@ def answer_logprobs(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tenso
     # A token is predicted by the one before it; the first has none.
     learnt = batch["labels"][:, 1:] != IGNORED
     places = functional.pad(learnt, (0, 1))
+    count = int(places.sum())
     inner = getattr(model, "module", model)
-    hook = inner.get_output_embeddings().register_forward_pre_hook(lambda _, states: (states[0][places],))
+
+    def pick(_: Any, states: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (functional.pad(states[0][places], (0, 0, 0, -count % LOGITS_MULTIPLE)),)
+
+    hook = inner.get_output_embeddings().register_forward_pre_hook(pick)
     try:
         out = model(
             input_ids=batch["input_ids"],
@@ -44,7 +52,8 @@ def answer_logprobs(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tenso
     finally:
         hook.remove()
     chosen = batch["labels"][:, 1:][learnt]
-    return -functional.cross_entropy(out.logits.float(), chosen, reduction="none"), batch["owners"][:, 1:][learnt]
+    logits = out.logits[:count].float()
+    return -functional.cross_entropy(logits, chosen, reduction="none"), batch["owners"][:, 1:][learnt]
 
 
 def sequence_logprobs(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

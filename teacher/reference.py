@@ -159,7 +159,8 @@ class ReferenceScorer:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.device == "cpu":
             torch.set_num_threads(threads)
-        dtype = torch.bfloat16 if resolve_precision(precision, self.device == "cuda") == "bf16" else torch.float32
+        self.precision = resolve_precision(precision, self.device == "cuda")
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, trust_remote_code=False)
         self.model = loaded.to(self.device).eval()
         self.tokenizer = load_tokenizer(model)
@@ -173,7 +174,8 @@ class ReferenceScorer:
         names = [name for name in batch if name.endswith("_prompt") or name in SIDES]
         rows = [dict(zip(names, values, strict=True)) for values in zip(*(batch[n] for n in names), strict=True)]
         padded = collate_preferences(self.tokenizer, rows, self.max_tokens, self.share_prompts)
-        with torch.inference_mode():
+        mixed = torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16_mixed")
+        with torch.inference_mode(), mixed:
             sums, _ = sequence_logprobs(self.model, {k: v.to(self.device) for k, v in padded.items()})
         scores = sums.cpu().numpy().reshape(len(SIDES), len(rows))
         found = {f"{side}_logprob": scores[place] for place, side in enumerate(SIDES)}

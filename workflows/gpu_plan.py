@@ -199,8 +199,8 @@ def _training_plan(settings: TrainSettings, trained: int, work: Work) -> Trainin
 
 
 def _width(precision: str) -> int:
-    """Return the bytes of a number; `auto` is bf16 on a GPU."""
-    return 4 if precision == "fp32" else 2
+    """Return the bytes of a weight; `auto` is bf16 on a GPU."""
+    return 4 if precision in ("fp32", "bf16_mixed") else 2
 
 
 def _too_large(memory: Memory, room: float) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cluster.config import Offload, TrainSettings, Workers
-from cluster.deepspeed_config import accumulation_steps, deepspeed_config
+from cluster.deepspeed_config import accumulation_steps, clips_itself, deepspeed_config
 from cluster.errors import UserError
 from cluster.precision import cpu_multiplies_bf16, resolve_precision
 from cluster.task import epoch_batches
@@ -133,6 +133,14 @@ def test_precision_as_asked_and_bf16_on_gpus() -> None:
     assert resolve_precision("fp32", gpu=True) == "fp32"
     assert resolve_precision("bf16", gpu=False) == "bf16"
     assert resolve_precision("auto", gpu=True) == "bf16"
+    assert resolve_precision("auto", gpu=False) in ("fp32", "bf16_mixed")
+
+
+def test_mixed_precision_keeps_weights_in_fp32_and_multiplies_in_bf16() -> None:
+    plan = deepspeed_config(settings(), "bf16_mixed")
+    assert plan["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"} and not plan["bf16"]["enabled"]
+    assert not deepspeed_config(settings(), "bf16")["torch_autocast"]["enabled"]
+    assert [clips_itself(settings(), precision) for precision in ("fp32", "bf16_mixed", "bf16")] == [True, True, False]
 
 
 def test_a_checkpoint_of_another_number_of_workers_is_refused(tmp_path: Path) -> None:

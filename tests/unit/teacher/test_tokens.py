@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cluster.task import PAD_MULTIPLE
 from mpcot.prompts import answer
 from teacher.tokens import IGNORED, PADDING, SHARED, attention, encode, pad, share, verdict_tokens
 from tests.tiny_llama import tiny_llama_tokenizer
@@ -56,10 +57,12 @@ def test_the_verdicts_tokens_are_those_behind_its_mark() -> None:
 
 def test_padding_is_neither_read_nor_learnt() -> None:
     batch = pad([share([([5, 6, 7], [IGNORED, 6, 7])], [0]), share([([8], [8])], [1])], pad_id=0)
-    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
-    assert batch["labels"].tolist() == [[IGNORED, 6, 7], [8, IGNORED, IGNORED]]
-    assert batch["owners"].tolist() == [[0, 0, 0], [1, -1, -1]]
-    assert attention(batch["branches"], torch.float32)["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    room = PAD_MULTIPLE - 3
+    assert batch["input_ids"].tolist() == [[5, 6, 7, *[0] * room], [8, 0, 0, *[0] * room]]
+    assert batch["labels"].tolist() == [[IGNORED, 6, 7, *[IGNORED] * room], [8, *[IGNORED] * (2 + room)]]
+    assert batch["owners"].tolist() == [[0, 0, 0, *[-1] * room], [1, *[-1] * (2 + room)]]
+    seen = attention(batch["branches"], torch.float32)["attention_mask"]
+    assert seen.tolist() == [[1, 1, 1, *[0] * room], [1, *[0] * (2 + room)]]
 
 
 def test_a_common_beginning_is_there_once_and_positions_go_on_behind_it() -> None:
@@ -70,7 +73,7 @@ def test_a_common_beginning_is_there_once_and_positions_go_on_behind_it() -> Non
     assert joined.branches == [SHARED, SHARED, 1, 1, 1, 2, 2, 2]
     assert joined.owners == [-1, -1, 4, 4, 4, 6, 6, 6]
     assert joined.labels == [IGNORED, IGNORED, IGNORED, IGNORED, 9, IGNORED, 8, 7]
-    seen = attention(pad([joined], 0)["branches"], torch.float32)["attention_mask"][0, 0] == 0
+    seen = attention(pad([joined], 0)["branches"], torch.float32)["attention_mask"][0, 0, :8, :8] == 0
     assert seen[5].tolist() == [True, True, False, False, False, True, False, False]
     assert seen[4].tolist() == [True] * 5 + [False] * 3
 

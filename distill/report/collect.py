@@ -13,6 +13,7 @@ from cluster.storage import rows_of
 from cluster.training import read_history
 from distill.report.config import ReportStage
 from distill.report.quality import agreement, headline, stages_of_teacher, teacher
+from distill.report.segments import segments
 from mpcot.labels import Scheme, load_scheme
 from mpcot.records import SPLITS
 
@@ -47,13 +48,15 @@ def collect(config: ReportStage, folder: StageFolder) -> dict[str, Any]:
     judged = {row["pair_id"]: row for row in rows_of(at["7-judgements"] / "judgements.parquet")}
     students = predictions(at["9-student"])
     answers = {stage: answers_of(at[stage]) for stage in ("2-rationales", "4-samples")}
-    quality = headline(pairs, judged, students, scheme, resamples=config.report.bootstrap_resamples, seed=config.seed)
+    draws = {"resamples": config.report.bootstrap_resamples, "seed": config.seed}
+    quality = headline(pairs, judged, students, scheme, **draws)
     return {
         "name": config.name,
         "scheme": scheme.model_dump(mode="json"),
         "perspectives": names,
         "data": data(pairs, at["1-pairs"], scheme),
         "headline": quality,
+        "segments": segments(pairs, judged, students, scheme, **draws),
         "teacher": teacher(pairs, judged, names, scheme),
         "teacher_by_stage": stages_of_teacher(pairs, judged, answers, names),
         "agreement": agreement(pairs, judged, names),

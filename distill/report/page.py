@@ -21,7 +21,8 @@ def render(report: Mapping[str, Any]) -> str:
     """Return the page. Texts of the data are escaped; only our own SVG is trusted."""
     template = page_environment(Path(__file__).parent).get_template("report.html.j2")
     drawn = {name: Markup(text) for name, text in draw(report).items()}
-    return template.render(r=report, plots=drawn, titles=TITLES, metrics=METRICS, kinds=KINDS)
+    judges = [name for name in TITLES if name in report["segments"][0]["judges"]] if report["segments"] else []
+    return template.render(r=report, plots=drawn, titles=TITLES, metrics=METRICS, kinds=KINDS, judges=judges)
 
 
 def draw(report: Mapping[str, Any]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from distill.calibration import calibrated
 from distill.evaluate import Metric, evaluate, label_metrics, majority_baseline, paired_bootstrap
 from mpcot.labels import Scheme
 
@@ -34,10 +35,12 @@ def headline(
     ids = [i for i in test if i in judged and all(i in rows for rows in students.values())]
     gold, queries = [pairs[i]["label"] for i in ids], [pairs[i]["query_id"] for i in ids]
     judges = {"teacher": _teacher_row(ids, gold, queries, judged, scheme)}
+    judges["teacher"] |= _calibrated(pairs, ids, judged, "vote", "soft", scheme)
     answers = {name: [rows[i]["label"] for i in ids] for name, rows in students.items()}
     for name, rows in students.items():
         probabilities = np.array([rows[i]["probabilities"] for i in ids])
         judges[name] = evaluate(gold, probabilities, queries, scheme, answers[name])
+        judges[name] |= _calibrated(pairs, ids, rows, "label", "probabilities", scheme)
     train = [row["label"] for row in pairs.values() if row["split"] == "train" and row["label"] is not None]
     majority = majority_baseline(train, gold)
     judges["majority"] = {"pairs": len(ids), **majority}
@@ -59,6 +62,19 @@ def _teacher_row(
 ) -> dict[str, Any]:
     soft = np.array([judged[i]["soft"] for i in ids])
     return evaluate(gold, soft, queries, scheme, [judged[i]["vote"] for i in ids])
+
+
+def _calibrated(
+    pairs: Pairs, ids: Sequence[str], judge: Pairs, label: str, probabilities: str, scheme: Scheme
+) -> dict[str, Any]:
+    """The judge's temperature, fitted on its dev pairs, and its calibration error on the test pairs `ids` with it."""
+    dev = [i for i in judge if pairs[i]["split"] == "dev"]
+    gold = [[pairs[i]["label"] for i in chosen] for chosen in (dev, ids)]
+    soft = [
+        np.array([judge[i][probabilities] for i in chosen], dtype=float).reshape(-1, len(scheme.codes))
+        for chosen in (dev, ids)
+    ]
+    return calibrated((gold[0], soft[0]), gold[1], [judge[i][label] for i in ids], soft[1], scheme)
 
 
 def conclusions(found: Mapping[str, Any]) -> list[str]:

@@ -31,7 +31,7 @@ def test_no_sideways_scrolling_and_every_section_is_there(chromium, page, tmp_pa
     seen = look(chromium, page, tmp_path, width)
     assert seen["scroll"] == seen["client"] <= width
     assert seen["sections"] == [
-        "result", "teacher", "confusion", "learning", "rationales", "latency", "samples", "data", "stages",
+        "result", "teacher", "segments", "confusion", "learning", "rationales", "latency", "samples", "data", "stages",
     ]  # fmt: skip
     assert seen["dead"] == 0 and seen["focusable"]
     assert seen["plots"] == 8 and seen["unnamed"] == 0

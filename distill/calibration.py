@@ -17,7 +17,7 @@ from scipy.optimize import minimize_scalar
 from distill.evaluate import calibration_error
 from mpcot.labels import Scheme
 
-LEAST, MOST = 0.05, 20.0
+LEAST, MOST = 0.2, 20.0
 TINY = 1e-12
 
 
@@ -29,7 +29,7 @@ def scaled(probabilities: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def fit_temperature(gold: Sequence[int], probabilities: np.ndarray) -> float | None:
-    """Return the temperature of the least mean negative log-likelihood, within 0.05 and 20; None without pairs.
+    """Return the temperature of the least mean negative log-likelihood, within 0.2 and 20; None without pairs.
 
     Args:
         gold: N label numbers.

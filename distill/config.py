@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from cluster.config import Resources, Settings, TrainSettings, check_best_by
 from mpcot.config import PerspectiveSettings
@@ -136,6 +136,9 @@ class ExportSettings(Settings):
     index_pairs: NonNegativeInt = Field(
         20000, description="training pairs whose rationales `explain` can return; 0 writes no index"
     )
+    calibrate: bool = Field(
+        True, description="serve probabilities at the temperature that fits dev best: as sure as they are right"
+    )
 
 
 class TargetsStage(Settings):
@@ -175,6 +178,7 @@ class StudentConfig(Settings):
     max_tokens: PositiveInt
     fields: ProductFields
     dropout: float = 0.0
+    temperature: PositiveFloat = Field(1.0, description="of the served probabilities; logits are divided by it")
     versions: dict[str, str] = Field(default_factory=dict)
     fingerprint: str = Field("", description="of the stage that trained it")
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from cluster.artifacts import StageFolder
+from cluster.artifacts import StageFolder, write_json
 from cluster.errors import UserError
 from cluster.files import disk_error
 from cluster.storage import read_table
+from distill.calibration import fit_temperature
 from distill.config import ExportStage, StudentConfig
 from distill.evaluate import evaluate, majority_baseline
 from distill.index import ROWS, VECTORS, write_index
@@ -46,12 +47,17 @@ def run(config: ExportStage, folder: StageFolder) -> None:
             f"the exported student's logits differ from the trained one's by {difference:.2e}, "
             f"more than {TOLERANCE}. Delete {trained} and run `student` again."
         )
+    temperature = None
+    if config.export.calibrate:
+        temperature = calibrate(folder.path, pairs, trained / "predictions.parquet")
     judgements = folder.input("7-judgements") / "judgements.parquet"
     indexed = write_index(folder.path, pairs, judgements, config.export.index_pairs)
     figures = held_out_figures(pairs, trained / "predictions.parquet", read_student_config(folder.path))
     card = model_card(config.name, config.export.student, read_student_config(folder.path), figures)
     (folder.path / "README.md").write_text(card, encoding="utf-8")
-    folder.finish({"indexed": indexed}, {"largest_logit_difference": difference, "test": figures})
+    folder.finish(
+        {"indexed": indexed}, {"largest_logit_difference": difference, "temperature": temperature, "test": figures}
+    )
 
 
 def copy_student(source: Path, target: Path) -> None:
@@ -77,6 +83,18 @@ def largest_logit_difference(first: Path, second: Path, pairs: Path, count: int)
     judged = (predict(Student.load(folder), load_tokenizer(folder), table) for folder in (first, second))
     logits = [found.logits for found in judged]
     return float(np.abs(logits[0] - logits[1]).max())
+
+
+def calibrate(folder: Path, pairs: Path, predictions: Path) -> float | None:
+    """Write the temperature that fits dev best into the exported `student.json`; return it, None without dev pairs."""
+    config = read_student_config(folder)
+    gold = {row["pair_id"]: row["label"] for row in read_table(pairs, ["pair_id", "label"]).to_pylist()}
+    judged = [row for row in read_table(predictions).to_pylist() if row["split"] == "dev"]
+    numbers = [config.scheme.index(gold[row["pair_id"]]) for row in judged]
+    temperature = fit_temperature(numbers, np.array([row["probabilities"] for row in judged]))
+    if temperature is not None:
+        write_json(folder / CONFIG, config.model_copy(update={"temperature": temperature}).model_dump(mode="json"))
+    return temperature
 
 
 def held_out_figures(pairs: Path, predictions: Path, config: StudentConfig) -> dict[str, Any]:
@@ -116,6 +134,8 @@ Labels:
 {labels}
 
 Test split, {figures["pairs"]} pairs; NDCG over {figures["ndcg_queries"]} queries.
+
+Served probabilities are at temperature {config.temperature:.2f}, fitted on the dev split; the labels are the same.
 
 | metric | this student | always `{majority["label"]}` |
 | --- | --- | --- |

@@ -104,7 +104,7 @@ class Scorer:
         logits, latents, verdicts = rows
         assert logits is not None, "a student always answers"
         return Scores(
-            logits.softmax(-1).numpy(),
+            (logits / self.config.temperature).softmax(-1).numpy(),
             None if verdicts is None else verdicts.softmax(-1).numpy(),
             None if latents is None else latents.numpy(),
         )

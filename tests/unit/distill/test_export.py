@@ -12,12 +12,15 @@ from cluster.config import TrainSettings
 from cluster.errors import UserError
 from cluster.storage import read_table
 from distill import export, lrkd
+from distill.calibration import scaled
 from distill.config import ExportSettings, ExportStage, MlpExtractor, StudentSettings, StudentStage
 from distill.index import RationaleIndex
 from distill.predict import predict
-from distill.student import Student, load_tokenizer
+from distill.student import Student, load_tokenizer, read_student_config
 from mpcot.config import PerspectiveSettings
 from mpcot.sources.config import LabelSettings
+from serve.config import ServeSettings
+from serve.scorer import Scorer
 
 NAMES = ("intent", "rules")
 LABELS = LabelSettings(scheme="binary")
@@ -63,6 +66,35 @@ def test_the_card_holds_the_figures(exported: Export) -> None:
     figures, card = manifest["figures"]["test"], (folder.path / "README.md").read_text()
     assert figures["pairs"] == 16 and figures["majority"]["accuracy"] == 0.75
     assert f"| accuracy | {figures['accuracy']:.3f} | 0.750 |" in card and "one per perspective" in card
+
+
+def test_probabilities_are_served_at_the_temperature_that_fits_dev(exported: Export) -> None:
+    folder = exported()
+    pairs = {row["pair_id"]: row for row in read_table(folder.run_dir / "1-pairs/pairs.parquet").to_pylist()}
+    rows = read_table(folder.run_dir / "9-student/lrkd/predictions.parquet").to_pylist()
+    dev = [row for row in rows if row["split"] == "dev"]
+    scheme = read_student_config(folder.path).scheme
+    gold = [scheme.index(pairs[row["pair_id"]]["label"]) for row in dev]
+    found = Scorer.load(folder.path, ServeSettings()).score([pairs[row["pair_id"]] for row in dev]).probabilities
+    trained = np.array([row["probabilities"] for row in dev])
+    temperature = read_student_config(folder.path).temperature
+    manifest = read_manifest(folder.path)
+    assert manifest is not None and manifest["figures"]["temperature"] == temperature != 1.0
+
+    def nll(probabilities: np.ndarray) -> float:
+        return float(-np.log(probabilities[np.arange(len(gold)), gold]).mean())
+
+    assert nll(found) < nll(trained)
+    assert nll(found) <= min(nll(scaled(trained, temperature * factor)) for factor in (0.9, 1.1)) + 1e-6
+    assert (found.argmax(1) == trained.argmax(1)).all()
+    assert f"temperature {temperature:.2f}" in (folder.path / "README.md").read_text()
+
+
+def test_calibration_can_be_left_out(exported: Export) -> None:
+    folder = exported(calibrate=False)
+    manifest = read_manifest(folder.path)
+    assert manifest is not None and manifest["figures"]["temperature"] is None
+    assert read_student_config(folder.path).temperature == 1.0
 
 
 def test_a_damaged_copy_is_refused(exported: Export, monkeypatch: pytest.MonkeyPatch) -> None:

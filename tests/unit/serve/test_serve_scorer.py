@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cluster.errors import UserError
+from distill.calibration import scaled
 from distill.predict import predict
 from distill.student import Student, load_tokenizer
 from serve.api import ProductInput, ScoreInput
@@ -35,6 +36,13 @@ def test_scores_are_those_of_the_student(export, scorer):
     np.testing.assert_allclose(found.latents, expected.latents, atol=1e-5)
     assert found.verdicts is not None and found.verdicts.shape == (21, 3, 4)
     assert len({row.tobytes() for row in found.probabilities.round(6)}) > 10, "the pairs do differ"
+
+
+def test_probabilities_are_at_the_exports_temperature(export, scorer):
+    student = Student.load(export)
+    student.config = student.config.model_copy(update={"temperature": 2.5})
+    warm = Scorer(student, load_tokenizer(export), "x").score(PAIRS)
+    np.testing.assert_allclose(warm.probabilities, scaled(scorer.score(PAIRS).probabilities, 2.5), atol=1e-5)
 
 
 @pytest.mark.parametrize("budget", [1, 40, 10_000])

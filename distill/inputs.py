@@ -33,7 +33,7 @@ def encode_pairs(
         pairs: mappings with `query`, `title` and, where `fields` asks for them, `brand`, `description`.
         pad_to_multiple_of: of tokens; few distinct shapes spare a training the preparation of kernels.
     """
-    queries = _short_queries(tokenizer, (pair["query"] for pair in pairs), max_tokens // 2)
+    queries = short_queries(tokenizer, (pair["query"] for pair in pairs), max_tokens // 2)
     limit = max_tokens * CHARACTERS_PER_TOKEN
     return tokenizer(
         [queries[pair["query"]] for pair in pairs],
@@ -46,8 +46,8 @@ def encode_pairs(
     )
 
 
-def _short_queries(tokenizer: PreTrainedTokenizerBase, queries: Iterable[str], tokens: int) -> dict[str, str]:
-    """Map each distinct query to itself or, where it is too long, to its first `tokens` tokens."""
+def short_queries(tokenizer: PreTrainedTokenizerBase, queries: Iterable[str], tokens: int) -> dict[str, str]:
+    """Map each distinct query to itself or, where it is too long, to the text of its first `tokens` tokens."""
     distinct = list(dict.fromkeys(queries))
     if not distinct:
         return {}

@@ -15,7 +15,11 @@ class BatchSettings(Resources):
 
     max_batch_pairs: PositiveInt = Field(256, description="pairs scored in one call, from any number of requests")
     batch_wait_ms: NonNegativeFloat = Field(2.0, description="how long a batch waits for company")
-    max_batch_tokens: PositiveInt = Field(4096, description="padded tokens of one forward pass")
+    max_batch_tokens: PositiveInt | None = Field(
+        None,
+        description="padded tokens of one forward pass; empty takes 1024 on a processor, whose caches hold those, and"
+        " 16384 on a GPU",
+    )
 
 
 class ReplicaSettings(Resources):
@@ -69,7 +73,12 @@ class ServeSettings(Resources):
     max_ongoing_requests: PositiveInt = Field(512, description="requests Ray Serve hands a replica at once")
     replicas: ReplicaSettings = ReplicaSettings()
     limits: LimitSettings = LimitSettings()
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of the encoder; auto is bf16 where the hardware multiplies it"
+    )
+    kept_products: NonNegativeInt = Field(
+        50_000, description="product texts whose tokens are kept in a replica; 0 keeps none"
+    )
     threads: PositiveInt | None = Field(None, description="CPU threads of the model; empty takes cpus_per_replica")
     cpus_per_replica: NonNegativeFloat = 1.0
     gpus_per_replica: NonNegativeFloat = 0.0

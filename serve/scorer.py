@@ -6,23 +6,26 @@ Shapes: N pairs, T tokens, P perspectives, D width of a latent vector, C labels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from cluster.artifacts import read_manifest
 from cluster.errors import UserError
-from distill.inputs import encode_pairs
+from cluster.precision import Precision, resolve_precision
 from distill.student import Student, StudentOutput, load_tokenizer, read_student_config
 from serve.api import Explanation, LabelInfo, ModelInfo, Result, ScoreInput, Verdict
 from serve.config import ServeSettings
 from serve.explain import Explainer, load_explainer
+from serve.fast import FastStudent
+from serve.tokens import Pair, PairTokens
+
+BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,18 @@ class Scores:
     latents: np.ndarray | None
 
 
+class OnGpu(nn.Module):
+    """A student on a GPU, which casts as it goes."""
+
+    def __init__(self, student: Student, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.student, self.dtype = student.eval(), dtype
+
+    def forward(self, **inputs: Tensor) -> StudentOutput:
+        with torch.autocast("cuda", dtype=self.dtype, enabled=self.dtype != torch.float32):
+            return self.student(**inputs)
+
+
 class Scorer:
     """One loaded student. Not safe for use from several threads at once."""
 
@@ -43,16 +58,18 @@ class Scorer:
         tokenizer: PreTrainedTokenizerBase,
         name: str,
         *,
-        precision: Literal["fp32", "bf16"] = "fp32",
-        max_batch_tokens: int = 4096,
+        precision: Precision = "fp32",
+        max_batch_tokens: int | None = None,
         device: str = "cpu",
+        kept_products: int = 0,
         explainer: Explainer | None = None,
     ) -> None:
-        assert tokenizer.padding_side == "right", "batches are cut from the right"
-        self.student = student.to(device).eval()
-        self.tokenizer, self.name, self.explainer = tokenizer, name, explainer
-        self.precision, self.max_batch_tokens, self.device = precision, max_batch_tokens, torch.device(device)
-        self.config = student.config
+        self.name, self.explainer, self.config = name, explainer, student.config
+        self.max_batch_tokens, self.device = max_batch_tokens or BATCH_TOKENS[device], torch.device(device)
+        self.tokens = PairTokens(tokenizer, self.config.max_tokens, self.config.fields, kept_products)
+        self.has_verdicts = student.verdicts is not None
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.model = FastStudent(student, dtype) if device == "cpu" else OnGpu(student.to(device), dtype)
         gains = np.array(self.config.scheme.gains)
         # Shifted and scaled so that the score is 0 to 1 whatever gains a scheme gives.
         self.gains = (gains - gains.min()) / (gains.max() - gains.min() or 1.0)
@@ -73,9 +90,10 @@ class Scorer:
             Student.load(export_dir),
             load_tokenizer(export_dir),
             export_name(export_dir),
-            precision=settings.precision,
+            precision=resolve_precision(settings.precision, gpu=settings.gpus_per_replica > 0),
             max_batch_tokens=settings.batch.max_batch_tokens,
             device="cuda" if settings.gpus_per_replica else "cpu",
+            kept_products=settings.kept_products,
             explainer=load_explainer(export_dir, read_student_config(export_dir).perspectives),
         )
 
@@ -86,7 +104,7 @@ class Scorer:
             id=self.name,
             labels=[LabelInfo(**label.model_dump()) for label in self.config.scheme.labels],
             perspectives=list(self.config.perspectives),
-            verdicts=self.student.verdicts is not None,
+            verdicts=self.has_verdicts,
             explanations=self.explainer is not None,
             fields=self.config.fields,
             max_tokens=self.config.max_tokens,
@@ -95,13 +113,14 @@ class Scorer:
     def score(self, pairs: Sequence[Mapping[str, Any]]) -> Scores:
         """Score pairs (`query`, `title`, and what the student reads besides), in the order given."""
         assert pairs, "score needs at least one pair"
-        batch = encode_pairs(self.tokenizer, pairs, self.config.max_tokens, self.config.fields)
-        lengths = batch["attention_mask"].sum(1)
-        order = torch.argsort(lengths, descending=True, stable=True)
-        parts = [self._forward(batch, chosen, int(lengths[chosen[0]])) for chosen in self._batches(order, lengths)]
-        back = torch.argsort(order)
-        rows = [None if column[0] is None else torch.cat(column)[back] for column in zip(*parts, strict=True)]
-        logits, latents, verdicts = rows
+        ids = self.tokens(pairs)
+        lengths = np.array([self.tokens.length(pair) for pair in ids])
+        order = np.argsort(-lengths, kind="stable")
+        parts = [self._forward([ids[i] for i in chosen]) for chosen in self._batches(order, lengths)]
+        back = torch.from_numpy(np.argsort(order))
+        logits, latents, verdicts = (
+            None if column[0] is None else torch.cat(column)[back] for column in zip(*parts, strict=True)
+        )
         assert logits is not None, "a student always answers"
         return Scores(
             (logits / self.config.temperature).softmax(-1).numpy(),
@@ -109,7 +128,7 @@ class Scorer:
             None if latents is None else latents.numpy(),
         )
 
-    def _batches(self, order: Tensor, lengths: Tensor) -> Iterator[Tensor]:
+    def _batches(self, order: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
         """Cut pairs, longest first, so that a batch padded to its first pair stays within the token budget."""
         start = 0
         while start < len(order):
@@ -117,16 +136,13 @@ class Scorer:
             yield order[start : start + count]
             start += count
 
-    def _forward(self, batch: Mapping[str, Tensor], chosen: Tensor, length: int) -> list[Tensor | None]:
-        inputs = {name: values[chosen, :length].to(self.device) for name, values in batch.items()}
-        with torch.inference_mode(), self._autocast():
-            output: StudentOutput = self.student(**inputs)
+    def _forward(self, pairs: Sequence[Pair]) -> list[Tensor | None]:
+        """Judge one batch, the longest pair first."""
+        batch = self.tokens.batch(pairs, self.tokens.length(pairs[0]))
+        inputs = {name: values.to(self.device) for name, values in batch.items()}
+        with torch.inference_mode():
+            output: StudentOutput = self.model(**inputs)
         return [None if part is None else part.float().cpu() for part in output]
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def answer(self, requests: Sequence[ScoreInput]) -> list[list[Result]]:
         """Score the products of several requests at once; one list of results per request."""

@@ -51,6 +51,7 @@ check: tools ## formatter, linter, type checker
 	@$(BIN)/mypy
 
 bench: tools ## run every benchmark
+	@$(PIP) $(PIP_FLAGS) -e '.[bench]' >> $(VENV)/install.log 2>&1 || (tail -20 $(VENV)/install.log; exit 1)
 	@for file in $(filter-out benchmarks/results.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$file || exit 1; done
 
 clean: ## remove runs and caches; keeps .venv and models

@@ -1,0 +1,112 @@
+"""One contestant in a process of its own: loads once, then scores what it is told to and says how long that took.
+
+Called as `contestant.py KIND FOLDER`. Commands and answers are JSON lines. A peer needs sentence-transformers alone, so
+that it may run in another environment; of this repository only `scorer` and `matrix` import something.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+Answer = Callable[[Sequence[dict[str, Any]]], Any]
+THREADS = 2
+
+
+def scorer(folder: Path, **settings: Any) -> Answer:
+    """Our scorer in process; `answer` builds everything that the service returns."""
+    from serve.api import ProductInput, ScoreInput
+    from serve.config import ServeSettings
+    from serve.scorer import Scorer
+
+    ours = Scorer.load(folder / "export", ServeSettings(cpus_per_replica=THREADS, **settings))
+
+    def answer(pairs: Sequence[dict[str, Any]]) -> Any:
+        products = [ProductInput(id=p["id"], title=p["title"], description=p["description"]) for p in pairs]
+        return ours.answer([ScoreInput(query=pairs[0]["query"], products=products)])
+
+    return answer
+
+
+def cross_encoder(folder: Path, backend: str = "torch", **model: Any) -> Answer:
+    """sentence-transformers' CrossEncoder as its documentation calls it, batches of 32 sorted by length."""
+    from sentence_transformers import CrossEncoder
+
+    peer = CrossEncoder(str(folder / "peer"), backend=backend, max_length=128, device="cpu", model_kwargs=model)
+
+    def answer(pairs: Sequence[dict[str, Any]]) -> Any:
+        texts = [(pairs[0]["query"], f"{p['title']} {p['description']}") for p in pairs]
+        return peer.predict(texts, apply_softmax=True, show_progress_bar=False)
+
+    return answer
+
+
+def quantised(folder: Path) -> Answer:
+    """Its ONNX backend with weights in int8, quantised by its own helper."""
+    from sentence_transformers import CrossEncoder, export_dynamic_quantized_onnx_model
+
+    plain = CrossEncoder(str(folder / "peer"), backend="onnx", device="cpu", model_kwargs={"export": True})
+    export_dynamic_quantized_onnx_model(plain, "avx512_vnni", str(folder / "peer"))
+    return cross_encoder(folder, "onnx", file_name="onnx/model_qint8_avx512_vnni.onnx")
+
+
+KINDS: dict[str, Callable[[Path], Answer]] = {
+    "scorer": lambda folder: scorer(folder, kept_products=0),
+    "scorer, products kept": scorer,
+    "scorer, fp32": lambda folder: scorer(folder, kept_products=0, precision="fp32"),
+    "sentence-transformers fp32": cross_encoder,
+    "sentence-transformers bf16": lambda folder: cross_encoder(folder, torch_dtype="bfloat16"),
+    "sentence-transformers ONNX": lambda folder: cross_encoder(folder, "onnx", export=True),
+    "sentence-transformers ONNX int8": quantised,
+    "sentence-transformers OpenVINO": lambda folder: cross_encoder(folder, "openvino", export=True),
+}
+
+
+def matrix_gflops(precision: str, size: int = 2048, rounds: int = 4) -> float:
+    """Best rate of a square matrix product in `precision`, as `matmul` multiplies it."""
+    import torch
+
+    torch.set_num_threads(THREADS)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
+    taken = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        left @ right
+        taken.append(time.perf_counter() - started)
+    return 2 * size**3 / min(taken) / 1e9
+
+
+def obey(command: dict[str, Any], answer: Answer, pairs: list[dict[str, Any]]) -> Any:
+    """Time requests, each a slice of the pairs, or multiply matrices."""
+    if "matrix" in command:
+        return matrix_gflops(command["matrix"])
+    taken = []
+    for start in command["time"]:
+        asked = pairs[start : start + command["size"]]
+        started = time.perf_counter()
+        answer(asked)
+        taken.append(time.perf_counter() - started)
+    return taken
+
+
+def main() -> None:
+    kind, folder = sys.argv[1], Path(sys.argv[2])
+    say, sys.stdout = sys.stdout, sys.stderr  # libraries print, too
+    pairs = json.loads((folder / "pairs.json").read_text(encoding="utf-8"))
+    try:
+        answer = KINDS[kind](folder)
+    except Exception as error:
+        print(json.dumps({"missing": f"{type(error).__name__}: {error}"[:300]}), file=say, flush=True)
+        return
+    print(json.dumps({"ready": kind}), file=say, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(obey(json.loads(line), answer, pairs)), file=say, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""A contestant or load generator as its owner sees it: a process that obeys JSON lines."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Contestant:
+    """A running process and, of a contestant, what it took: seconds per request, by size and round."""
+
+    kind: str
+    process: subprocess.Popen[str]
+    taken: dict[int, list[list[float]]] = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, kind: str, script: str, *arguments: str, python: str = sys.executable) -> Contestant:
+        """Start a script of this folder. Its first answer is whether it is ready."""
+        command = [python, str(Path(__file__).parent / script), *arguments]
+        pipe, silent = subprocess.PIPE, subprocess.DEVNULL
+        return cls(kind, subprocess.Popen(command, text=True, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=silent))
+
+    def hear(self) -> Any:
+        """Read one answer."""
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        assert line, f"{self.kind} ended without an answer"
+        return json.loads(line)
+
+    def ask(self, **command: Any) -> Any:
+        """Give one command and wait for the answer."""
+        assert self.process.stdin
+        print(json.dumps(command), file=self.process.stdin, flush=True)
+        return self.hear()
+
+    def stop(self) -> None:
+        """End the process."""
+        self.process.terminate()
+        self.process.wait()
+
+    def rates(self, size: int) -> list[float]:
+        """Pairs per second of each round."""
+        return [size * len(seconds) / sum(seconds) for seconds in self.taken[size]]
+
+    def rate(self, size: int) -> float:
+        """Median of the rounds' pairs per second."""
+        return statistics.median(self.rates(size))

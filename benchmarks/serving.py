@@ -1,0 +1,155 @@
+"""The scorer beside sentence-transformers' CrossEncoder: same weights, pairs and cores, in one run.
+
+Each contestant is a process of its own; they take turns, so that a machine whose speed drifts slows all of them alike,
+and figures are medians over rounds. A pair's text goes in and its probabilities come out: tokenising is part of it.
+`--peer-python` names an interpreter whose environment has sentence-transformers with its ONNX and OpenVINO backends,
+which ask for another transformers than this project; without it those two are left out, and the table says so.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from contest.contestant import KINDS, THREADS
+from contest.running import Contestant
+from contest.weights import HELD_OUT, ROOT, Pairs, make_pairs_of_real_length, prepare
+from results import Figure, write_results
+from sklearn.metrics import f1_score
+
+from cluster.precision import resolve_precision
+from distill.predict import predict
+from distill.student import Student, load_tokenizer
+from serve.config import ServeSettings
+from serve.scorer import Scorer
+
+REQUESTS = {1: 24, 10: 8, 50: 2, 200: 1}  # products of a request, requests of a round
+IN_THEIR_ENVIRONMENT = (
+    "sentence-transformers ONNX",
+    "sentence-transformers ONNX int8",
+    "sentence-transformers OpenVINO",
+)
+OURS, THEIRS = "scorer", "sentence-transformers fp32"
+BULK = 200
+
+
+def start_all(folder: Path, peer_python: str | None) -> list[Contestant]:
+    """Start whoever can be; say who cannot, and why."""
+    running = []
+    for kind in KINDS:
+        if kind in IN_THEIR_ENVIRONMENT and peer_python is None:
+            print(f"left out: {kind}: no --peer-python")
+            continue
+        python = peer_python if kind in IN_THEIR_ENVIRONMENT and peer_python else sys.executable
+        contestant = Contestant.start(kind, "contestant.py", kind, str(folder), python=python)
+        if "ready" in (said := contestant.hear()):
+            running.append(contestant)
+        else:
+            print(f"left out: {kind}: {said['missing']}")
+    return running
+
+
+def race(contestants: Sequence[Contestant], pairs: Pairs) -> None:
+    """One round: all take turns over the same requests, which are those of every round."""
+    for size, count in REQUESTS.items():
+        asked = [len(pairs) - HELD_OUT + i * size for i in range(count)]
+        for contestant in contestants:
+            contestant.taken.setdefault(size, []).append(contestant.ask(time=asked, size=size))
+
+
+def useful_flops(student: Student, pairs: Pairs) -> float:
+    """Floating-point operations of the encoder's products per pair, real tokens only.
+
+    Per layer and token 2(4H^2 + 2HI) for the projections and 4TH for attention, a multiply-add being two.
+    """
+    config = student.encoder.config
+    width, inner = config.hidden_size, config.intermediate_size
+    tokenizer = load_tokenizer(ROOT / "models" / "all-minilm-l6-v2")
+    texts = [f"{pair['title']} {pair['description']}" for pair in pairs]
+    lengths = np.array([len(ids) for ids in tokenizer([pair["query"] for pair in pairs], texts)["input_ids"]])
+    per_pair = 2 * (4 * width**2 + 2 * width * inner) * lengths + 4 * lengths**2 * width
+    return float(config.num_hidden_layers * per_pair.mean())
+
+
+def macro_f1_loss(folder: Path, pairs: Pairs) -> float:
+    """Points of macro-F1 on the catalogue's own labels that the served precision loses against the float32 student."""
+    student, gold = Student.load(folder / "export"), [pair["label"] for pair in pairs]
+    codes = student.config.scheme.codes
+    plain = predict(student, load_tokenizer(folder / "export"), pairs).probabilities
+    served = Scorer.load(folder / "export", ServeSettings(cpus_per_replica=THREADS)).score(pairs).probabilities
+    scores = [f1_score(gold, [codes[i] for i in found.argmax(1)], average="macro") for found in (plain, served)]
+    print(f"macro-F1 of the float32 student {scores[0]:.4f}, as served {scores[1]:.4f}")
+    return 100 * float(scores[0] - scores[1])
+
+
+def rows_of(contestants: Sequence[Contestant]) -> list[dict[str, Any]]:
+    """One row per contestant and size."""
+    rows = []
+    for contestant in contestants:
+        for size, rounds in contestant.taken.items():
+            ms = 1000 * np.array([second for seconds in rounds for second in seconds])
+            p50, p99 = np.percentile(ms, (50, 99))
+            row = {"contestant": contestant.kind, "products": size, "requests": len(ms)}
+            rows.append(row | {"pairs_per_s": contestant.rate(size), "p50_ms": p50, "p99_ms": p99})
+    return rows
+
+
+def figures_of(found: dict[str, Contestant], shares: Sequence[float], loss: float) -> list[Figure]:
+    """The ratios that have goals at 200 products a request, and those of smaller requests."""
+    ours = found[OURS]
+
+    def over(other: Contestant, size: int) -> float:
+        return statistics.median(a / b for a, b in zip(ours.rates(size), other.rates(size), strict=True))
+
+    peers = [c for kind, c in found.items() if kind.startswith("sentence")]
+    best = max(peers, key=lambda c: c.rate(BULK))
+    ratio, share = over(found[THEIRS], BULK), statistics.median(shares)
+    unit = "times the pairs/s"
+    figures = [
+        Figure("scorer_over_sentence_transformers", ratio, f"{unit} of fp32, 200 products", "at least 3", ratio >= 3),
+        Figure("scorer_over_best_peer", over(best, BULK), f"{unit} of {best.kind}, 200 products", "", None),
+        Figure("share_of_matrix_limit", share, "of a 2048 product's rate, real tokens", "at least 0.6", share >= 0.6),
+        Figure("macro_f1_loss_points", loss, "points against float32", "at most 0.3", loss <= 0.3),
+    ]
+    for size in (1, 10, 50):
+        near = max(peers, key=lambda c: c.rate(size))
+        figures.append(Figure(f"over_sentence_transformers_at_{size}", over(found[THEIRS], size), unit, "", None))
+        figures.append(Figure(f"over_best_peer_at_{size}", over(near, size), f"{unit} of {near.kind}", "", None))
+    return figures
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--peer-python", help="interpreter of an environment with the peer's ONNX and OpenVINO backends"
+    )
+    parser.add_argument("--rounds", type=int, default=12)
+    options = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    pairs = make_pairs_of_real_length()
+    folder, held_out = prepare(pairs), pairs[-HELD_OUT:]
+    loss = macro_f1_loss(folder, held_out)
+    flops = useful_flops(Student.load(folder / "export"), held_out)
+    contestants = start_all(folder, options.peer_python)
+    found = {contestant.kind: contestant for contestant in contestants}
+    limits = []
+    race(contestants, pairs)
+    for contestant in contestants:
+        contestant.taken.clear()  # the first round warms up
+    for _ in range(options.rounds):
+        race(contestants, pairs)
+        limits.append(1e9 * found[OURS].ask(matrix=resolve_precision("auto", gpu=False)))
+    shares = [rate * flops / limit for rate, limit in zip(found[OURS].rates(BULK), limits, strict=True)]
+    write_results("serving", figures_of(found, shares, loss), rows_of(contestants))
+    for contestant in contestants:
+        contestant.stop()
+
+
+if __name__ == "__main__":
+    main()

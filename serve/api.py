@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
@@ -148,6 +150,14 @@ class ScoreInput(QueryInput):
     """What `/v1/score` takes."""
 
     explain: bool = Field(False, description="add the nearest training rationale per perspective")
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Who asks: the request's id, and its headers, whose names are read in any case."""
+
+    request_id: str
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def explained(response: ScoreResponse) -> ExplainResponse:

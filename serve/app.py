@@ -19,8 +19,9 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 
 from serve.config import ServeSettings
+from serve.experiments.service import ExperimentService, start_experiment
 from serve.http import make_api
-from serve.metrics import joined
+from serve.metrics import Metrics, joined
 from serve.scorer import Scorer
 from serve.service import StudentService
 
@@ -36,12 +37,21 @@ class StudentDeployment(StudentService):
     def __init__(self, export_dir: str, settings: ServeSettings, digests: Sequence[bytes]):
         thread = ThreadPoolExecutor(1, thread_name_prefix="scorer")
         scorer = thread.submit(Scorer.load, Path(export_dir), settings).result()
-        super().__init__(scorer, settings, thread, ray_serve.get_replica_context().replica_tag)
+        super().__init__(scorer, settings, thread, Metrics(ray_serve.get_replica_context().replica_tag))
         self.digests = digests
+        self.dealt: ExperimentService | None = None
+        if settings.experiment:
+            self.dealt = thread.submit(start_experiment, self, Path(export_dir), settings).result()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         log = logging.getLogger(ACCESS_LOG) if self.settings.access_log else None
-        return make_api(self, self.settings, self.digests, log)
+        return make_api(self.dealt or self, self.settings, self.digests, log)
+
+    async def __del__(self) -> None:
+        """Ray Serve calls this once the replica has answered what it had."""
+        dealt: ExperimentService | None = getattr(self, "dealt", None)  # a replica that failed to load has none
+        if dealt:
+            await dealt.close()
 
     def figures(self) -> str:
         """The figures of this replica alone."""
@@ -77,4 +87,14 @@ def build_app(export_dir: Path, settings: ServeSettings, digests: Sequence[bytes
             target_ongoing_requests=settings.replicas.target_ongoing,
         ),
     )
-    return deployment.bind(str(export_dir), settings, tuple(digests))
+    return deployment.bind(str(export_dir), with_whole_paths(settings), tuple(digests))
+
+
+def with_whole_paths(settings: ServeSettings) -> ServeSettings:
+    """Return the settings with the experiment's folders as seen from here: a replica works in a folder of Ray's."""
+    experiment = settings.experiment
+    if experiment is None:
+        return settings
+    arms = tuple(arm.model_copy(update={"export": str(Path(arm.export).resolve())}) for arm in experiment.arms)
+    whole = experiment.model_copy(update={"arms": arms, "folder": experiment.folder.resolve()})
+    return settings.model_copy(update={"experiment": whole})

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from cluster.config import Resources
+from serve.experiments.config import ExperimentSettings
 
 
 class BatchSettings(Resources):
@@ -85,6 +86,7 @@ class ServeSettings(Resources):
     request_timeout_s: PositiveFloat = 30.0
     auth: AuthSettings = AuthSettings()
     cache: CacheSettings = CacheSettings()
+    experiment: ExperimentSettings | None = Field(None, description="named arms over exports; empty deals nobody")
     access_log: bool = Field(False, description="one JSON line per request: id, path, status, time, pairs")
     log_queries: bool = Field(False, description="put the query into that line, too")
     log_folder: Path | None = Field(None, description="where replicas log; empty is Ray's folder of logs")

@@ -10,7 +10,7 @@ from ray.serve import Application
 from cluster.config import Settings
 from serve.app import build_app
 from serve.config import ServeSettings
-from serve.scorer import check_export
+from serve.experiments.service import check_exports
 
 
 class ServiceArguments(Settings):
@@ -28,5 +28,5 @@ def app(arguments: dict[str, Any]) -> Application:
         UserError: `export_dir` is not an export folder.
     """
     given = ServiceArguments.model_validate(arguments)
-    check_export(given.export_dir)
+    check_exports(given.export_dir, given.settings)
     return build_app(given.export_dir, given.settings)

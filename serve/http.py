@@ -14,6 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.staticfiles import StaticFiles
 
 from serve.api import (
+    Asker,
     Examples,
     ExplainResponse,
     Health,
@@ -55,8 +56,8 @@ class Service(Protocol):
     def about(self) -> ModelInfo:
         """What the model can do."""
 
-    async def score(self, request: ScoreInput) -> ScoreResponse:
-        """Score, or raise `Problem`."""
+    async def score(self, request: ScoreInput, asker: Asker | None = None) -> ScoreResponse:
+        """Score, or raise `Problem`; where there is an experiment, by the arm of the asker's unit."""
 
     def examples(self, query: str, count: int) -> Examples:
         """Something to try the service with; empty where the export carries nothing."""
@@ -99,7 +100,7 @@ def make_api(
 async def scored(service: Service, request: ScoreInput, http: Request) -> ScoreResponse:
     """Score, and leave in the request's state what the log says of it."""
     http.state.pairs, http.state.query = len(request.products), request.query
-    return await service.score(request)
+    return await service.score(request, Asker(http.state.request_id, http.headers))
 
 
 def scoring(service: Service, limits: LimitSettings) -> APIRouter:

@@ -30,6 +30,7 @@ class Metrics:
 
     def __init__(self, replica: str = "local") -> None:
         self.registry, self.replica = CollectorRegistry(), replica
+        self._queues: list[Callable[[], int]] = []
         self._requests = self._counter("requests", "answered requests", "path", "status")
         self._errors = self._counter("errors", "refusals and faults by kind", "kind")
         self._seconds = Histogram(
@@ -42,6 +43,8 @@ class Metrics:
         self.queue_seconds = self._histogram("queue_seconds", "time of a request before the model took it", SECONDS)
         self.batch_pairs = self._histogram("batch_pairs", "pairs of one batch", PAIRS)
         self.model_seconds = self._histogram("model_seconds", "time of one batch in the model", SECONDS)
+        gauge = Gauge("broadfast_waiting_requests", "requests in the queue now", ("replica",), registry=self.registry)
+        gauge.labels(replica).set_function(lambda: sum(count() for count in self._queues))
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
         return Counter(f"broadfast_{name}", about, ("replica", *labels), registry=self.registry)
@@ -51,9 +54,8 @@ class Metrics:
         return full.labels(self.replica)
 
     def watch_waiting(self, count: Callable[[], int]) -> None:
-        """Read the length of the queue whenever somebody asks."""
-        gauge = Gauge("broadfast_waiting_requests", "requests in the queue now", ("replica",), registry=self.registry)
-        gauge.labels(self.replica).set_function(count)
+        """Read the length of one more queue whenever somebody asks; several are added up."""
+        self._queues.append(count)
 
     def answered(self, path: str, status: int, seconds: float, kind: str | None) -> None:
         """Count one request by its path's template and status, and its error if it is one."""
@@ -61,6 +63,10 @@ class Metrics:
         self._seconds.labels(self.replica, path).observe(seconds)
         if kind:
             self._errors.labels(self.replica, kind).inc()
+
+    def shadow_refused(self) -> None:
+        """Count a request that a shadow arm did not score."""
+        self._errors.labels(self.replica, "shadow_refused").inc()
 
     def text(self) -> str:
         """Everything in Prometheus' text form."""

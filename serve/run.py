@@ -21,7 +21,7 @@ from cluster.errors import UserError
 from serve.app import APP_NAME, build_app
 from serve.auth import read_digests
 from serve.config import ServeSettings
-from serve.scorer import check_export
+from serve.experiments.service import check_exports
 
 START_TIMEOUT_S = 180.0
 
@@ -51,7 +51,7 @@ def serve_export(
     Raises:
         UserError: not an export folder, unusable tokens, port taken, too few CPUs or GPUs, or no answer in time.
     """
-    check_export(export_dir)
+    check_exports(export_dir, settings)
     digests = read_digests(settings.auth)
     check_port(settings)
     check_resources(settings)

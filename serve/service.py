@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from serve.api import Examples, ModelInfo, Result, ScoreInput, ScoreResponse
+from serve.api import Asker, Examples, ModelInfo, Result, ScoreInput, ScoreResponse
 from serve.batching import Batcher
 from serve.cache import ScoreCache
 from serve.config import ServeSettings
@@ -35,11 +35,14 @@ class StudentService:
     Args:
         thread: the one that `scorer` was loaded on; torch works in parallel inside a call, and the event loop stays
             free to refuse requests.
+        metrics: where to count; several models of a replica count together.
     """
 
-    def __init__(self, scorer: Scorer, settings: ServeSettings, thread: ThreadPoolExecutor, replica: str = "local"):
+    def __init__(
+        self, scorer: Scorer, settings: ServeSettings, thread: ThreadPoolExecutor, metrics: Metrics | None = None
+    ):
         self.scorer, self.settings, self.thread, self.model = scorer, settings, thread, scorer.name
-        self.metrics = Metrics(replica)
+        self.metrics = metrics or Metrics()
         cached = settings.cache.max_pairs > 0
         self.answer = ScoreCache(scorer.answer, settings.cache, self.metrics) if cached else scorer.answer
         batch = settings.batch
@@ -64,8 +67,8 @@ class StudentService:
         """The figures of this replica."""
         return self.metrics.text()
 
-    async def score(self, request: ScoreInput) -> ScoreResponse:
-        """Score one request as part of a batch.
+    async def score(self, request: ScoreInput, asker: Asker | None = None) -> ScoreResponse:
+        """Score one request as part of a batch, whoever asks.
 
         Raises:
             Problem: 422 where an explanation is asked of an export without one; 503 where the queue

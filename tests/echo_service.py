@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serve.api import Examples, Explanation, LabelInfo, ModelInfo, Result, ScoreInput, ScoreResponse, Verdict
+from serve.api import Asker, Examples, Explanation, LabelInfo, ModelInfo, Result, ScoreInput, ScoreResponse, Verdict
 from serve.metrics import Metrics
 from serve.problems import Problem
 
@@ -26,7 +26,7 @@ class Echo:
         max_tokens=9,
     )
 
-    async def score(self, request: ScoreInput) -> ScoreResponse:
+    async def score(self, request: ScoreInput, asker: Asker | None = None) -> ScoreResponse:
         if request.query == "full":
             raise Problem(503, "The queue is full", "try again", "max_queued_requests", 7)
         if request.query == "broken":

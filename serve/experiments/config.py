@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from cluster.config import Resources
@@ -22,6 +24,8 @@ class ExperimentSettings(Resources):
     name: str = Field(pattern=r"^[\w.-]+$")
     salt: str = Field("1", description="another salt deals the units anew, for the next experiment of this name")
     arms: tuple[Arm, ...] = Field(description="the arms, shadows among them")
+    unit_header: str = Field("X-Unit-ID", description="header of a request that names the unit: a shopper, a session")
+    folder: Path = Field(Path("runs/exposures"), description="where exposures go; all replicas may write to one")
     flush_rows: PositiveInt = Field(1000, description="exposures that may wait to be written")
     flush_seconds: PositiveFloat = Field(5.0, description="how long an exposure may wait, at most, to be written")
 

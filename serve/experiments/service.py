@@ -1,0 +1,121 @@
+"""A service that deals its askers to arms, and keeps who saw which. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+
+from serve.api import Asker, Examples, ModelInfo, ScoreInput, ScoreResponse
+from serve.config import ServeSettings
+from serve.experiments.assign import assign, shadows
+from serve.experiments.config import Arm, ExperimentSettings
+from serve.experiments.exposures import ExposureLog
+from serve.problems import Problem
+from serve.scorer import Scorer, check_export
+from serve.service import StudentService
+
+
+class ExperimentService:
+    """Answers by the arm of the asker's unit; shadow arms score the same request once it is answered.
+
+    Who sends no unit is answered by `default`, and is no exposure.
+
+    Args:
+        default: answers whoever is in no arm; queue, figures and what else the API asks of a service are its own.
+        arms: who answers for each arm, by name.
+    """
+
+    def __init__(
+        self,
+        default: StudentService,
+        arms: Mapping[str, StudentService],
+        experiment: ExperimentSettings,
+        exposures: ExposureLog,
+    ) -> None:
+        self.default, self.arms, self.experiment, self.exposures = default, arms, experiment, exposures
+        self.model, self.metrics = default.model, default.metrics
+        self.in_shadow: set[asyncio.Task[None]] = set()
+
+    @property
+    def about(self) -> ModelInfo:
+        """What the model of `default` can do."""
+        return self.default.about
+
+    def examples(self, query: str, count: int) -> Examples:
+        """Queries and titles of the index of `default`."""
+        return self.default.examples(query, count)
+
+    def ready(self) -> bool:
+        """Whether every arm's queue has room."""
+        return self.default.ready() and all(arm.ready() for arm in self.arms.values())
+
+    async def exposition(self) -> str:
+        """The figures of all arms, which count together."""
+        return await self.default.exposition()
+
+    async def score(self, request: ScoreInput, asker: Asker | None = None) -> ScoreResponse:
+        """Score by the arm of the asker's unit.
+
+        Raises:
+            Problem: the arm refuses; that is no exposure.
+        """
+        unit = asker.headers.get(self.experiment.unit_header) if asker else None
+        if asker is None or not unit:
+            return await self.default.score(request)
+        arm = assign(self.experiment, unit)
+        response = await self.arms[arm.name].score(request)
+        self._note(asker, unit, arm, response)
+        for shadow in shadows(self.experiment):
+            task = asyncio.create_task(self._shadow(request, asker, unit, shadow))
+            self.in_shadow.add(task)
+            task.add_done_callback(self.in_shadow.discard)
+        return response
+
+    async def close(self) -> None:
+        """Wait for the shadows, and write the exposures that wait.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        await asyncio.gather(*self.in_shadow, return_exceptions=True)
+        await asyncio.to_thread(self.exposures.close)
+
+    async def _shadow(self, request: ScoreInput, asker: Asker, unit: str, arm: Arm) -> None:
+        try:
+            response = await self.arms[arm.name].score(request.model_copy(update={"explain": False}))
+        except Problem:  # nobody waits for it: a full queue is for those who are waited for
+            self.metrics.shadow_refused()
+            return
+        self._note(asker, unit, arm, response)
+
+    def _note(self, asker: Asker, unit: str, arm: Arm, response: ScoreResponse) -> None:
+        ids, scores = [result.id for result in response.results], [result.score for result in response.results]
+        self.exposures.append(asker.request_id, unit, arm, ids, scores)
+
+
+def start_experiment(default: StudentService, export_dir: Path, settings: ServeSettings) -> ExperimentService:
+    """Load the arms' students beside that of `default`, once for each export. To be called on the scorer's thread.
+
+    Raises:
+        UserError: an arm's export is none, or the folder of exposures cannot be written.
+    """
+    experiment = settings.experiment
+    assert experiment is not None, "no experiment is set"
+    loaded = {export_dir.resolve(): default}
+    for folder in (Path(arm.export).resolve() for arm in experiment.arms):
+        if folder not in loaded:
+            loaded[folder] = StudentService(Scorer.load(folder, settings), settings, default.thread, default.metrics)
+    arms = {arm.name: loaded[Path(arm.export).resolve()] for arm in experiment.arms}
+    return ExperimentService(default, arms, experiment, ExposureLog(experiment.folder, experiment))
+
+
+def check_exports(export_dir: Path, settings: ServeSettings) -> None:
+    """Refuse what is not an export folder, the arms' among them, before anything is loaded or started.
+
+    Raises:
+        UserError: no folder, or not a student's.
+    """
+    check_export(export_dir)
+    for arm in settings.experiment.arms if settings.experiment else ():
+        check_export(Path(arm.export))

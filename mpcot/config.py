@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from cluster.config import Resources, Settings, Workers
+from mpcot.filters.config import DEFAULT, Filters
 from mpcot.sources.config import LabelSettings
 
 Split = Literal["train", "dev", "test", "unlabelled"]
@@ -104,13 +105,19 @@ class AnswerSettings(Settings):
         return self
 
 
-class RationaleSettings(AnswerSettings):
+class SortedSettings(AnswerSettings):
+    """What stages 2 and 4 share: their answers are sorted into kept and filtered ones."""
+
+    filters: Filters = Field(DEFAULT, description="steps in order; the first that objects to an answer is its reason")
+
+
+class RationaleSettings(SortedSettings):
     """Stage 2: the untrained teacher thinks broad."""
 
     splits: tuple[Split, ...] = ("train",)
 
 
-class SampleSettings(AnswerSettings):
+class SampleSettings(SortedSettings):
     """Stage 4: the SFT teacher answers each training pair again."""
 
     samples: PositiveInt = 5

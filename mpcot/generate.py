@@ -36,7 +36,9 @@ from mpcot.records import PAIR
 from mpcot.shelves import REQUEST, Shelf, deal, deal_answers, engine_failed, put_together
 
 ANSWERS, MISSING, TRIED, REQUESTED, SHELVES = "answers", "missing", "tried", "requested.parquet", "shelves"
-NOT_SAMPLING = {"splits", "pairs_per_split", "max_failed_share", "retries", "samples", "few_shot", "description_chars"}
+NOT_SAMPLING = {
+    "splits", "pairs_per_split", "max_failed_share", "retries", "samples", "few_shot", "description_chars", "filters",
+}  # fmt: skip
 PAIRS_PER_FILE = 256
 PAIRS_AT_A_TIME = 8192
 KEY = pa.schema([pa.field("key", pa.string())])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +9,6 @@ from typing import Any
 from cluster.errors import UserError
 from mpcot.labels import Scheme
 from mpcot.prompts import VERDICT
-from mpcot.records import NOT_GOLD
-
-LOOP = re.compile(r"(\b\w[\w ,']{8,}?)(?:\W+\1){2,}", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -35,16 +31,6 @@ def parse_answer(text: str, scheme: Scheme) -> Parsed:
     if verdict not in scheme.codes:
         return Parsed(rationale, None, f"verdict outside the scheme: {verdict[:20]!r}")
     return Parsed(rationale, verdict, None) if rationale else Parsed(None, verdict, "empty")
-
-
-def filter_reason(parsed: Parsed, gold: str | None) -> str | None:
-    """Return why a well-formed answer is not kept, or None. Without a gold label the verdict is not judged."""
-    assert parsed.rationale is not None
-    if LOOP.search(parsed.rationale):
-        return "repetition"
-    if gold is not None and parsed.verdict != gold:
-        return NOT_GOLD
-    return None
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 from cluster.artifacts import StageFolder
 from cluster.models import check_model, model_fingerprint
 from cluster.storage import table_writer
-from mpcot.config import AnswerSettings, RationaleStage, SampleStage
+from mpcot.config import RationaleStage, SampleStage, SortedSettings
+from mpcot.filters.chain import Chain, Said
 from mpcot.generate import Answers, GenerationPlan, generate, select_pairs
 from mpcot.labels import load_scheme
-from mpcot.parsing import Parsed, filter_reason
 from mpcot.perspective import load_perspectives
 from mpcot.records import ANSWER
 
@@ -38,7 +38,7 @@ def run_samples(config: SampleStage, folder: StageFolder) -> None:
 
 
 def _run(
-    config: RationaleStage | SampleStage, folder: StageFolder, model: str, ask: AnswerSettings, label: str
+    config: RationaleStage | SampleStage, folder: StageFolder, model: str, ask: SortedSettings, label: str
 ) -> None:
     plan = GenerationPlan(
         model=model,
@@ -49,13 +49,14 @@ def _run(
         ask=ask,
         seed=config.seed,
     )
+    filters = Chain(ask.filters, plan.scheme)
     pairs = folder.input("1-pairs") / "pairs.parquet"
     answers = generate(plan, select_pairs(pairs, ask), folder.path, label)
-    tally = write_outcomes(answers, folder)
+    tally = write_outcomes(answers, filters, folder)
     folder.finish(tally.counts(answers), tally.figures(answers) | {"model": model_fingerprint(model)})
 
 
-def write_outcomes(answers: Answers, folder: StageFolder) -> Tally:
+def write_outcomes(answers: Answers, filters: Chain, folder: StageFolder) -> Tally:
     """Write `{kept,filtered,failed}.parquet` shelf by shelf and return what was counted on the way."""
     tally = Tally()
     with ExitStack() as files:
@@ -64,22 +65,22 @@ def write_outcomes(answers: Answers, folder: StageFolder) -> Tally:
         }
         for shelf in answers.shelves():
             gold = dict(zip(shelf.pairs["pair_id"].to_pylist(), shelf.pairs["label"].to_pylist(), strict=True))
-            parts = sort_out(shelf.answers, gold)
+            parts = sort_out(shelf.answers, gold, filters)
             tally.add(parts)
             for kind, table in parts.items():
                 writers[kind].write_table(table)
     return tally
 
 
-def sort_out(answers: pa.Table, gold: dict[str, str | None]) -> dict[str, pa.Table]:
+def sort_out(answers: pa.Table, gold: dict[str, str | None], filters: Chain) -> dict[str, pa.Table]:
     """Deal answers to kept, filtered and failed, each with its reason; every row goes to exactly one."""
     reasons = answers["reason"].to_pylist()
     outcome = ["failed" if reason else "kept" for reason in reasons]
-    columns = (answers[name].to_pylist() for name in ("pair_id", "rationale", "verdict"))
-    for place, (pair_id, rationale, verdict) in enumerate(zip(*columns, strict=True)):
+    columns = (answers[name].to_pylist() for name in ("pair_id", "perspective", "rationale", "verdict"))
+    for place, said in enumerate(zip(*columns, strict=True)):
         if outcome[place] == "failed":
             continue
-        reasons[place] = filter_reason(Parsed(rationale, verdict, None), gold[pair_id])
+        reasons[place] = filters.reason(Said(*said, gold=gold[said[0]]))
         outcome[place] = "filtered" if reasons[place] else "kept"
     place = answers.schema.get_field_index("reason")
     answers = answers.set_column(place, ANSWER.field("reason"), pa.array(reasons, pa.string()))

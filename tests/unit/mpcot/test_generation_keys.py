@@ -12,7 +12,7 @@ import pytest
 from cluster.errors import UserError
 from cluster.storage import read_table, write_table
 from mpcot import generate, shelves
-from mpcot.config import AnswerSettings, PerspectiveSettings, Replicas, ScriptedEngine, VllmEngine
+from mpcot.config import AnswerSettings, PerspectiveSettings, RationaleSettings, Replicas, ScriptedEngine, VllmEngine
 from mpcot.generate import ANSWERS, MISSING, REQUESTED, SHELVES, Answers, GenerationPlan, _write_missing, select_pairs
 from mpcot.labels import load_scheme
 from mpcot.perspective import Perspective, load_perspectives
@@ -74,8 +74,9 @@ def test_what_decides_an_answer_makes_every_key_new(change: dict[str, Any]) -> N
         {"engine": ScriptedEngine(delay_s=1.0, replicas=Replicas(max=4, cpus=2, flush_rows=1))},
         {"ask": AnswerSettings(samples=2, splits=("train", "dev"), pairs_per_split=9)},
         {"ask": AnswerSettings(samples=2, retries=5, max_failed_share=0.9)},
+        {"ask": RationaleSettings(samples=2, filters=("verdict", "length"))},
     ],
-    ids=["where the model lies", "resources", "which pairs", "patience"],
+    ids=["where the model lies", "resources", "which pairs", "patience", "filters"],
 )
 def test_what_decides_no_answer_keeps_every_key(change: dict[str, Any]) -> None:
     assert keys(replace(PLAN, **change)) == keys()

@@ -7,7 +7,7 @@ import pytest
 from cluster.errors import UserError
 from mpcot.engine import Reply
 from mpcot.labels import Scheme, load_scheme
-from mpcot.parsing import LabelTokens, Parsed, filter_reason, parse_answer
+from mpcot.parsing import LabelTokens, Parsed, parse_answer
 from mpcot.prompts import answer
 from mpcot.worker import answer_row
 from tests.tiny_llama import tiny_llama_tokenizer
@@ -55,22 +55,6 @@ def test_an_engines_own_error_comes_before_the_parsers() -> None:
     assert row["reason"].startswith("too long") and row["verdict"] is None and row["output_tokens"] == 9
     row = answer_row(Reply(answer("It is a drill.", "E"), None, 7, 9), ESCI)
     assert row["reason"] is None and row["rationale"] == "It is a drill."
-
-
-@pytest.mark.parametrize(
-    ("rationale", "verdict", "gold", "reason"),
-    [
-        ("The shopper wants a drill and this is one.", "E", "E", None),
-        ("The shopper wants a drill and this is one.", "E", "S", "verdict is not gold"),
-        ("The shopper wants a drill and this is one.", "E", None, None),
-        ("This is a drill. " * 3, "E", "E", "repetition"),
-        ("This is a drill. " * 3, "E", "I", "repetition"),
-        ("a drill with a battery, a drill with a battery, a drill with a battery", "E", None, "repetition"),
-        ("A drill is a drill and a red drill is a red one.", "E", "E", None),
-    ],
-)
-def test_filtering(rationale: str, verdict: str, gold: str | None, reason: str | None) -> None:
-    assert filter_reason(Parsed(rationale, verdict, None), gold) == reason
 
 
 @pytest.mark.parametrize("name", ["esci", "graded", "binary"])

@@ -109,6 +109,15 @@ class SortedSettings(AnswerSettings):
     """What stages 2 and 4 share: their answers are sorted into kept and filtered ones."""
 
     filters: Filters = Field(DEFAULT, description="steps in order; the first that objects to an answer is its reason")
+    hinted_retry: bool = Field(
+        False, description="training pairs whose every answer was wrong are asked again with the gold label as a hint"
+    )
+
+    @model_validator(mode="after")
+    def _hint(self) -> SortedSettings:
+        if self.hinted_retry and "train" not in self.splits:
+            raise ValueError("hinted_retry has no effect on these splits: it asks about training pairs only")
+        return self
 
 
 class RationaleSettings(SortedSettings):

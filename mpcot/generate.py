@@ -35,9 +35,11 @@ from mpcot.prompts import Message, answer_regex, messages
 from mpcot.records import PAIR
 from mpcot.shelves import REQUEST, Shelf, deal, deal_answers, engine_failed, put_together
 
-ANSWERS, MISSING, TRIED, REQUESTED, SHELVES = "answers", "missing", "tried", "requested.parquet", "shelves"
+ANSWERS, MISSING, TRIED, SHELVES = "answers", "missing", "tried", "shelves"
+REQUESTED, REQUESTED_HINTED = "requested.parquet", "requested-hinted.parquet"
 NOT_SAMPLING = {
     "splits", "pairs_per_split", "max_failed_share", "retries", "samples", "few_shot", "description_chars", "filters",
+    "hinted_retry",
 }  # fmt: skip
 PAIRS_PER_FILE = 256
 PAIRS_AT_A_TIME = 8192
@@ -47,7 +49,7 @@ MISSING_PAIR = PAIR.append(pa.field("keys", pa.list_(pa.string()))).append(pa.fi
 
 @dataclass(frozen=True)
 class GenerationPlan:
-    """All that a worker needs to ask; pickled to the workers."""
+    """All that a worker needs to ask; pickled to the workers. `hinted` gives the gold label away in the prompt."""
 
     model: str
     model_digest: str
@@ -56,6 +58,7 @@ class GenerationPlan:
     perspectives: tuple[Perspective, ...]
     ask: AnswerSettings
     seed: int
+    hinted: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker comes to its own digest, so that another version of the code there is noticed.
@@ -80,7 +83,8 @@ class GenerationPlan:
                 yield perspective, sample, Ask(key, chat, int(key[:8], 16) & 0x7FFFFFFF, pair["label"], shorter)
 
     def _chat(self, pair: dict[str, Any], perspective: Perspective, description_chars: int) -> list[Message]:
-        return messages(pair, perspective, self.scheme, self.ask.few_shot, description_chars)
+        hint = pair["label"] if self.hinted else None
+        return messages(pair, perspective, self.scheme, self.ask.few_shot, description_chars, hint)
 
 
 def _key(*texts: str) -> str:
@@ -106,7 +110,7 @@ def select_pairs(pairs: Path, ask: AnswerSettings) -> Iterator[dict[str, Any]]:
 class Answers:
     """What was asked and answered: read it shelf by shelf.
 
-    `requested` are all requests, `asked` those of them that this call asked.
+    `requested` are all requests, `asked` those of them that this call asked; `hinted` as in the plan.
     """
 
     folder: Path
@@ -114,15 +118,19 @@ class Answers:
     most_failed: float
     requested: int
     asked: int
+    hinted: bool = False
 
-    def shelves(self) -> Iterator[Shelf]:
+    def shelves(self, again: bool = False) -> Iterator[Shelf]:
         """Yield every request's answer once, sorted by pair, perspective and sample; failed ones have a `reason`.
+
+        Args:
+            again: they will be read once more.
 
         Raises:
             UserError: after the last shelf, when answers are missing or too large a share of them failed: what
                 was written from the shelves must not be kept then.
         """
-        place = self.folder / SHELVES
+        place = shelves_of(self.folder, self.hinted)
         deal_answers(self.folder / ANSWERS, place / "answers")
         lost, some = 0, list[str]()
         reasons: Counter[str] = Counter()
@@ -135,12 +143,18 @@ class Answers:
                 f"{self.label}: {lost} answers are missing, first {', '.join(some)}. Run the command again."
             )
         self._check_failures(reasons)
-        shutil.rmtree(place)
+        if not again:
+            shutil.rmtree(place)
 
     def _check_failures(self, reasons: Counter[str]) -> None:
         share = reasons.total() / self.requested
         if share > self.most_failed:
             raise UserError(f"{self.label}: {too_many_failed(share, self.most_failed, reasons)}")
+
+
+def shelves_of(folder: Path, hinted: bool) -> Path:
+    """Return where requests and answers are put together."""
+    return folder / (f"{SHELVES}-hinted" if hinted else SHELVES)
 
 
 class TooManyFailed(RuntimeError):
@@ -170,7 +184,7 @@ def generate(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path
     if missing:
         _run_workers(plan, folder, label, requested, missing)
     shutil.rmtree(folder / MISSING, ignore_errors=True)
-    return Answers(folder, label, plan.ask.max_failed_share, requested, missing)
+    return Answers(folder, label, plan.ask.max_failed_share, requested, missing, plan.hinted)
 
 
 def _answered(answers: Path) -> IdSet:
@@ -184,6 +198,7 @@ def _answered(answers: Path) -> IdSet:
 def _write_missing(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path) -> tuple[int, int]:
     """Write all requests and the pairs that lack an answer; return the numbers of requests, all and missing."""
     shutil.rmtree(folder / MISSING, ignore_errors=True)
+    (folder / REQUESTED_HINTED).unlink(missing_ok=True)
     (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
     done = _answered(folder / ANSWERS)
     counts: Counter[str] = Counter()
@@ -202,8 +217,8 @@ def _write_missing(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder
             written.write_table(pa.table([flat], schema=KEY))
             yield pa.table([*([row[name] for row in rows] for name in REQUEST.names[:-1]), keys], schema=REQUEST)
 
-    with table_writer(folder / REQUESTED, KEY) as written:
-        deal(requests(), REQUEST, folder / SHELVES / "requests")
+    with table_writer(folder / (REQUESTED_HINTED if plan.hinted else REQUESTED), KEY) as written:
+        deal(requests(), REQUEST, shelves_of(folder, plan.hinted) / "requests")
     return counts["requested"], counts["missing"]
 
 

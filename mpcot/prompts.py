@@ -14,6 +14,7 @@ from mpcot.labels import Scheme
 from mpcot.perspective import Perspective
 
 VERDICT = "Verdict:"
+HINT = "Hint:"
 Message = dict[str, str]
 
 
@@ -39,14 +40,24 @@ def messages(
     scheme: Scheme,
     few_shot: int = 0,
     description_chars: int = 0,
+    hint: str | None = None,
 ) -> list[Message]:
-    """Return the chat for one pair and perspective; examples without a verdict in `scheme` are left out."""
+    """Return the chat for one pair and perspective; examples without a verdict in `scheme` are left out.
+
+    Args:
+        hint: the label to give away, at the end: what comes before it is the same as without.
+    """
     examples = [e for e in perspective.examples if e.verdicts.get(scheme.name) in scheme.codes][:few_shot]
     shown = [f"Query: {e.query}\nProduct: {e.title}\n{answer(e.rationale, e.verdicts[scheme.name])}" for e in examples]
     parts = [pair_text(pair, description_chars), perspective.question]
     if shown:
         above = "Now answer for the first query and product above."
         parts += ["Examples of answers for other pairs:", *shown, above]
+    if hint is not None:
+        name = scheme.labels[scheme.index(hint)].name
+        parts.append(
+            f"{HINT} the verdict is {hint} ({name}). Say why, from query and product, and not that it was told."
+        )
     return [{"role": "system", "content": system_text(scheme)}, {"role": "user", "content": "\n\n".join(parts)}]
 
 

@@ -6,6 +6,7 @@ Both stages ask in the same way; stage 2 asks the teacher as it came, stage 4 th
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,9 +20,11 @@ from cluster.storage import table_writer
 from mpcot.config import RationaleStage, SampleStage, SortedSettings
 from mpcot.filters.chain import Chain, Said
 from mpcot.generate import Answers, GenerationPlan, generate, select_pairs
+from mpcot.hinted import ask_with_hint
 from mpcot.labels import load_scheme
 from mpcot.perspective import load_perspectives
-from mpcot.records import ANSWER
+from mpcot.records import SORTED
+from mpcot.shelves import Shelf
 
 OUTCOMES = ("kept", "filtered", "failed")
 
@@ -51,39 +54,48 @@ def _run(
     )
     filters = Chain(ask.filters, plan.scheme)
     pairs = folder.input("1-pairs") / "pairs.parquet"
-    answers = generate(plan, select_pairs(pairs, ask), folder.path, label)
-    tally = write_outcomes(answers, filters, folder)
-    folder.finish(tally.counts(answers), tally.figures(answers) | {"model": model_fingerprint(model)})
+    rounds = [generate(plan, select_pairs(pairs, ask), folder.path, label)]
+    retried = ask_with_hint(plan, rounds[0], pairs, folder.path, label) if ask.hinted_retry else None
+    if retried is not None:
+        rounds.append(retried[0])
+    tally = write_outcomes(rounds, filters, folder)
+    figures = tally.figures(rounds)
+    if ask.hinted_retry:
+        figures["hinted"] = tally.hinted_figures(retried[1] if retried else 0)
+    folder.finish(tally.counts(rounds), figures | {"model": model_fingerprint(model)})
 
 
-def write_outcomes(answers: Answers, filters: Chain, folder: StageFolder) -> Tally:
+def write_outcomes(rounds: Sequence[Answers], filters: Chain, folder: StageFolder) -> Tally:
     """Write `{kept,filtered,failed}.parquet` shelf by shelf and return what was counted on the way."""
     tally = Tally()
     with ExitStack() as files:
         writers = {
-            kind: files.enter_context(table_writer(folder.path / f"{kind}.parquet", ANSWER)) for kind in OUTCOMES
+            kind: files.enter_context(table_writer(folder.path / f"{kind}.parquet", SORTED)) for kind in OUTCOMES
         }
-        for shelf in answers.shelves():
-            gold = dict(zip(shelf.pairs["pair_id"].to_pylist(), shelf.pairs["label"].to_pylist(), strict=True))
-            parts = sort_out(shelf.answers, gold, filters)
-            tally.add(parts)
-            for kind, table in parts.items():
-                writers[kind].write_table(table)
+        for answers in rounds:
+            for shelf in answers.shelves():
+                parts = sort_out(shelf, filters, answers.hinted)
+                tally.add(parts)
+                for kind, table in parts.items():
+                    writers[kind].write_table(table)
     return tally
 
 
-def sort_out(answers: pa.Table, gold: dict[str, str | None], filters: Chain) -> dict[str, pa.Table]:
+def sort_out(shelf: Shelf, filters: Chain, hinted: bool = False) -> dict[str, pa.Table]:
     """Deal answers to kept, filtered and failed, each with its reason; every row goes to exactly one."""
+    gold = dict(zip(shelf.pairs["pair_id"].to_pylist(), shelf.pairs["label"].to_pylist(), strict=True))
+    answers = shelf.answers
     reasons = answers["reason"].to_pylist()
     outcome = ["failed" if reason else "kept" for reason in reasons]
     columns = (answers[name].to_pylist() for name in ("pair_id", "perspective", "rationale", "verdict"))
     for place, said in enumerate(zip(*columns, strict=True)):
         if outcome[place] == "failed":
             continue
-        reasons[place] = filters.reason(Said(*said, gold=gold[said[0]]))
+        reasons[place] = filters.reason(Said(*said, gold=gold[said[0]], hinted=hinted))
         outcome[place] = "filtered" if reasons[place] else "kept"
     place = answers.schema.get_field_index("reason")
-    answers = answers.set_column(place, ANSWER.field("reason"), pa.array(reasons, pa.string()))
+    answers = answers.set_column(place, SORTED.field("reason"), pa.array(reasons, pa.string()))
+    answers = answers.append_column(SORTED.field("hinted"), pa.array([hinted] * len(answers), pa.bool_()))
     kinds = pa.array(outcome)
     return {kind: answers.filter(pc.equal(kinds, kind)) for kind in OUTCOMES}
 
@@ -95,26 +107,35 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     kept: Counter[str] = field(default_factory=Counter)
+    hinted: Counter[str] = field(default_factory=Counter)
     tokens: Counter[str] = field(default_factory=Counter)
 
     def add(self, parts: dict[str, pa.Table]) -> None:
         """Count one shelf's outcome."""
         for kind, table in parts.items():
             self.outcomes[kind] += len(table)
+            self.hinted[kind] += pc.sum(table["hinted"]).as_py() or 0
             self.reasons.update(_counted(table["reason"].drop_null()))
             for name in ("output_tokens", "prompt_tokens"):
                 self.tokens[name] += pc.sum(table[name]).as_py() or 0
         self.kept.update(_counted(parts["kept"]["perspective"]))
 
-    def counts(self, answers: Answers) -> dict[str, int]:
+    def counts(self, rounds: Sequence[Answers]) -> dict[str, int]:
         """Return the ledger: requested = kept + filtered + failed."""
-        return {"requested": answers.requested} | {kind: self.outcomes[kind] for kind in OUTCOMES}
+        return {"requested": sum(answers.requested for answers in rounds)} | {
+            kind: self.outcomes[kind] for kind in OUTCOMES
+        }
 
-    def figures(self, answers: Answers) -> dict[str, Any]:
+    def hinted_figures(self, pairs: int) -> dict[str, int]:
+        """Return what the hinted retry asked, of how many pairs, and kept."""
+        return {"pairs": pairs, "requested": self.hinted.total(), "kept": self.hinted["kept"]}
+
+    def figures(self, rounds: Sequence[Answers]) -> dict[str, Any]:
         """Return the counts by reason and perspective, and what was asked and reused."""
+        asked = sum(answers.asked for answers in rounds)
         return {
-            "asked": answers.asked,
-            "reused": answers.requested - answers.asked,
+            "asked": asked,
+            "reused": sum(answers.requested for answers in rounds) - asked,
             "reasons": dict(self.reasons),
             "kept_by_perspective": dict(self.kept),
             **self.tokens,

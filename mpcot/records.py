@@ -42,8 +42,8 @@ FAILED_ROW = pa.schema(
     ]
 )
 
-# 2-rationales and 4-samples {kept,filtered,failed}.parquet -> 3-sft, 5-preferences, 7-judgements.
-# `logprobs` holds one log-probability per label, in the scheme's order; `reason` is null for kept rows.
+# The parts that the workers of 2-rationales, 4-samples and 7-judgements write -> the same stages.
+# `logprobs` holds one log-probability per label, in the scheme's order; `reason` says why an answer failed.
 ANSWER = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -58,6 +58,10 @@ ANSWER = pa.schema(
         pa.field("reason", pa.string()),
     ]
 )
+
+# 2-rationales and 4-samples {kept,filtered,failed}.parquet -> 3-sft, 5-preferences, 11-report, `inspect`.
+# `reason` is null for kept rows; `hinted` marks answers to a prompt that gave the gold label away.
+SORTED = ANSWER.append(pa.field("hinted", pa.bool_(), nullable=False))
 
 # The `reason` of a well-formed answer whose verdict is wrong: 5-preferences takes these as rejected candidates.
 NOT_GOLD = "verdict is not gold"

@@ -45,7 +45,8 @@ class SftSettings(Settings):
     tuning: Tuning = Lora()
     max_tokens: PositiveInt = Field(1024, description="prompt and answer; the prompt's start is cut, never the answer")
     origins: tuple[Literal["teacher", "seed"], ...] = Field(
-        ("teacher", "seed"), description="rationales the teacher wrote itself, and those the source brought"
+        ("teacher", "seed"),
+        description="rationales the teacher wrote itself, hinted ones too, and those the source brought",
     )
     max_rows: PositiveInt | None = None
     label_ratio: float | None = Field(

@@ -62,12 +62,14 @@ def _candidates(
 ) -> Iterator[Candidate]:
     scheme = load_scheme(config.labels.scheme)
     for name in files:
-        for row in read_table(stage / f"{name}.parquet", [*ANSWER_COLUMNS, "reason"]).to_pylist():
+        for row in read_table(stage / f"{name}.parquet", [*ANSWER_COLUMNS, "reason", "hinted"]).to_pylist():
             label = gold[row["pair_id"]]
-            if label is None or row["reason"] not in (None, NOT_GOLD):
+            logprobs, reason, hinted = row.pop("logprobs"), row.pop("reason"), row.pop("hinted")
+            # A wrong answer to a prompt that says what is right tells nothing of the prompt without it; nor does
+            # the probability of a label that was given away.
+            if label is None or reason not in (None, NOT_GOLD) or (hinted and reason is not None):
                 continue
-            row["gold_probability"] = gold_probability(row.pop("logprobs"), label, scheme)
-            row.pop("reason")
+            row["gold_probability"] = None if hinted else gold_probability(logprobs, label, scheme)
             yield Candidate(**row)
 
 

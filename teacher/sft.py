@@ -28,6 +28,7 @@ from teacher.tokens import IGNORED, SharedSequence, encode, pad, share, verdict_
 EXAMPLE = pa.schema(
     [(name, pa.string()) for name in ("pair_id", "query_id", "perspective", "prompt", "answer", "verdict", "origin")]
 )
+KEPT_COLUMNS = ["pair_id", "perspective", "sample", "rationale", "verdict", "hinted"]
 SEQUENCE = pa.schema([("pair_id", pa.string()), ("prompts", pa.list_(pa.string())), ("answers", pa.list_(pa.string()))])
 
 
@@ -59,8 +60,8 @@ def collect_examples(config: SftStage, pairs_folder: Path, rationales: Path, mod
     pairs = {p["pair_id"]: p for p in read_table(pairs_folder / "pairs.parquet").to_pylist() if p["split"] == "train"}
     found: list[dict[str, Any]] = []
     if "teacher" in config.sft.origins:
-        kept = read_table(rationales / "kept.parquet", ["pair_id", "perspective", "sample", "rationale", "verdict"])
-        found += [row | {"origin": "teacher"} for row in kept.to_pylist()]
+        kept = read_table(rationales / "kept.parquet", KEPT_COLUMNS)
+        found += [row | {"origin": "hinted" if row["hinted"] else "teacher"} for row in kept.to_pylist()]
     if "seed" in config.sft.origins:
         found += [row | {"sample": 0} for row in read_table(pairs_folder / "seeds.parquet").to_pylist()]
     perspectives = {p.name: p for p in load_perspectives(config.perspectives)}

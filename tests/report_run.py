@@ -22,7 +22,7 @@ from distill.report.config import ReportSettings, ReportStage
 from distill.student import build_student, load_tokenizer
 from mpcot.config import PerspectiveSettings
 from mpcot.labels import load_scheme
-from mpcot.records import ANSWER, FAILED_ROW, JUDGEMENT, PAIR, SEED
+from mpcot.records import FAILED_ROW, JUDGEMENT, PAIR, SEED, SORTED
 from mpcot.sources.config import LabelSettings
 from tests.tiny_bert import tiny_bert
 
@@ -116,6 +116,7 @@ def write_answers(folder: Path, rows: list[dict[str, Any]], wrong_every: int) ->
     for n, row in enumerate(rows):
         for name in NAMES:
             answer: dict[str, Any] = {"key": f"{n}{name}", "pair_id": row["pair_id"], "perspective": name, "sample": 0}
+            answer["hinted"] = False
             if n == 1 and name == "intent":
                 parts["failed"].append(answer | {"reason": "the prompt is too long"})
             elif n % wrong_every == 0:
@@ -126,7 +127,7 @@ def write_answers(folder: Path, rows: list[dict[str, Any]], wrong_every: int) ->
             else:
                 parts["kept"].append(answer | {"verdict": row["label"], "rationale": "Yes."})
     for name, found in parts.items():
-        write_table(folder / f"{name}.parquet", pa.Table.from_pylist(found, ANSWER))
+        write_table(folder / f"{name}.parquet", pa.Table.from_pylist(found, SORTED))
 
 
 def write_judgements(folder: Path, rows: list[dict[str, Any]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mpcot.config import AnswerSettings
+from mpcot.config import AnswerSettings, SortedSettings
 from workflows.config import RunConfig
 
 CHARS_PER_TOKEN = 4
@@ -53,8 +53,11 @@ def pairs_asked(config: RunConfig, ask: AnswerSettings, pairs: int) -> int:
 
 
 def generated(config: RunConfig, ask: AnswerSettings, pairs: int) -> int:
-    """Return the answers of a generation."""
-    return pairs_asked(config, ask, pairs) * len(config.perspectives.names) * ask.samples
+    """Return the answers of a generation; a hinted retry may ask once more about every training pair."""
+    asked = pairs_asked(config, ask, pairs) * ask.samples
+    if isinstance(ask, SortedSettings) and ask.hinted_retry:
+        asked += pairs_asked(config, ask.model_copy(update={"splits": ("train",)}), pairs)
+    return asked * len(config.perspectives.names)
 
 
 def sft_work(config: RunConfig, pairs: int) -> Work:

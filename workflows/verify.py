@@ -18,7 +18,7 @@ from cluster.artifacts import read_manifest
 from cluster.errors import UsageError
 from cluster.ids import IdSet
 from cluster.storage import batches_of, rows_of, values_of
-from mpcot.generate import ANSWERS, REQUESTED
+from mpcot.generate import ANSWERS, REQUESTED, REQUESTED_HINTED
 from workflows.stages import STAGES
 
 BATCH = 65536
@@ -135,7 +135,8 @@ def _answers(stage: str) -> Callable[[Path, dict[str, Any]], list[str]]:
     def check(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
         folder, counts = run_dir / stage, manifest["counts"]
         sizes = {part: _rows(folder / f"{part}.parquet") for part in ("kept", "filtered", "failed")}
-        asked = Ids((folder / REQUESTED,), "key")
+        hinted = folder / REQUESTED_HINTED
+        asked = Ids((folder / REQUESTED, *([hinted] if hinted.exists() else [])), "key")
         found = _ids(folder, *sizes, column="key")
         wrong = _compare("answers", asked.set(), found, asked, lambda keys: _places(folder, keys))
         wrong += [

@@ -83,8 +83,9 @@ def predictions(folder: Path) -> dict[str, Pairs]:
 
 
 def answers_of(folder: Path) -> dict[str, Rows]:
-    """The answers of a generation stage by outcome."""
-    return {outcome: list(rows_of(folder / f"{outcome}.parquet")) for outcome in ("kept", "filtered", "failed")}
+    """The answers of a generation stage by outcome; hinted ones are no measure of the teacher and left out."""
+    outcomes = ("kept", "filtered", "failed")
+    return {name: [row for row in rows_of(folder / f"{name}.parquet") if not row["hinted"]] for name in outcomes}
 
 
 def count_by(rows: Iterable[Mapping[str, Any]], field: str, most: int = 12) -> dict[str, int]:

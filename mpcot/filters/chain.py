@@ -22,13 +22,14 @@ from mpcot.records import NOT_GOLD
 
 @dataclass(frozen=True)
 class Said:
-    """A well-formed answer; `gold` is its pair's label, or None."""
+    """A well-formed answer; `gold` is its pair's label, or None; `hinted` if the prompt gave that away."""
 
     pair_id: str
     perspective: str
     rationale: str
     verdict: str
     gold: str | None
+    hinted: bool = False
 
 
 Step = Callable[[Said], str | None]
@@ -39,7 +40,7 @@ class Chain:
 
     def __init__(self, filters: Sequence[Filter], scheme: Scheme) -> None:
         self.remember: list[Callable[[Said], None]] = []
-        self.steps = [self._step(each, scheme) for each in filters]
+        self.steps = [_hint, *(self._step(each, scheme) for each in filters)]
 
     def reason(self, said: Said) -> str | None:
         """Return why the answer is not kept, or None; then later ones are compared with it."""
@@ -81,6 +82,10 @@ def _objection(settings: Filter, scheme: Scheme) -> steps.Objection | None:
             return steps.language(settings)
         case _:
             return None
+
+
+def _hint(said: Said) -> str | None:
+    return steps.hint(said.rationale) if said.hinted else None
 
 
 def _verdict(said: Said) -> str | None:

@@ -23,6 +23,9 @@ WORD_LOOP = re.compile(r"\b(\w+)(?:\W+\1\b){3,}", re.IGNORECASE)
 MARKUP = re.compile(r"```|</?[a-zA-Z|][^<>]*>|\*\*|^\s*[#*-]\s")
 SENTENCE_END = re.compile(r"[.!?…。！？]['\"”’»)\]]*$")
 WORD = re.compile(r"\w+")
+HINT_SPOKEN_OF = re.compile(
+    r"\bhint|\b(told|given|provided|stated|correct|right) (verdict|label|answer)\b", re.IGNORECASE
+)
 REPEATED_WORDS = 3
 
 
@@ -44,6 +47,11 @@ def form(step: FormFilter) -> Objection:
         return None
 
     return objection
+
+
+def hint(rationale: str) -> str | None:
+    """Object to words about the hint, which no later prompt has."""
+    return "speaks of the hint" if HINT_SPOKEN_OF.search(rationale) else None
 
 
 def length(step: LengthFilter) -> Objection:

@@ -27,7 +27,7 @@ from mpcot.config import (
 )
 from mpcot.labels import load_scheme
 from mpcot.rationales import run_rationales
-from mpcot.records import ANSWER
+from mpcot.records import ANSWER, SORTED
 from mpcot.sources.config import CatalogueSource, LabelSettings, PairsStage
 
 NAMES = PerspectiveSettings().names
@@ -103,7 +103,7 @@ def test_every_pair_perspective_and_sample_is_answered_exactly_once(done: Path) 
     places = Counter((r["pair_id"], r["perspective"], r["sample"]) for rows in found.values() for r in rows)
     assert set(places) == {(i, name, sample) for i in train for name in NAMES for sample in (0, 1)}
     assert set(places.values()) == {1} and len(train) > 20
-    assert read_table(done / "2-rationales" / "kept.parquet").schema.equals(ANSWER)
+    assert read_table(done / "2-rationales" / "kept.parquet").schema.equals(SORTED)
     counts = read_json(done / "2-rationales" / MANIFEST)["counts"]
     assert counts == {"requested": len(train) * 6} | {name: len(rows) for name, rows in found.items()}
     assert not (done / "2-rationales" / "todo").exists()

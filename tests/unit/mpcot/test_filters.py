@@ -18,6 +18,7 @@ from mpcot.filters.config import NearDuplicateFilter
 from mpcot.labels import load_scheme
 from mpcot.rationales import sort_out
 from mpcot.records import ANSWER
+from mpcot.shelves import Shelf
 
 ESCI = load_scheme("esci")
 DRILL = "The shopper wants a drill with a battery, and this drill has one of 18 volts."
@@ -191,6 +192,20 @@ def test_over_a_stage_near_duplicates_are_found_among_many_others() -> None:
     assert found.count("near-duplicate") > 285  # each is 0.94 alike, above the 0.8 asked for
 
 
+def test_a_rationale_that_speaks_of_the_hint_is_no_rationale() -> None:
+    filters = chain("verdict")
+    for text in (
+        "The hint says it is exact.",
+        "I was told the verdict, as the right verdict is E.",
+        "The given label fits.",
+    ):
+        assert filters.reason(Said("p", "rules", text, "E", "E", hinted=True)) == "speaks of the hint"
+        assert filters.reason(Said("p", "rules", text, "E", "E")) is None
+    assert filters.reason(Said("p", "rules", DRILL, "E", "E", hinted=True)) is None
+    assert filters.reason(Said("p", "rules", DRILL, "S", "E", hinted=True)) == "verdict is not gold"
+
+
+PAIRS = pa.table({"pair_id": ["p", "q"], "label": ["E", None], "split": ["train", "unlabelled"]})
 KINDS = ("verdict", "form", "length", "repetition", "label_only", "near_duplicate")
 ROWS = st.lists(
     st.tuples(
@@ -211,7 +226,7 @@ def test_every_row_goes_to_one_outcome_with_its_reason(kinds: list[str], rows: l
         ],
         ANSWER,
     )
-    parts = sort_out(table, {"p": "E", "q": None}, chain(*kinds))
+    parts = sort_out(Shelf(table, PAIRS, []), chain(*kinds))
     assert sorted(key for part in parts.values() for key in part["key"].to_pylist()) == sorted(table["key"].to_pylist())
     assert parts["kept"]["reason"].null_count == len(parts["kept"])
     assert parts["filtered"]["reason"].null_count == parts["failed"]["reason"].null_count == 0

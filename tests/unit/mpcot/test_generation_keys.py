@@ -74,9 +74,9 @@ def test_what_decides_an_answer_makes_every_key_new(change: dict[str, Any]) -> N
         {"engine": ScriptedEngine(delay_s=1.0, replicas=Replicas(max=4, cpus=2, flush_rows=1))},
         {"ask": AnswerSettings(samples=2, splits=("train", "dev"), pairs_per_split=9)},
         {"ask": AnswerSettings(samples=2, retries=5, max_failed_share=0.9)},
-        {"ask": RationaleSettings(samples=2, filters=("verdict", "length"))},
+        {"ask": RationaleSettings(samples=2, filters=("verdict", "length"), hinted_retry=True)},
     ],
-    ids=["where the model lies", "resources", "which pairs", "patience", "filters"],
+    ids=["where the model lies", "resources", "which pairs", "patience", "sorting"],
 )
 def test_what_decides_no_answer_keeps_every_key(change: dict[str, Any]) -> None:
     assert keys(replace(PLAN, **change)) == keys()

@@ -15,7 +15,7 @@ from mpcot.config import PerspectiveSettings
 from mpcot.labels import SCHEMES, load_scheme
 from mpcot.parsing import parse_answer
 from mpcot.perspective import SHIPPED, Perspective, load_perspectives
-from mpcot.prompts import answer, answer_regex, messages, pair_text, render
+from mpcot.prompts import HINT, answer, answer_regex, messages, pair_text, render
 from tests.tiny_llama import tiny_llama_tokenizer
 
 NAMES = sorted(path.stem for path in SCHEMES.glob("*.toml"))
@@ -50,6 +50,16 @@ def test_the_perspectives_of_a_pair_share_everything_up_to_the_question() -> Non
     tokens = [tokenizer.encode(text) for text in texts]
     common = len(shared_start(tokens))
     assert common >= len(tokenizer.encode(shared)) - 1
+
+
+@pytest.mark.parametrize("few_shot", [0, 1])
+def test_a_hint_comes_last_and_changes_nothing_before_it(few_shot: int) -> None:
+    scheme = load_scheme("esci")
+    for perspective in ALL:
+        plain, hinted = (messages(PAIR, perspective, scheme, few_shot, hint=hint) for hint in (None, "S"))
+        before, told, after = hinted[-1]["content"].partition(f"\n\n{HINT}")
+        assert told and before == plain[-1]["content"] and hinted[0] == plain[0]
+        assert "S (Substitute)" in after and HINT not in plain[-1]["content"]
 
 
 def test_examples_come_after_what_is_shared() -> None:

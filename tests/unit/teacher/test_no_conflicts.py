@@ -11,7 +11,7 @@ from cluster.artifacts import StageFolder, read_manifest
 from cluster.errors import UserError
 from cluster.storage import write_table
 from mpcot.config import PerspectiveSettings, PreferenceSettings, SampleSettings
-from mpcot.records import ANSWER, PAIR, SEED
+from mpcot.records import PAIR, SEED, SORTED
 from mpcot.sources.config import LabelSettings
 from teacher import dpo, reference
 from teacher.config import DpoSettings, DpoStage, PreferenceStage
@@ -23,12 +23,13 @@ INPUTS = {name: "x" for name in ("1-pairs", "2-rationales", "3-sft", "4-samples"
 def run_dir(tmp_path: Path, llama_folder: Path) -> Path:
     pair = {"pair_id": "p", "query_id": "q", "product_id": "1", "locale": "us", "query": "drill", "title": "a drill"}
     right = {"key": "k", "pair_id": "p", "perspective": "intent", "sample": 0, "rationale": "It fits.", "verdict": "E"}
+    right |= {"hinted": False}
     pairs = pa.Table.from_pylist([pair | {"label": "E", "split": "train"}], PAIR)
     write_table(tmp_path / "1-pairs/pairs.parquet", pairs)
     write_table(tmp_path / "1-pairs/seeds.parquet", pa.Table.from_pylist([], SEED))
     for stage in ("2-rationales", "4-samples"):
-        write_table(tmp_path / stage / "kept.parquet", pa.Table.from_pylist([right], ANSWER))
-        write_table(tmp_path / stage / "filtered.parquet", pa.Table.from_pylist([], ANSWER))
+        write_table(tmp_path / stage / "kept.parquet", pa.Table.from_pylist([right], SORTED))
+        write_table(tmp_path / stage / "filtered.parquet", pa.Table.from_pylist([], SORTED))
     (tmp_path / "3-sft").mkdir()
     (tmp_path / "3-sft/model").symlink_to(llama_folder)
     return tmp_path

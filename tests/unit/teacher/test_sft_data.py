@@ -19,7 +19,8 @@ from mpcot.config import (
     TeacherSettings,
 )
 from mpcot.labels import load_scheme
-from mpcot.records import ANSWER, PAIR, SEED
+from mpcot.prompts import HINT
+from mpcot.records import PAIR, SEED, SORTED
 from mpcot.sources.config import LabelSettings
 from teacher.config import Full, SftSettings, SftStage
 from teacher.sft import EXAMPLE, SftTask, cap_labels, check_labels, collect_examples, hold_out, to_sequences
@@ -40,8 +41,14 @@ def pair(n: int) -> dict[str, Any]:
 
 
 def kept(pair_id: str, perspective: str = "intent", sample: int = 0) -> dict[str, Any]:
-    row = dict.fromkeys(ANSWER.names) | {"key": f"{pair_id}{perspective}{sample}", "pair_id": pair_id}
-    return row | {"perspective": perspective, "sample": sample, "rationale": f"kept {sample}", "verdict": "E"}
+    row = dict.fromkeys(SORTED.names) | {"key": f"{pair_id}{perspective}{sample}", "pair_id": pair_id}
+    return row | {
+        "perspective": perspective,
+        "sample": sample,
+        "rationale": f"kept {sample}",
+        "verdict": "E",
+        "hinted": False,
+    }
 
 
 def seed(pair_id: str, perspective: str = "rules", verdict: str = "E") -> dict[str, Any]:
@@ -55,7 +62,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     seeds = [seed("p4"), seed("p1"), seed("p0", "winter")]
     write_table(pairs / "seeds.parquet", pa.Table.from_pylist(seeds, SEED))
     answers = [kept("p4", sample=1), kept("p4"), kept("p0", "rules"), kept("p1"), kept("p2")]
-    write_table(rationales / "kept.parquet", pa.Table.from_pylist(answers, ANSWER))
+    write_table(rationales / "kept.parquet", pa.Table.from_pylist(answers, SORTED))
     return pairs, rationales
 
 
@@ -89,6 +96,20 @@ def test_the_prompt_is_that_of_the_samples_not_of_the_few_shot_rationales(
     prompt = collect_examples(stage(llama_folder), *folders, str(llama_folder))["prompt"][0].as_py()
     assert "Examples" not in prompt and "Query: drill 0\nProduct: drill 0" in prompt
     assert prompt.startswith("<system>") and prompt.endswith("<assistant>")
+
+
+def test_what_was_answered_with_a_hint_is_marked_and_learnt_without_it(
+    folders: tuple[Path, Path], llama_folder: Path
+) -> None:
+    plain = collect_examples(stage(llama_folder), *folders, str(llama_folder)).to_pylist()
+    answers = [kept("p4", sample=1) | {"hinted": True}, kept("p4"), kept("p0", "rules") | {"hinted": True}]
+    write_table(folders[1] / "kept.parquet", pa.Table.from_pylist(answers, SORTED))
+    hinted = collect_examples(stage(llama_folder), *folders, str(llama_folder)).to_pylist()
+    assert [e["origin"] for e in hinted] == ["hinted", "hinted", "teacher", "seed"]
+    assert {e["prompt"] for e in hinted} == {e["prompt"] for e in plain}
+    assert not any(HINT in e["prompt"] or HINT in e["answer"] for e in hinted)
+    only = collect_examples(stage(llama_folder, origins=("seed",)), *folders, str(llama_folder))
+    assert only["origin"].to_pylist() == ["seed"]
 
 
 def test_origins_and_rows_can_be_bounded(folders: tuple[Path, Path], llama_folder: Path) -> None:

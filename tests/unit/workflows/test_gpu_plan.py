@@ -43,6 +43,8 @@ def test_work_follows_from_splits_perspectives_and_samples() -> None:
     assert pairs_asked(settings, settings.rationales, 1000) == 500
     assert pairs_asked(settings, settings.judge, 1000) == 1000
     assert planned(settings)["7-judgements"].work == "3,000 answers"
+    assert planned(settings)["2-rationales"].work == "1,500 answers"
+    assert planned(config("rationales.hinted_retry=true"))["2-rationales"].work == "4,800 answers"  # 800 pairs twice
     assert student_work(settings, 1000).rows == 1200  # with the student trained on labels only
 
 

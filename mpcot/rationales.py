@@ -25,6 +25,7 @@ from mpcot.labels import load_scheme
 from mpcot.perspective import load_perspectives
 from mpcot.records import SORTED
 from mpcot.shelves import Shelf
+from mpcot.votes import wanted_verdicts
 
 OUTCOMES = ("kept", "filtered", "failed")
 
@@ -83,7 +84,7 @@ def write_outcomes(rounds: Sequence[Answers], filters: Chain, folder: StageFolde
 
 def sort_out(shelf: Shelf, filters: Chain, hinted: bool = False) -> dict[str, pa.Table]:
     """Deal answers to kept, filtered and failed, each with its reason; every row goes to exactly one."""
-    gold = dict(zip(shelf.pairs["pair_id"].to_pylist(), shelf.pairs["label"].to_pylist(), strict=True))
+    wanted = wanted_verdicts(shelf, filters.scheme)
     answers = shelf.answers
     reasons = answers["reason"].to_pylist()
     outcome = ["failed" if reason else "kept" for reason in reasons]
@@ -91,11 +92,13 @@ def sort_out(shelf: Shelf, filters: Chain, hinted: bool = False) -> dict[str, pa
     for place, said in enumerate(zip(*columns, strict=True)):
         if outcome[place] == "failed":
             continue
-        reasons[place] = filters.reason(Said(*said, gold=gold[said[0]], hinted=hinted))
+        reasons[place] = filters.reason(Said(*said, wanted=wanted[said[0]], hinted=hinted))
         outcome[place] = "filtered" if reasons[place] else "kept"
     place = answers.schema.get_field_index("reason")
     answers = answers.set_column(place, SORTED.field("reason"), pa.array(reasons, pa.string()))
     answers = answers.append_column(SORTED.field("hinted"), pa.array([hinted] * len(answers), pa.bool_()))
+    weights = [wanted[pair_id].weight for pair_id in answers["pair_id"].to_pylist()]
+    answers = answers.append_column(SORTED.field("weight"), pa.array(weights, pa.float32()))
     kinds = pa.array(outcome)
     return {kind: answers.filter(pc.equal(kinds, kind)) for kind in OUTCOMES}
 

@@ -61,10 +61,13 @@ ANSWER = pa.schema(
 
 # 2-rationales and 4-samples {kept,filtered,failed}.parquet -> 3-sft, 5-preferences, 11-report, `inspect`.
 # `reason` is null for kept rows; `hinted` marks answers to a prompt that gave the gold label away.
-SORTED = ANSWER.append(pa.field("hinted", pa.bool_(), nullable=False))
+# `weight` is 1 where the pair has a gold label, else the share of its answers with the majority's verdict.
+SORTED = ANSWER.append(pa.field("hinted", pa.bool_(), nullable=False)).append(pa.field("weight", pa.float32()))
 
 # The `reason` of a well-formed answer whose verdict is wrong: 5-preferences takes these as rejected candidates.
 NOT_GOLD = "verdict is not gold"
+# Likewise of an unlabelled pair, where only the majority can say what is right.
+NOT_MAJORITY = "verdict is not the majority's"
 
 # 5-preferences/preferences.parquet -> 6-dpo. Log-probabilities are sums over the answer's tokens.
 PREFERENCE = pa.schema(

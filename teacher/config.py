@@ -48,6 +48,9 @@ class SftSettings(Settings):
         ("teacher", "seed"),
         description="rationales the teacher wrote itself, hinted ones too, and those the source brought",
     )
+    use_unlabelled: bool = Field(
+        False, description="rationales of unlabelled pairs with the majority's verdict count too, by their agreement"
+    )
     max_rows: PositiveInt | None = None
     label_ratio: float | None = Field(
         None, ge=1, description="at most so many times as many answers of a label as of the rarest; empty keeps all"
@@ -68,6 +71,8 @@ class SftSettings(Settings):
     @model_validator(mode="after")
     def _figures(self) -> SftSettings:
         check_best_by("sft", self.train, ("loss",))
+        if self.use_unlabelled and "teacher" not in self.origins:
+            raise ValueError("sft.use_unlabelled has no effect: add 'teacher' to sft.origins")
         return self
 
 

@@ -18,8 +18,7 @@ from mpcot.generate import GenerationPlan, generate, select_pairs
 from mpcot.labels import Scheme, load_scheme
 from mpcot.perspective import load_perspectives
 from mpcot.records import ANSWER, JUDGEMENT
-
-SURE = 0.9
+from mpcot.votes import distribution, majority
 
 
 def run(config: JudgeStage, folder: StageFolder) -> None:
@@ -75,26 +74,15 @@ def judge(answers: Iterable[dict[str, Any]], perspectives: Sequence[str], scheme
         return None
     soft = {name: distribution(row["logprobs"], row["verdict"], scheme) for name, row in said.items()}
     mean = np.mean(list(soft.values()), axis=0)
-    log_mean = np.mean([np.log(np.maximum(p, 1e-9)) for p in soft.values()], axis=0)
-    votes = Counter(row["verdict"] for row in said.values())
-    vote = max(votes, key=lambda code: (votes[code], log_mean[scheme.index(code)]))
+    vote, votes = majority([row["verdict"] for row in said.values()], list(soft.values()), scheme)
     return {
         "vote": vote,
-        "agreement": votes[vote] / len(perspectives),
+        "agreement": votes / len(perspectives),
         "soft": mean.tolist(),
         "verdicts": [said[p]["verdict"] if p in said else None for p in perspectives],
         "rationales": [said[p]["rationale"] if p in said else None for p in perspectives],
         "perspective_soft": [soft[p].tolist() if p in said else None for p in perspectives],
     }
-
-
-def distribution(logprobs: Sequence[float] | None, verdict: str, scheme: Scheme) -> np.ndarray:
-    """Return the distribution over labels at the verdict token; without log-probabilities, sure of the verdict."""
-    if logprobs is None:
-        rest = (1 - SURE) / (len(scheme.codes) - 1)
-        return np.asarray([SURE if code == verdict else rest for code in scheme.codes])
-    weights = np.exp(np.asarray(logprobs, dtype=np.float64) - max(logprobs))
-    return weights / weights.sum()
 
 
 class Quality:

@@ -27,16 +27,22 @@ from teacher.tokens import IGNORED, SharedSequence, encode, pad, share, verdict_
 
 EXAMPLE = pa.schema(
     [(name, pa.string()) for name in ("pair_id", "query_id", "perspective", "prompt", "answer", "verdict", "origin")]
+    + [("weight", pa.float32())]
 )
-KEPT_COLUMNS = ["pair_id", "perspective", "sample", "rationale", "verdict", "hinted"]
-SEQUENCE = pa.schema([("pair_id", pa.string()), ("prompts", pa.list_(pa.string())), ("answers", pa.list_(pa.string()))])
+KEPT_COLUMNS = ["pair_id", "perspective", "sample", "rationale", "verdict", "hinted", "weight"]
+VOTE = "vote"  # origin of what the teacher wrote about pairs without a gold label
+TEXTS = pa.list_(pa.string())
+SEQUENCE = pa.schema(
+    [("pair_id", pa.string()), ("prompts", TEXTS), ("answers", TEXTS), ("weights", pa.list_(pa.float32()))]
+)
 
 
 def run(config: SftStage, folder: StageFolder) -> None:
     """Train the teacher on rationales and write `3-sft/model`."""
     model = check_model("teacher.model", config.teacher.model)
     examples = collect_examples(config, folder.input("1-pairs"), folder.input("2-rationales"), model)
-    missing = check_labels(examples, load_scheme(config.labels.scheme), config.sft.missing_labels)
+    gold = examples.filter(pc.not_equal(examples["origin"], VOTE))
+    missing = check_labels(gold, load_scheme(config.labels.scheme), config.sft.missing_labels)
     train, dev = hold_out(examples, config.sft.held_out_share, config.seed, config.sft.dev_rows)
     settings = config.sft
     used = cap_labels(train, settings.label_ratio, config.seed)
@@ -56,22 +62,30 @@ def run(config: SftStage, folder: StageFolder) -> None:
 
 
 def collect_examples(config: SftStage, pairs_folder: Path, rationales: Path, model: str) -> pa.Table:
-    """Return one example per kept rationale and per seed of the training split, in a fixed order."""
-    pairs = {p["pair_id"]: p for p in read_table(pairs_folder / "pairs.parquet").to_pylist() if p["split"] == "train"}
+    """Return one example per kept rationale and per seed of the training split, in a fixed order.
+
+    Those of unlabelled pairs come along where the config says so, with their pair's agreement as `weight`.
+    """
+    splits = ("train", "unlabelled") if config.sft.use_unlabelled else ("train",)
+    pairs = {p["pair_id"]: p for p in read_table(pairs_folder / "pairs.parquet").to_pylist() if p["split"] in splits}
     found: list[dict[str, Any]] = []
     if "teacher" in config.sft.origins:
         kept = read_table(rationales / "kept.parquet", KEPT_COLUMNS)
         found += [row | {"origin": "hinted" if row["hinted"] else "teacher"} for row in kept.to_pylist()]
     if "seed" in config.sft.origins:
-        found += [row | {"sample": 0} for row in read_table(pairs_folder / "seeds.parquet").to_pylist()]
+        found += [row | {"sample": 0, "weight": 1.0} for row in read_table(pairs_folder / "seeds.parquet").to_pylist()]
     perspectives = {p.name: p for p in load_perspectives(config.perspectives)}
     scheme, tokenizer = load_scheme(config.labels.scheme), load_tokenizer(model)
     form = config.samples
     rows = []
     for row in found:
         pair, perspective = pairs.get(row["pair_id"]), perspectives.get(row["perspective"])
-        if pair is None or perspective is None or pair["label"] is None:
+        if pair is None or perspective is None:
             continue
+        if pair["label"] is None:
+            if row["origin"] != "teacher":  # a seed would give the label away that the source held back
+                continue
+            row["origin"] = VOTE
         chat = messages(pair, perspective, scheme, form.few_shot, form.description_chars)
         said = answer(row["rationale"], row["verdict"])
         rows.append(row | {"query_id": pair["query_id"], "prompt": render(tokenizer, chat), "answer": said})
@@ -82,11 +96,12 @@ def collect_examples(config: SftStage, pairs_folder: Path, rationales: Path, mod
 def to_sequences(examples: pa.Table, most: int) -> pa.Table:
     """Return one row per training sequence: up to `most` answers of one pair, which share their prompt's beginning."""
     rows: list[dict[str, Any]] = []
-    for example in examples.select(["pair_id", "prompt", "answer"]).to_pylist():
+    for example in examples.select(["pair_id", "prompt", "answer", "weight"]).to_pylist():
         if not rows or rows[-1]["pair_id"] != example["pair_id"] or len(rows[-1]["answers"]) == most:
-            rows.append({"pair_id": example["pair_id"], "prompts": [], "answers": []})
+            rows.append({"pair_id": example["pair_id"], "prompts": [], "answers": [], "weights": []})
         rows[-1]["prompts"].append(example["prompt"])
         rows[-1]["answers"].append(example["answer"])
+        rows[-1]["weights"].append(example["weight"])
     return pa.Table.from_pylist(rows, SEQUENCE)
 
 
@@ -114,17 +129,19 @@ def check_labels(examples: pa.Table, scheme: Scheme, missing_labels: str) -> lis
 def hold_out(examples: pa.Table, share: float, seed: int, most: int) -> tuple[pa.Table, pa.Table]:
     """Split the examples by query into those that train and at most `most` that judge the loss.
 
-    At least one query is held out, and at least one trains.
+    At least one query is held out, and at least one trains. Only gold labels judge: what a vote says of a
+    held-out query is left out altogether.
     """
+    voted = pc.equal(examples["origin"], VOTE)
 
     def draw(query_id: str) -> float:
         return xxhash.xxh3_64_intdigest(f"{seed}/{query_id}".encode()) / 2**64
 
-    queries = sorted(set(examples["query_id"].to_pylist()), key=draw)
+    queries = sorted(set(examples["query_id"].filter(pc.invert(voted)).to_pylist()), key=draw)
     count = min(len(queries) - 1, max(1, sum(draw(query) < share for query in queries)))
     held = pc.is_in(examples["query_id"], pa.array(queries[:count], pa.string()))
     train = examples.filter(pc.invert(held))
-    return train, examples.filter(held).slice(0, most)
+    return train, examples.filter(pc.and_not(held, voted)).slice(0, most)
 
 
 def cap_labels(examples: pa.Table, ratio: float | None, seed: int) -> pa.Table:
@@ -177,7 +194,7 @@ class AnswerTask(TrainTask):
 
 @dataclass
 class SftTask(AnswerTask):
-    """Next-token loss on answers; units are answer tokens, each as often as it weighs."""
+    """Next-token loss on answers; units are answer tokens, each as often as it and its answer weigh."""
 
     verdict_weight: float
 
@@ -201,6 +218,8 @@ class SftTask(AnswerTask):
         # The first token has no predecessor: it is never predicted.
         owners = batch["owners"][:, 1:][batch["labels"][:, 1:] != IGNORED]
         weights = verdict_weights(owners, torch.tensor(verdicts), self.verdict_weight)
+        own = [weight for row in rows for weight in row.get("weights") or [1.0] * len(row["answers"])]
+        weights = weights * torch.tensor(own)[owners]
         answers = [len(row["answers"]) for row in rows]
         return batch | {"weights": weights, "answers": answers, "units": float(weights.sum())}
 

@@ -24,7 +24,7 @@ def examples(count: int, start: int = 0) -> pa.Table:
     rows = []
     for n in range(start, start + count):
         said = SENTENCE[: 20 + 5 * (n % 11)]
-        row = dict.fromkeys(EXAMPLE.names, "x") | {"pair_id": f"p{n}", "query_id": f"q{n}"}
+        row = dict.fromkeys(EXAMPLE.names, "x") | {"pair_id": f"p{n}", "query_id": f"q{n}", "weight": 1.0}
         rows.append(row | {"prompt": f"Query: drill {n % 4}\n", "answer": f"{said}.\nVerdict: {'ESCI'[n % 4]}"})
     return pa.Table.from_pylist(rows, EXAMPLE)
 

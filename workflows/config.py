@@ -64,6 +64,8 @@ class RunConfig(Settings):
                 )
         if "train" not in self.samples.splits:
             raise ValueError("samples.splits: must contain train, or there are no preferences to learn from")
+        if self.sft.use_unlabelled and "unlabelled" not in self.rationales.splits:
+            raise ValueError("sft.use_unlabelled has no effect: add 'unlabelled' to rationales.splits")
         return self
 
 

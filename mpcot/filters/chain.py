@@ -17,18 +17,19 @@ from mpcot.filters.config import (
     RepetitionFilter,
 )
 from mpcot.labels import Scheme
-from mpcot.records import NOT_GOLD
+from mpcot.records import NOT_GOLD, NOT_MAJORITY
+from mpcot.votes import Wanted
 
 
 @dataclass(frozen=True)
 class Said:
-    """A well-formed answer; `gold` is its pair's label, or None; `hinted` if the prompt gave that away."""
+    """A well-formed answer; `wanted` is the verdict to keep, `hinted` says that the prompt gave it away."""
 
     pair_id: str
     perspective: str
     rationale: str
     verdict: str
-    gold: str | None
+    wanted: Wanted
     hinted: bool = False
 
 
@@ -39,6 +40,7 @@ class Chain:
     """Filters of one stage, for its answers in the stage's order: sorted by pair, perspective and sample."""
 
     def __init__(self, filters: Sequence[Filter], scheme: Scheme) -> None:
+        self.scheme = scheme
         self.remember: list[Callable[[Said], None]] = []
         self.steps = [_hint, *(self._step(each, scheme) for each in filters)]
 
@@ -89,4 +91,6 @@ def _hint(said: Said) -> str | None:
 
 
 def _verdict(said: Said) -> str | None:
-    return None if said.gold in (None, said.verdict) else NOT_GOLD
+    if said.verdict == said.wanted.verdict:
+        return None
+    return NOT_GOLD if said.wanted.labelled else NOT_MAJORITY

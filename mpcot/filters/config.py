@@ -14,7 +14,7 @@ from cluster.config import Settings
 
 
 class VerdictFilter(Settings):
-    """The verdict must be the gold label, where the pair has one."""
+    """The verdict must be the gold label; of an unlabelled pair, that of most of its answers."""
 
     kind: Literal["verdict"] = "verdict"
 

@@ -19,6 +19,7 @@ from mpcot.labels import load_scheme
 from mpcot.rationales import sort_out
 from mpcot.records import ANSWER
 from mpcot.shelves import Shelf
+from mpcot.votes import Wanted
 
 ESCI = load_scheme("esci")
 DRILL = "The shopper wants a drill with a battery, and this drill has one of 18 volts."
@@ -30,7 +31,9 @@ def chain(*filters: Step) -> Chain:
 
 
 def said(rationale: str, verdict: str = "E", gold: str | None = "E", pair: str = "p", view: str = "rules") -> Said:
-    return Said(pair, view, rationale, verdict, gold)
+    """An answer; without a gold label the majority is of its verdict."""
+    wanted = Wanted(gold, 1.0, True) if gold else Wanted(verdict, 0.5, False)
+    return Said(pair, view, rationale, verdict, wanted)
 
 
 def reason(rationale: str, *filters: Step, verdict: str = "E", gold: str | None = "E") -> str | None:
@@ -192,6 +195,15 @@ def test_over_a_stage_near_duplicates_are_found_among_many_others() -> None:
     assert found.count("near-duplicate") > 285  # each is 0.94 alike, above the 0.8 asked for
 
 
+def test_an_unlabelled_pair_keeps_the_verdict_of_most() -> None:
+    minority = Said("p", "rules", DRILL, "S", Wanted("E", 0.6, False))
+    assert chain("verdict").reason(minority) == "verdict is not the majority's"
+    assert chain("form").reason(minority) is None
+
+
+GOLD = Wanted("E", 1.0, True)
+
+
 def test_a_rationale_that_speaks_of_the_hint_is_no_rationale() -> None:
     filters = chain("verdict")
     for text in (
@@ -199,10 +211,10 @@ def test_a_rationale_that_speaks_of_the_hint_is_no_rationale() -> None:
         "I was told the verdict, as the right verdict is E.",
         "The given label fits.",
     ):
-        assert filters.reason(Said("p", "rules", text, "E", "E", hinted=True)) == "speaks of the hint"
-        assert filters.reason(Said("p", "rules", text, "E", "E")) is None
-    assert filters.reason(Said("p", "rules", DRILL, "E", "E", hinted=True)) is None
-    assert filters.reason(Said("p", "rules", DRILL, "S", "E", hinted=True)) == "verdict is not gold"
+        assert filters.reason(Said("p", "rules", text, "E", GOLD, hinted=True)) == "speaks of the hint"
+        assert filters.reason(Said("p", "rules", text, "E", GOLD)) is None
+    assert filters.reason(Said("p", "rules", DRILL, "E", GOLD, hinted=True)) is None
+    assert filters.reason(Said("p", "rules", DRILL, "S", GOLD, hinted=True)) == "verdict is not gold"
 
 
 PAIRS = pa.table({"pair_id": ["p", "q"], "label": ["E", None], "split": ["train", "unlabelled"]})
@@ -231,5 +243,8 @@ def test_every_row_goes_to_one_outcome_with_its_reason(kinds: list[str], rows: l
     assert parts["kept"]["reason"].null_count == len(parts["kept"])
     assert parts["filtered"]["reason"].null_count == parts["failed"]["reason"].null_count == 0
     assert set(parts["failed"]["reason"].to_pylist()) <= {"empty", "engine error: x"}
+    everything = pa.concat_tables(parts.values()).to_pylist()
+    assert {row["weight"] for row in everything if row["pair_id"] == "p"} <= {1.0}
     if "verdict" in kinds:
-        assert {(r["verdict"]) for r in parts["kept"].to_pylist() if r["pair_id"] == "p"} <= {"E"}
+        kept = {pair: {r["verdict"] for r in parts["kept"].to_pylist() if r["pair_id"] == pair} for pair in "pq"}
+        assert kept["p"] <= {"E"} and len(kept["q"]) <= 1

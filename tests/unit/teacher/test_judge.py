@@ -10,7 +10,8 @@ import pytest
 
 from mpcot.labels import load_scheme
 from mpcot.records import JUDGEMENT
-from teacher.judge import Quality, distribution, judge
+from mpcot.votes import distribution
+from teacher.judge import Quality, judge
 
 ESCI = load_scheme("esci")
 NAMES = ("intent", "attributes", "rules")

@@ -23,7 +23,7 @@ from mpcot.prompts import HINT
 from mpcot.records import PAIR, SEED, SORTED
 from mpcot.sources.config import LabelSettings
 from teacher.config import Full, SftSettings, SftStage
-from teacher.sft import EXAMPLE, SftTask, cap_labels, check_labels, collect_examples, hold_out, to_sequences
+from teacher.sft import EXAMPLE, VOTE, SftTask, cap_labels, check_labels, collect_examples, hold_out, to_sequences
 from teacher.tokens import verdict_tokens
 
 SPLITS = ("train", "dev", "test", "train")
@@ -48,6 +48,7 @@ def kept(pair_id: str, perspective: str = "intent", sample: int = 0) -> dict[str
         "rationale": f"kept {sample}",
         "verdict": "E",
         "hinted": False,
+        "weight": 1.0,
     }
 
 
@@ -120,8 +121,8 @@ def test_origins_and_rows_can_be_bounded(folders: tuple[Path, Path], llama_folde
 
 
 def examples(verdicts: str, queries: int = 1) -> pa.Table:
-    rows = [dict.fromkeys(EXAMPLE.names, "x") | {"verdict": v, "query_id": f"q{i % queries}", "pair_id": f"p{i}"}
-            for i, v in enumerate(verdicts)]  # fmt: skip
+    fixed = dict.fromkeys(EXAMPLE.names, "x") | {"weight": 1.0}
+    rows = [fixed | {"verdict": v, "query_id": f"q{i % queries}", "pair_id": f"p{i}"} for i, v in enumerate(verdicts)]
     return pa.Table.from_pylist(rows, EXAMPLE)
 
 
@@ -195,6 +196,54 @@ def test_a_verdict_weight_counts_in_loss_and_units(tmp_path: Path, llama_folder:
     losses = [task.loss(model, batch)[0].item() for task, batch in zip((plain, heavy), batches, strict=True)]
     assert losses[0] < losses[1] < 4 * losses[0]
     assert plain.predict(model, batches[0]) == heavy.predict(model, batches[1])
+
+
+def test_an_answer_counts_by_its_weight(tmp_path: Path, llama_folder: Path) -> None:
+    """Two answers that share a sequence: the second one at a quarter, in units and in the loss."""
+    said = ["Yes.\nVerdict: E", "The shopper wants a drill.\nVerdict: E"]
+    row = {"pair_id": "p", "prompts": ["Query: drill", "Query: red drill"], "answers": said}
+    task = SftTask(TrainSettings(precision="fp32"), 1, str(tmp_path), str(llama_folder), Full(), 200, 2.0)
+    model = task.build()
+    losses, units = [], []
+    for weights in ([1.0, 1.0], [1.0, 0.25], [1.0, 0.0]):
+        batch = task.collate([row | {"weights": weights}])
+        losses.append(task.loss(model, batch)[0].item())
+        units.append(batch["units"])
+    assert losses[1] == pytest.approx(0.25 * losses[0] + 0.75 * losses[2], rel=1e-5) and losses[2] < losses[1]
+    assert units[1] == pytest.approx(0.25 * units[0] + 0.75 * units[2]) and units[2] < units[1]
+    assert task.collate([row])["units"] == units[0]
+
+
+def test_votes_on_unlabelled_pairs_count_by_agreement_where_asked_for(
+    folders: tuple[Path, Path], llama_folder: Path
+) -> None:
+    pairs = [pair(n) for n in range(8)] + [pair(8) | {"split": "unlabelled", "label": None}]
+    write_table(folders[0] / "pairs.parquet", pa.Table.from_pylist(pairs, PAIR))
+    write_table(folders[0] / "seeds.parquet", pa.Table.from_pylist([seed("p4"), seed("p8")], SEED))
+    answers = [kept("p4"), kept("p8") | {"weight": 0.5}, kept("p8", "rules") | {"weight": 0.5}]
+    write_table(folders[1] / "kept.parquet", pa.Table.from_pylist(answers, SORTED))
+    plain = collect_examples(stage(llama_folder), *folders, str(llama_folder))
+    assert [(e["pair_id"], e["origin"]) for e in plain.to_pylist()] == [("p4", "teacher"), ("p4", "seed")]
+    more = collect_examples(stage(llama_folder, use_unlabelled=True), *folders, str(llama_folder))
+    found = [(e["pair_id"], e["origin"], e["weight"]) for e in more.to_pylist()]
+    assert found == [("p4", "teacher", 1.0), ("p4", "seed", 1.0), ("p8", VOTE, 0.5), ("p8", VOTE, 0.5)]
+    assert to_sequences(more, 8)["weights"].to_pylist() == [[1.0, 1.0], [0.5, 0.5]]
+
+
+def test_votes_train_but_never_judge() -> None:
+    """Every fourth query has votes only; one more vote is about a query that is judged by its gold labels."""
+    origins = [VOTE if n % 100 % 4 == 0 else "teacher" for n in range(400)]
+    table = with_origins(examples("E" * 400, queries=100), origins)
+    held = hold_out(table, 0.3, 1, 999)[1].slice(0, 1)
+    train, dev = hold_out(pa.concat_tables([table, with_origins(held, [VOTE])]), 0.3, 1, 999)
+    assert set(dev["origin"].to_pylist()) == {"teacher"} and len(dev) > 20
+    assert train["origin"].to_pylist().count(VOTE) == 100
+    assert len(train) + len(dev) == 400
+    assert not set(train["query_id"].to_pylist()) & set(dev["query_id"].to_pylist())
+
+
+def with_origins(table: pa.Table, origins: list[str]) -> pa.Table:
+    return table.set_column(table.schema.get_field_index("origin"), EXAMPLE.field("origin"), pa.array(origins))
 
 
 def labelled(verdicts: str) -> pa.Table:

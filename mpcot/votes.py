@@ -1,0 +1,74 @@
+"""What several answers to one pair say together: the majority's verdict, and how many agree with it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mpcot.labels import Scheme
+from mpcot.shelves import Shelf
+
+SURE = 0.9
+
+
+def distribution(logprobs: Sequence[float] | None, verdict: str, scheme: Scheme) -> np.ndarray:
+    """Return the distribution over labels at the verdict token; without log-probabilities, sure of the verdict."""
+    if logprobs is None:
+        rest = (1 - SURE) / (len(scheme.codes) - 1)
+        return np.asarray([SURE if code == verdict else rest for code in scheme.codes])
+    weights = np.exp(np.asarray(logprobs, dtype=np.float64) - max(logprobs))
+    return weights / weights.sum()
+
+
+def majority(verdicts: Sequence[str], soft: Sequence[np.ndarray], scheme: Scheme) -> tuple[str, int]:
+    """Return the verdict of most answers and how many gave it.
+
+    Ties go to the label with the higher mean log-probability over all answers, then to the one given first.
+
+    Args:
+        verdicts: one per answer, at least one.
+        soft: the answers' distributions over labels, likewise.
+    """
+    log_mean = np.mean([np.log(np.maximum(shares, 1e-9)) for shares in soft], axis=0)
+    votes = Counter(verdicts)
+    vote = max(votes, key=lambda code: (votes[code], log_mean[scheme.index(code)]))
+    return vote, votes[vote]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The verdict that a pair's kept answers have, and their weight in training.
+
+    That is the gold label with weight 1, or the majority's verdict with the share of the pair's answers that
+    gave it, failed ones among the others. Both are None where no answer of an unlabelled pair has a verdict.
+    """
+
+    verdict: str | None
+    weight: float | None
+    labelled: bool
+
+
+def wanted_verdicts(shelf: Shelf, scheme: Scheme) -> dict[str, Wanted]:
+    """Return what is wanted of each pair of a shelf, by pair id."""
+    pairs = zip(shelf.pairs["pair_id"].to_pylist(), shelf.pairs["label"].to_pylist(), strict=True)
+    found = {pair_id: Wanted(label, 1.0 if label else None, label is not None) for pair_id, label in pairs}
+    if all(wanted.labelled for wanted in found.values()):
+        return found
+    said: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in shelf.answers.select(["pair_id", "verdict", "logprobs", "reason"]).to_pylist():
+        if not found[row["pair_id"]].labelled:
+            said[row["pair_id"]].append(row)
+    return found | {pair_id: _voted(rows, scheme) for pair_id, rows in said.items()}
+
+
+def _voted(rows: Sequence[dict[str, Any]], scheme: Scheme) -> Wanted:
+    usable = [row for row in rows if row["reason"] is None]
+    if not usable:
+        return Wanted(None, None, False)
+    soft = [distribution(row["logprobs"], row["verdict"], scheme) for row in usable]
+    vote, votes = majority([row["verdict"] for row in usable], soft, scheme)
+    return Wanted(vote, votes / len(rows), False)

@@ -148,12 +148,38 @@ class PreferenceSettings(Settings):
 
     per_pair: PositiveInt = Field(4, description="at most so many preference pairs of one query-product pair")
     cross_perspective: bool = Field(True, description="chosen and rejected may come from different perspectives")
-    min_margin: float = Field(0.0, ge=0, description="least gap of verdict probability, chosen over rejected")
-    balance_labels: bool = Field(False, description="cap every gold label at the rarest one's count times 4")
+    margin_by: Literal["probability", "log_probability"] = Field(
+        "probability", description="what the margin is a gap of: the gold label's (log-)probability at the verdict"
+    )
+    min_margin: float = Field(0.0, ge=0, description="least margin of chosen over rejected; natural logarithms")
+    max_margin: float | None = Field(None, gt=0, description="largest margin: beyond it there is little to learn")
+    unknown_margin: Literal["keep", "drop"] = Field(
+        "keep", description="answers without a probability, such as seeds and hinted ones"
+    )
+    pick: Literal["random", "widest", "narrowest"] = Field(
+        "random", description="which margins go first where more than per_pair are spread alike over perspectives"
+    )
+    fallback: tuple[Literal["rationales", "seeds"], ...] = Field(
+        ("rationales", "seeds"), description="where a chosen answer comes from when no sample of a pair is right"
+    )
+    label_ratio: float | None = Field(
+        None, ge=1, description="at most so many times as many preferences of a gold label as of the rarest"
+    )
+    perspective_ratio: float | None = Field(
+        None, ge=1, description="likewise of a perspective among the chosen answers, and among the rejected ones"
+    )
     max_rows: PositiveInt | None = None
     when_empty: Literal["stop", "skip"] = Field("stop", description="what no conflict at all does: stop, or skip DPO")
     batch_size: PositiveInt = Field(16, description="rows per forward pass of the reference job")
     workers: Workers = Field(Workers(), description="actors of the reference job")
+
+    @model_validator(mode="after")
+    def _check(self) -> PreferenceSettings:
+        if self.max_margin is not None and self.max_margin < self.min_margin:
+            raise ValueError(f"max_margin {self.max_margin:g} is below min_margin {self.min_margin:g}: nothing is left")
+        if self.margin_by == "probability" and self.min_margin > 1:
+            raise ValueError(f"min_margin {self.min_margin:g}: probabilities differ by 1 at most")
+        return self
 
 
 class RationaleStage(Settings):

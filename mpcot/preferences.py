@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 from cluster.artifacts import digest
 from mpcot.config import PreferenceSettings
 from mpcot.labels import Scheme
+
+LEAST_PROBABILITY = 1e-9  # a label that was ruled out has none, and a logarithm must not be infinite
 
 
 @dataclass(frozen=True)
@@ -82,19 +85,23 @@ def conflicts(
 def _combine(
     right: list[Candidate], wrong: list[Candidate], settings: PreferenceSettings, draw: random.Random
 ) -> list[Preference]:
-    """Return up to `per_pair` combinations, spread over the perspectives of both sides."""
+    """Return up to `per_pair` combinations, spread over the perspectives of both sides, then by `pick`."""
     options = [
         Preference(chosen, rejected)
         for chosen in right
         for rejected in wrong
         if (settings.cross_perspective or chosen.perspective == rejected.perspective)
-        and _margin(chosen, rejected) >= settings.min_margin
+        and _within(margin(chosen, rejected, settings), settings)
     ]
     draw.shuffle(options)
     taken: list[Preference] = []
     used: dict[Any, int] = defaultdict(int)
+
+    def cost(p: Preference) -> tuple[Any, ...]:
+        return used[p.chosen.perspective] + used[p.rejected], used[p.chosen], *_rank(p, settings)
+
     while options and len(taken) < settings.per_pair:
-        best = min(options, key=lambda p: (used[p.chosen.perspective] + used[p.rejected], used[p.chosen]))
+        best = min(options, key=cost)
         options.remove(best)
         taken.append(best)
         for place in (best.chosen, best.rejected, best.chosen.perspective):
@@ -102,30 +109,67 @@ def _combine(
     return taken
 
 
-def _margin(chosen: Candidate, rejected: Candidate) -> float:
-    """Gap of the gold label's probability; an answer of unknown probability counts as sure of its verdict."""
-    high = 1.0 if chosen.gold_probability is None else chosen.gold_probability
-    low = 0.0 if rejected.gold_probability is None else rejected.gold_probability
-    return high - low
+def margin(chosen: Candidate, rejected: Candidate, settings: PreferenceSettings) -> float | None:
+    """Return how much more (log-)probability the chosen answer's verdict gave to the gold label; None if unknown."""
+    high, low = chosen.gold_probability, rejected.gold_probability
+    if high is None or low is None:
+        return None
+    if settings.margin_by == "probability":
+        return high - low
+    return math.log(max(high, LEAST_PROBABILITY)) - math.log(max(low, LEAST_PROBABILITY))
+
+
+def _within(gap: float | None, settings: PreferenceSettings) -> bool:
+    if gap is None:
+        return settings.unknown_margin == "keep"
+    return settings.min_margin <= gap and (settings.max_margin is None or gap <= settings.max_margin)
+
+
+def _rank(p: Preference, settings: PreferenceSettings) -> tuple[bool, float]:
+    """Return what sorts by margin as `pick` says; unknown margins come last."""
+    gap = None if settings.pick == "random" else margin(p.chosen, p.rejected, settings)
+    if gap is None:
+        return settings.pick != "random", 0.0
+    return False, -gap if settings.pick == "widest" else gap
 
 
 def _capped(
     found: list[Preference], gold: Mapping[str, str | None], settings: PreferenceSettings, seed: int
 ) -> list[Preference]:
-    """Cap every gold label and the whole, by a seeded draw that keeps the order."""
+    """Balance, and cap the whole, by a seeded draw that keeps the order."""
     order = list(range(len(found)))
     random.Random(seed).shuffle(order)
-    if settings.balance_labels:
-        counts: dict[Any, int] = defaultdict(int)
-        for preference in found:
-            counts[gold[preference.chosen.pair_id]] += 1
-        cap = 4 * min(counts.values(), default=0)
-        seen: dict[Any, int] = defaultdict(int)
-        kept = []
-        for place in order:
-            label = gold[found[place].chosen.pair_id]
-            seen[label] += 1
-            if seen[label] <= cap:
-                kept.append(place)
-        order = kept
-    return [found[place] for place in sorted(order[: settings.max_rows])]
+    drawn = _balanced([(place, found[place]) for place in order], gold, settings)[: settings.max_rows]
+    # A cut may have made a label rarer than the ratio allows.
+    return [preference for _, preference in sorted(_balanced(drawn, gold, settings), key=lambda pair: pair[0])]
+
+
+Placed = tuple[int, Preference]
+
+
+def _balanced(drawn: list[Placed], gold: Mapping[str, str | None], settings: PreferenceSettings) -> list[Placed]:
+    """Drop the last of what is frequent until labels and perspectives hold their ratios together."""
+    traits: tuple[tuple[float | None, Callable[[Preference], Any]], ...] = (
+        (settings.label_ratio, lambda p: gold[p.chosen.pair_id]),
+        (settings.perspective_ratio, lambda p: p.chosen.perspective),
+        (settings.perspective_ratio, lambda p: p.rejected.perspective),
+    )
+    while True:
+        before = len(drawn)
+        for ratio, trait in traits:
+            if ratio is not None:
+                drawn = _cap([(trait(item[1]), item) for item in drawn], ratio)
+        if len(drawn) == before:
+            return drawn
+
+
+def _cap(valued: list[tuple[Any, Placed]], ratio: float) -> list[Placed]:
+    """Keep of each value at most `ratio` times as many as of the rarest."""
+    counts = Counter(value for value, _ in valued)
+    room = dict.fromkeys(counts, int(ratio * min(counts.values(), default=0)))
+    kept = []
+    for value, item in valued:
+        if room[value]:
+            room[value] -= 1
+            kept.append(item)
+    return kept

@@ -6,6 +6,7 @@ that DPO never holds two models.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,7 @@ def run(config: PreferenceStage, folder: StageFolder) -> None:
     pairs = {p["pair_id"]: p for p in read_table(folder.input("1-pairs") / "pairs.parquet").to_pylist()}
     gold = {k: p["label"] for k, p in pairs.items()}
     samples = list(_candidates(folder.input("4-samples"), ("kept", "filtered"), gold, config))
-    fallback = [*_candidates(folder.input("2-rationales"), ("kept",), gold, config), *_seeds(folder.input("1-pairs"))]
-    found = conflicts(samples, fallback, gold, config.preferences, config.seed)
+    found = conflicts(samples, _fallback(config, folder, gold), gold, config.preferences, config.seed)
     if not found and config.preferences.when_empty == "stop":
         right = sum(gold[c.pair_id] == c.verdict for c in samples)
         raise UserError(
@@ -54,7 +54,16 @@ def run(config: PreferenceStage, folder: StageFolder) -> None:
     crossed = sum(p.chosen.perspective != p.rejected.perspective for p in found)
     splits = {s: sum(pairs[p.chosen.pair_id]["split"] == s for p in found) for s in ("train", "dev")}
     counts = {"preferences": len(table), "pairs_in_conflict": len({p.chosen.pair_id for p in found}), **splits}
-    folder.finish(counts, {"cross_perspective": crossed})
+    folder.finish(counts, {"cross_perspective": crossed, **_spread(found, gold)})
+
+
+def _spread(found: list[Preference], gold: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """Count the preferences by gold label and by the perspective of each side."""
+    return {
+        "labels": dict(Counter(gold[p.chosen.pair_id] for p in found)),
+        "chosen_perspectives": dict(Counter(p.chosen.perspective for p in found)),
+        "rejected_perspectives": dict(Counter(p.rejected.perspective for p in found)),
+    }
 
 
 def _candidates(
@@ -71,6 +80,13 @@ def _candidates(
                 continue
             row["gold_probability"] = None if hinted else gold_probability(logprobs, label, scheme)
             yield Candidate(**row)
+
+
+def _fallback(config: PreferenceStage, folder: StageFolder, gold: dict[str, Any]) -> Iterator[Candidate]:
+    if "rationales" in config.preferences.fallback:
+        yield from _candidates(folder.input("2-rationales"), ("kept",), gold, config)
+    if "seeds" in config.preferences.fallback:
+        yield from _seeds(folder.input("1-pairs"))
 
 
 def _seeds(pairs: Path) -> Iterator[Candidate]:

@@ -19,6 +19,7 @@ from cluster.errors import UsageError
 from cluster.ids import IdSet
 from cluster.storage import batches_of, rows_of, values_of
 from mpcot.generate import ANSWERS, REQUESTED, REQUESTED_HINTED
+from mpcot.prompts import VERDICT
 from workflows.stages import STAGES
 
 BATCH = 65536
@@ -176,10 +177,29 @@ def _preferences(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
         wrong.append(f"preferences' pairs: {len(unknown)} unknown, first {', '.join(first)}")
     if _rows(path) != manifest["counts"]["preferences"]:
         wrong.append(f"{_rows(path):,} preferences, the manifest says {manifest['counts']['preferences']:,}")
+    wrong += _one_right_one_wrong(run_dir / "1-pairs" / "pairs.parquet", path)
     unscored = [row["preference_id"] for row in rows_of(path, ["preference_id", *scores]) if None in row.values()]
     if unscored:
         wrong.append(f"{len(unscored)} preferences have no reference log-probabilities, first {unscored[0]}")
     return wrong
+
+
+def _one_right_one_wrong(pairs: Path, preferences: Path) -> list[str]:
+    """Name the preferences whose chosen verdict is not the gold label, or whose rejected one is."""
+    gold = IdSet(
+        [f"{row['pair_id']}/{row['label']}" for row in batch.to_pylist()]
+        for batch in batches_of(pairs, ["pair_id", "label"], BATCH)
+    )
+    found = []
+    for side, right in (("chosen", True), ("rejected", False)):
+        swapped: list[str] = []
+        for batch in batches_of(preferences, ["preference_id", "pair_id", side], BATCH):
+            ids, pair_ids, texts = (batch[name].to_pylist() for name in ("preference_id", "pair_id", side))
+            said = [f"{pair}/{text.rpartition(VERDICT)[2].strip()}" for pair, text in zip(pair_ids, texts, strict=True)]
+            swapped += [i for i, has in zip(ids, gold.has(said).tolist(), strict=True) if has is not right]
+        if swapped:
+            found.append(f"{len(swapped)} {side} answers are {'wrong' if right else 'right'}, first {swapped[0]}")
+    return found
 
 
 def _judgements(run_dir: Path, manifest: dict[str, Any]) -> list[str]:

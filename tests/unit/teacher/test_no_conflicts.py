@@ -11,7 +11,7 @@ from cluster.artifacts import StageFolder, read_manifest
 from cluster.errors import UserError
 from cluster.storage import write_table
 from mpcot.config import PerspectiveSettings, PreferenceSettings, SampleSettings
-from mpcot.records import PAIR, SEED, SORTED
+from mpcot.records import NOT_GOLD, PAIR, SEED, SORTED
 from mpcot.sources.config import LabelSettings
 from teacher import dpo, reference
 from teacher.config import DpoSettings, DpoStage, PreferenceStage
@@ -35,8 +35,8 @@ def run_dir(tmp_path: Path, llama_folder: Path) -> Path:
     return tmp_path
 
 
-def stage(when_empty: str) -> PreferenceStage:
-    preferences = PreferenceSettings.model_validate({"when_empty": when_empty})
+def stage(when_empty: str, **changes: object) -> PreferenceStage:
+    preferences = PreferenceSettings.model_validate({"when_empty": when_empty, **changes})
     parts = {"labels": LabelSettings(), "perspectives": PerspectiveSettings(), "samples": SampleSettings()}
     return PreferenceStage(seed=1, preferences=preferences, dpo=DpoSettings(), **parts)
 
@@ -46,6 +46,24 @@ def test_no_conflict_samples_say_what_there_was_and_the_way_out(run_dir: Path) -
     with pytest.raises(UserError, match=r"no conflict samples: 1 of 1 answers are right.*when_empty"):
         reference.run(stage("stop"), folder)
     assert read_manifest(folder.path) is None
+
+
+def test_a_right_answer_comes_from_elsewhere_only_if_it_may(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one sample is wrong, the first rationale is right; a hinted wrong answer is no rejected one."""
+    wrong = {"key": "k", "pair_id": "p", "perspective": "rules", "sample": 0, "rationale": "A case.", "verdict": "C"}
+    samples = [wrong | {"reason": NOT_GOLD, "hinted": hinted} for hinted in (False, True)]
+    write_table(run_dir / "4-samples/kept.parquet", pa.Table.from_pylist([], SORTED))
+    write_table(run_dir / "4-samples/filtered.parquet", pa.Table.from_pylist(samples, SORTED))
+    folder = StageFolder(run_dir, "5-preferences", {}, INPUTS)
+    monkeypatch.setattr(reference, "with_reference", lambda table, *_: table)
+    reference.run(stage("stop"), folder)
+    manifest = read_manifest(folder.path)
+    assert manifest is not None and manifest["counts"]["preferences"] == 1
+    assert manifest["figures"]["labels"] == {"E": 1}
+    assert manifest["figures"]["chosen_perspectives"] == {"intent": 1}
+    assert manifest["figures"]["rejected_perspectives"] == {"rules": 1}
+    with pytest.raises(UserError, match="no conflict samples"):
+        reference.run(stage("stop", fallback=["seeds"]), folder)
 
 
 def test_dpo_is_skipped_where_the_config_says_so(run_dir: Path, llama_folder: Path) -> None:

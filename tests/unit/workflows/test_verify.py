@@ -12,6 +12,7 @@ import pytest
 
 from cluster.artifacts import MANIFEST, read_json, write_json
 from cluster.storage import read_table, write_table
+from mpcot.records import PREFERENCE
 from tests.command import broadfast, text
 from workflows.stages import STAGES
 
@@ -62,6 +63,28 @@ def test_rows_lost_or_doubled_are_named(run_dir: Path, wide: None, file: str, ch
     result = broadfast("verify", run_dir)
     assert result.exit_code == 1
     assert says.format(first=first) in text(result)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "says"),
+    [
+        (True, False, ""),
+        (True, True, "1 rejected answers are right, first made-up"),
+        (False, False, "1 chosen answers are wrong, first made-up"),
+    ],
+)
+def test_preferences_of_two_right_or_two_wrong_answers_are_named(
+    run_dir: Path, wide: None, chosen: bool, rejected: bool, says: str
+) -> None:
+    pair = next(p for p in read_table(run_dir / "1-pairs" / "pairs.parquet").to_pylist() if p["split"] == "train")
+    verdicts = {True: pair["label"], False: next(code for code in "ESCI" if code != pair["label"])}
+    row = {"preference_id": "made-up", "pair_id": pair["pair_id"], "split": "train"}
+    for side, right in (("chosen", chosen), ("rejected", rejected)):
+        row |= {f"{side}_perspective": "intent", f"{side}_prompt": "Is it?", side: f"No.\nVerdict: {verdicts[right]}"}
+    write_table(run_dir / "5-preferences" / "preferences.parquet", pa.Table.from_pylist([row], PREFERENCE))
+    said = text(broadfast("verify", run_dir))
+    assert "the manifest says 0" in said and "no reference log-probabilities" in said
+    assert says in said if says else "answers are" not in said
 
 
 def test_a_row_that_nobody_asked_for_is_named(run_dir: Path, wide: None) -> None:

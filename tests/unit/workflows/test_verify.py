@@ -87,6 +87,26 @@ def test_preferences_of_two_right_or_two_wrong_answers_are_named(
     assert says in said if says else "answers are" not in said
 
 
+def test_the_ledger_holds_what_was_asked_with_a_hint(
+    config_file: Path, tmp_path: Path, without_ray: None, wide: None
+) -> None:
+    run_dir = tmp_path / "hinted"
+    changes = ("--set", "rationales.hinted_retry=true", "--set", "engine.accuracy=0.3")
+    first = broadfast("run", config_file, "--to", "rationales", *changes, "--out", run_dir)
+    assert first.exit_code == 0, first.output
+    folder = run_dir / "2-rationales"
+    figures = read_json(folder / MANIFEST)["figures"]
+    assert figures["hinted"]["requested"] == 3 * figures["hinted"]["pairs"] > 0 and figures["reused"] == 0
+    assert broadfast("verify", run_dir).exit_code == 0
+    again = broadfast("run", config_file, "--from", "rationales", "--to", "rationales", *changes, "--out", run_dir)
+    assert again.exit_code == 0, again.output
+    assert read_json(folder / MANIFEST)["figures"] == figures | {"asked": 0, "reused": figures["asked"]}
+    hinted = read_table(folder / "requested-hinted.parquet")
+    write_table(folder / "requested-hinted.parquet", hinted.slice(1))
+    lost = broadfast("verify", run_dir)
+    assert lost.exit_code == 1 and "answers: 1 unknown" in text(lost)
+
+
 def test_a_row_that_nobody_asked_for_is_named(run_dir: Path, wide: None) -> None:
     def foreign(table: pa.Table) -> pa.Table:
         row = table.slice(0, 1).to_pylist()[0] | {"key": "made-up"}

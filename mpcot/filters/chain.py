@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mpcot.filters import steps
 from mpcot.filters.alike import kept_answers, shingles
@@ -21,8 +21,7 @@ from mpcot.records import NOT_GOLD, NOT_MAJORITY
 from mpcot.votes import Wanted
 
 
-@dataclass(frozen=True)
-class Said:
+class Said(NamedTuple):
     """A well-formed answer; `wanted` is the verdict to keep, `hinted` says that the prompt gave it away."""
 
     pair_id: str

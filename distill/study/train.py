@@ -21,7 +21,7 @@ from cluster.artifacts import StageFolder
 from cluster.config import Settings
 from cluster.deepspeed_config import accumulation_steps
 from cluster.storage import read_table
-from cluster.task import epoch_batches
+from cluster.task import PAD_MULTIPLE, epoch_batches
 from distill.config import StudentSettings, StudentStage
 from distill.evaluate import evaluate
 from distill.lrkd import INPUTS, LrkdTask, tasks
@@ -104,11 +104,12 @@ def accumulate(task: LrkdTask, student: Student, rows: dict[str, Any], batch: li
 
 
 def take(batch: dict[str, Any], chosen: np.ndarray) -> dict[str, Any]:
-    """Return the chosen rows of a collated batch, without the columns that are padding in all of them."""
+    """Return the chosen rows of a collated batch as they would be collated alone: padded no further."""
     index = torch.from_numpy(chosen)
     rows = {name: value[index] for name, value in batch.items() if isinstance(value, Tensor)}
-    used = rows["attention_mask"].any(0)
-    rows |= {name: rows[name][:, used] for name in INPUTS if name in rows}
+    longest = int(rows["attention_mask"].sum(1).max())
+    width = -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE
+    rows |= {name: rows[name][:, :width] for name in INPUTS if name in rows}
     return {name: value.to(_device()) for name, value in rows.items()} | {"units": len(chosen)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from starlette.testclient import TestClient
 
-from serve.api import Result, ScoreInput, ScoreResponse
+from serve.api import Asker, Result, ScoreInput, ScoreResponse
 from serve.config import LimitSettings, ServeSettings
 from serve.http import make_api
 from serve.problems import PROBLEM
@@ -26,7 +26,7 @@ class ByLength(Echo):
 
     asked: ScoreInput
 
-    async def score(self, request: ScoreInput) -> ScoreResponse:
+    async def score(self, request: ScoreInput, asker: Asker | None = None) -> ScoreResponse:
         self.asked = request
         scores = [len(product.title) / 100 for product in request.products]
         results = [

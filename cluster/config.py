@@ -45,13 +45,20 @@ class Workers(Resources):
     max_failures: NonNegativeInt = Field(2, description="restarts of a training whose worker died")
 
 
+class Mlflow(Resources):
+    """A server that a training's settings and curves are sent to when it ends; TensorBoard's files are always there."""
+
+    tracking_uri: str = Field(min_length=1, description="such as http://mlflow.example:5000")
+    experiment: str = Field("broadfast", min_length=1)
+
+
 DevFigure = Literal["loss", "macro_f1", "accuracy", "margin"]
 
 
 class TrainSettings(Settings):
     """What SFT, DPO and LRKD share: optimisation, precision, DeepSpeed and workers."""
 
-    no_effect = frozenset({"checkpoint_every_steps", "gradient_checkpointing"})
+    no_effect = frozenset({"checkpoint_every_steps", "checkpoints", "gradient_checkpointing", "mlflow"})
 
     epochs: PositiveInt = 3
     learning_rate: PositiveFloat = 5e-5
@@ -68,6 +75,12 @@ class TrainSettings(Settings):
     offload: Offload = Offload()
     gradient_checkpointing: bool = False
     checkpoint_every_steps: PositiveInt = 100
+    checkpoints: str | None = Field(
+        None,
+        pattern="^[a-z0-9]+://",
+        description="storage of checkpoints while a training runs, as a URI such as s3://bucket/folder; empty keeps "
+        "them beside the results",
+    )
     evaluate_every_epochs: PositiveInt = 1
     keep: Literal["last", "best"] = Field(
         "last", description="whose weights are saved: the last step's, or those of the best evaluation after step 0"
@@ -84,6 +97,7 @@ class TrainSettings(Settings):
         "a batch only and leaves every batch a fair sample, 0 sorts nothing",
     )
     workers: Workers = Workers()
+    mlflow: Mlflow | None = None
 
     @property
     def evaluations(self) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.best import BestWeights, best, mark_kept, waited_enough
+from cluster.boards import write_tensorboard
 from cluster.deepspeed_config import clips_itself, deepspeed_config
 from cluster.task import TrainTask, epoch_batches
 
@@ -21,7 +22,7 @@ class TrainJob:
 
     task: TrainTask
     out: str
-    checkpoints: str
+    scratch: str
     board: Any
 
 
@@ -73,7 +74,7 @@ class Loop:
         self.state = TrainState()
         self.started = time.monotonic()
         self.batches: tuple[int, list[list[int]]] = (-1, [])
-        self.best = BestWeights(Path(job.checkpoints))
+        self.best = BestWeights(Path(job.scratch))
 
     def _engine(self) -> Any:
         import torch
@@ -211,7 +212,7 @@ class Loop:
             self.task.save(state if last else self.best.get(), out / "model")
             lines = [json.dumps(row) + "\n" for row in self.state.history]
             (out / "history.jsonl").write_text("".join(lines), encoding="utf-8")
-            self._tensorboard(out / "tensorboard")
+            write_tensorboard(self.state.history, out / "tensorboard")
         dist.barrier()
 
     def _weights(self) -> dict[str, Any]:
@@ -269,12 +270,3 @@ class Loop:
             shown = {k: v for k, v in figures.items() if k in ("loss", "margin", "accuracy", "macro_f1")}
             named = {f"{split} {k}": v for k, v in shown.items()}
             self.job.board.put.remote("rank 0", state.step, state.step if self.ended() else self.steps, named)
-
-    def _tensorboard(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        with SummaryWriter(str(folder)) as writer:
-            for row in self.state.history:
-                for name, value in row.items():
-                    if isinstance(value, float) and name not in ("epoch", "seconds"):
-                        writer.add_scalar(f"{row['split']}/{name}", value, row["step"])

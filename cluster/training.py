@@ -15,6 +15,8 @@ from typing import Any
 
 from cluster.artifacts import digest, result_settings
 from cluster.best import before_training, kept
+from cluster.boards import MlflowBoard
+from cluster.checkpoints import delete_checkpoints, storage_place, trainings_with_checkpoints
 from cluster.deepspeed_config import deepspeed_config
 from cluster.errors import UserError
 from cluster.progress import Board, console, progress
@@ -71,17 +73,22 @@ def run_training(task: TrainTask, out: Path, label: str) -> TrainResult:
     if settings.keep == "best" and not len(task.dev_rows()):
         raise UserError(f"{label}: train.keep = 'best' needs held-out rows, and there are none. Set it to 'last'.")
     deepspeed_config(settings)  # refuses what cannot work before workers start
-    name = run_name(task, out / CHECKPOINTS, label)
+    mlflow = MlflowBoard(settings.mlflow) if settings.mlflow else None
+    storage = storage_place(settings.checkpoints, out / CHECKPOINTS)
+    name = run_name(task, storage, label)
     out.mkdir(parents=True, exist_ok=True)
     with progress(label, unit="step") as bar:
         board = Board.start(bar)
         job = TrainJob(task, str(out.resolve()), str(out.resolve() / CHECKPOINTS), board.actor)
         try:
-            _fit(job, name, label)
+            _fit(job, storage, name, label)
         finally:
             board.stop()
+    delete_checkpoints(storage)
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     result = TrainResult(out / "model", read_history(out / "history.jsonl"))
+    if mlflow is not None:
+        mlflow.write(result.history, settings, label, out)
     if settings.best_by is not None:
         found, steps = result.kept, result.steps()
         figure = f"{settings.best_by} {found[settings.best_by]:.4g}"
@@ -89,26 +96,27 @@ def run_training(task: TrainTask, out: Path, label: str) -> TrainResult:
     return result
 
 
-def run_name(task: TrainTask, checkpoints: Path, label: str) -> str:
+def run_name(task: TrainTask, storage: str, label: str) -> str:
     """Return the name under which a training's checkpoints lie: its settings' digest and its workers.
 
     Raises:
-        UserError: the same training was interrupted with another number of workers.
+        UserError: the same training was interrupted with another number of workers, or the storage of
+            checkpoints cannot be reached.
     """
     identity = digest([type(task).__name__, task.seed, result_settings(task.settings)])
     count = task.settings.workers.count
-    for saved in sorted(checkpoints.glob(f"{identity}-*w/checkpoint_*")):
-        before = saved.parent.name.removeprefix(f"{identity}-").removesuffix("w")
-        if before != str(count):
+    for saved in trainings_with_checkpoints(storage):
+        before = saved.removeprefix(f"{identity}-").removesuffix("w")
+        if saved.startswith(f"{identity}-") and before != str(count):
             raise UserError(
                 f"{label}: train.workers.count is {count}, but this training was interrupted with {before} workers, "
                 f"and its checkpoint is cut into as many pieces. Set it to {before} to go on, or delete "
-                f"{checkpoints} to start over."
+                f"{storage} to start over."
             )
     return f"{identity}-{count}w"
 
 
-def _fit(job: TrainJob, name: str, label: str) -> None:
+def _fit(job: TrainJob, storage: str, name: str, label: str) -> None:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -130,7 +138,7 @@ def _fit(job: TrainJob, name: str, label: str) -> None:
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=job.checkpoints,
+            storage_path=storage,
             failure_config=FailureConfig(max_failures=workers.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),

@@ -146,7 +146,7 @@ def test_mixed_precision_keeps_weights_in_fp32_and_multiplies_in_bf16() -> None:
 def test_a_checkpoint_of_another_number_of_workers_is_refused(tmp_path: Path) -> None:
     def name(workers: int, **changes: object) -> str:
         train = settings(workers=Workers(count=workers), **changes)
-        return run_name(SftTask(train, 5, str(tmp_path), "model", Full(), 128, 1.0), tmp_path, "sft")
+        return run_name(SftTask(train, 5, str(tmp_path), "model", Full(), 128, 1.0), str(tmp_path), "sft")
 
     two = name(2)
     assert two != name(1) and two == name(2), "no checkpoint yet: either may start"

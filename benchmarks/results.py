@@ -33,7 +33,7 @@ class Figure:
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures depend on: cores, memory, and whether the processor multiplies bf16."""
+    """Return what the figures depend on: cores, memory, whether the processor multiplies bf16, what else ran."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cores": os.cpu_count(),
@@ -41,6 +41,7 @@ def machine() -> dict[str, Any]:
         "architecture": platform.machine(),
         "bf16_products": cpu_multiplies_bf16(),
         "gpu": False,
+        "load_average_15_min": round(os.getloadavg()[2], 1),
     }
 
 

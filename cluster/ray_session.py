@@ -7,10 +7,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.config import ClusterSettings
 from cluster.errors import UserError
+
+if TYPE_CHECKING:
+    from cluster.store import Store
 
 PIECE_ROWS = 4096
 # Waiting OpenMP threads spin for a tenth of a millisecond only: longer stalls all others where cores are shared.
@@ -63,25 +66,27 @@ def init_arguments(settings: ClusterSettings) -> dict[str, Any]:
     }
 
 
-def stream_parquet(path: Path, columns: list[str] | None = None) -> Any:
-    """Return a Ray Data set over a parquet file or folder, for actors that may hold every CPU.
+def stream_parquet(path: Path | Store, columns: list[str] | None = None) -> Any:
+    """Return a Ray Data set over a parquet file, a folder or a store, for actors that may hold every CPU.
 
     Ray's own reader reserves a CPU to list files and would wait for ever where actors hold all of them;
     this one reserves none, and yields a file piece by piece.
     """
     import ray.data
 
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    items = [{"file": str(file.resolve())} for file in files]
+    from cluster.store import Store
+
+    single = path.name if isinstance(path, Path) and path.is_file() else None
+    store = path if isinstance(path, Store) else Store.at(path.parent if single else path)
+    names = [single] if single else [entry.name for entry in store.files(".parquet")]
+    items = [{"file": name} for name in names]
 
     def pieces(batch: dict[str, Any]) -> Iterator[Any]:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        for file in batch["file"]:
-            with pq.ParquetFile(file) as opened:
-                for piece in opened.iter_batches(batch_size=PIECE_ROWS, columns=columns):
-                    yield pa.Table.from_batches([piece])
+        for name in batch["file"]:
+            for piece in store.batches(name, columns, PIECE_ROWS):
+                yield pa.Table.from_batches([piece])
 
     listed = ray.data.from_items(items, override_num_blocks=len(items))
     return listed.map_batches(pieces, batch_size=1, num_cpus=0)

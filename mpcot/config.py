@@ -42,7 +42,12 @@ class Replicas(Resources):
     pairs_per_task: PositiveInt = Field(32, description="pairs that one engine is handed at a time")
     flush_rows: PositiveInt = Field(256, description="answers that may wait to be written")
     flush_seconds: PositiveFloat = 10.0
-    stalled_s: PositiveFloat = Field(600.0, description="stop when an engine finishes no answer for so long")
+    store: str | None = Field(
+        None,
+        description="where workers append their answers, if not in the run folder: s3://bucket/folder, one per run",
+    )
+    stalled_s: PositiveFloat = Field(600.0, description="an engine that finishes no answer for so long has hung")
+    restarts: NonNegativeInt = Field(2, description="engines that died or hung and are started anew, before it stops")
 
 
 class VllmEngine(Settings):

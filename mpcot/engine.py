@@ -42,13 +42,17 @@ class Ask:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the engine said. `error` is set when it said nothing usable; `logprobs` is per label, or None."""
+    """What the engine said. `error` is set when it said nothing usable; `logprobs` is per label, or None.
+
+    `cached_tokens` are those of the prompt that the engine took from its prefix cache, by its own account.
+    """
 
     text: str
     logprobs: list[float] | None
     prompt_tokens: int
     output_tokens: int
     error: str | None = None
+    cached_tokens: int = 0
 
 
 class AnswerEngine(Protocol):
@@ -108,6 +112,21 @@ def engine_environment(engine: VllmEngine, gpu: bool, cores: list[int], shared_n
     return quiet | {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)), "OMP_NUM_THREADS": str(len(cores))}
 
 
+def sampling(ask: AnswerSettings, regex: str, labels: list[int], seed: int | None) -> Any:
+    """Return vLLM's parameters of one request: the enforced form, and log-probabilities of the `labels` tokens."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+
+    return SamplingParams(
+        temperature=ask.temperature,
+        top_p=ask.top_p,
+        max_tokens=ask.max_tokens,
+        seed=seed,
+        structured_outputs=StructuredOutputsParams(regex=regex),
+        logprob_token_ids=labels,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
 class Vllm:
     """vLLM's asynchronous engine inside a Ray Data actor."""
 
@@ -117,6 +136,7 @@ class Vllm:
         os.environ.update(engine_environment(engine, gpu, sorted(os.sched_getaffinity(0)), shared_node))
         from transformers import AutoTokenizer
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
@@ -124,21 +144,14 @@ class Vllm:
         self.limit = engine.max_model_len - ask.max_tokens
         self.regex = answer_regex(scheme, ask.min_chars, ask.max_chars)
         self.ask, self.gpu = ask, gpu
-        self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(engine, model, gpu)))
+        arguments = AsyncEngineArgs(**engine_arguments(engine, model, gpu))
+        # As an engine for many prompts at once it prefills more of them in a step than as a server.
+        self.engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
 
     def _sampling(self, seed: int) -> Any:
-        from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
-
-        return SamplingParams(
-            temperature=self.ask.temperature,
-            top_p=self.ask.top_p,
-            max_tokens=self.ask.max_tokens,
-            # On a CPU, vLLM's per-request generators die when a prompt is prefilled in pieces (no offset).
-            seed=seed if self.gpu and self.ask.temperature else None,
-            structured_outputs=StructuredOutputsParams(regex=self.regex),
-            logprob_token_ids=self.labels.all,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+        # On a CPU, vLLM's per-request generators die when a prompt is prefilled in pieces (no offset).
+        own = seed if self.gpu and self.ask.temperature else None
+        return sampling(self.ask, self.regex, self.labels.all, own)
 
     def _encode(self, chat: list[Message]) -> Sequence[int]:
         return self.tokenizer.encode(render(self.tokenizer, chat), add_special_tokens=False)
@@ -167,7 +180,7 @@ class Vllm:
         known = [{i: p.logprob for i, p in step.items()} for step in said.logprobs or []]
         logprobs = self.labels.logprobs(list(zip(said.token_ids, known, strict=False)))
         error = "too long: the answer met max_tokens" if said.finish_reason == "length" else None
-        return Reply(said.text, logprobs, len(prompt), len(said.token_ids), error)
+        return Reply(said.text, logprobs, len(prompt), len(said.token_ids), error, final.num_cached_tokens or 0)
 
     def close(self) -> None:
         self.engine.shutdown()
@@ -199,14 +212,15 @@ class Scripted:
         """Do what the settings ask for: log, take time, hang, or be gone."""
         script = self.engine
         self.asked += 1
+        number = self.asked
         if script.log:
             with open(script.log, "a", encoding="utf-8") as file:
                 file.write(f"{ask.key}\n")
         if script.delay_s:
             await asyncio.sleep(script.delay_s)
-        if script.hangs_after is not None and self.asked > script.hangs_after:
+        if script.hangs_after is not None and number > script.hangs_after:
             await asyncio.Event().wait()
-        if script.stops_after is not None and self.asked > script.stops_after:
+        if script.stops_after is not None and number > script.stops_after:
             raise EngineStopped(f"its processes are gone after {script.stops_after} answers")
 
     def close(self) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,22 +25,25 @@ from cluster.errors import UserError
 from cluster.ids import IdSet
 from cluster.progress import Board, progress
 from cluster.ray_session import stream_parquet
-from cluster.storage import batches_of, rows_of, table_writer, write_table
+from cluster.storage import batches_of, rows_of, table_writer
+from cluster.store import Store
+from mpcot.answers import ANSWERS, Answers, TooManyFailed, shelves_of
 from mpcot.config import AnswerSettings, Engine
 from mpcot.engine import Ask, replica_resources
 from mpcot.labels import Scheme
 from mpcot.perspective import Perspective
 from mpcot.prompts import Message, answer_regex, messages
 from mpcot.records import PAIR
-from mpcot.shelves import REQUEST, Shelf, deal, deal_answers, engine_failed, put_together
+from mpcot.shelves import REQUEST, deal, engine_failed
 
-ANSWERS, MISSING, TRIED, SHELVES = "answers", "missing", "tried", "shelves"
+MISSING, TRIED = "missing", "tried"
 REQUESTED, REQUESTED_HINTED = "requested.parquet", "requested-hinted.parquet"
 NOT_SAMPLING = {
     "splits", "pairs_per_split", "max_failed_share", "retries", "samples", "few_shot", "description_chars", "filters",
     "hinted_retry",
 }  # fmt: skip
-PAIRS_PER_FILE = 256
+TASKS_PER_FILE = 4  # as many as Ray Data has of one file in flight
+FILES_AT_A_TIME = 2  # that a replica works on: one begins while the other's last answers are awaited
 PAIRS_AT_A_TIME = 8192
 KEY = pa.schema([pa.field("key", pa.string())])
 MISSING_PAIR = PAIR.append(pa.field("keys", pa.list_(pa.string()))).append(pa.field("file", pa.string()))
@@ -106,85 +108,34 @@ def select_pairs(pairs: Path, ask: AnswerSettings) -> Iterator[dict[str, Any]]:
     yield from (row for row in rows_of(pairs) if row["pair_id"] in chosen)
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What was asked and answered: read it shelf by shelf.
-
-    `requested` are all requests, `asked` those of them that this call asked; `hinted` as in the plan.
-    """
-
-    folder: Path
-    label: str
-    most_failed: float
-    requested: int
-    asked: int
-    hinted: bool = False
-
-    def shelves(self, again: bool = False) -> Iterator[Shelf]:
-        """Yield every request's answer once, sorted by pair, perspective and sample; failed ones have a `reason`.
-
-        Args:
-            again: they will be read once more.
-
-        Raises:
-            UserError: after the last shelf, when answers are missing or too large a share of them failed: what
-                was written from the shelves must not be kept then.
-        """
-        place = shelves_of(self.folder, self.hinted)
-        deal_answers(self.folder / ANSWERS, place / "answers")
-        lost, some = 0, list[str]()
-        reasons: Counter[str] = Counter()
-        for shelf in put_together(place / "requests", place / "answers"):
-            lost, some = lost + len(shelf.lost), sorted([*some, *shelf.lost])[:3]
-            reasons.update(shelf.answers["reason"].drop_null().to_pylist())
-            yield shelf
-        if lost:
-            raise UserError(
-                f"{self.label}: {lost} answers are missing, first {', '.join(some)}. Run the command again."
-            )
-        self._check_failures(reasons)
-        if not again:
-            shutil.rmtree(place)
-
-    def _check_failures(self, reasons: Counter[str]) -> None:
-        share = reasons.total() / self.requested
-        if share > self.most_failed:
-            raise UserError(f"{self.label}: {too_many_failed(share, self.most_failed, reasons)}")
-
-
-def shelves_of(folder: Path, hinted: bool) -> Path:
-    """Return where requests and answers are put together."""
-    return folder / (f"{SHELVES}-hinted" if hinted else SHELVES)
-
-
-class TooManyFailed(RuntimeError):
-    """So many answers have failed that the stage cannot end well."""
-
-
-def too_many_failed(share: float, most: float, reasons: Counter[str]) -> str:
-    """Return the message about failed answers, with the most frequent reasons."""
-    why = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
-    return f"{share:.0%} of the answers failed, more than max_failed_share {most:.0%}: {why}."
-
-
 def generate(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path, label: str) -> Answers:
     """Ask all that is missing.
 
     Args:
-        folder: the stage's folder; parts go to `folder/answers`.
+        folder: the stage's folder; parts go to `folder/answers`, by way of `engine.replicas.store` where it is set.
 
     Raises:
         UserError: no pairs, or the engine cannot start or stopped.
     """
+    shared = _shared(plan, folder)
+    shared.child(ANSWERS).bring(folder / ANSWERS, ".parquet")
     requested, missing = _write_missing(plan, pairs, folder)
     if not requested:
         raise UserError(
             f"{label}: no pairs in the splits {', '.join(plan.ask.splits)}. Look at 1-pairs and at `splits`."
         )
-    if missing:
-        _run_workers(plan, folder, label, requested, missing)
-    shutil.rmtree(folder / MISSING, ignore_errors=True)
-    return Answers(folder, label, plan.ask.max_failed_share, requested, missing, plan.hinted)
+    told = _run_workers(plan, shared, label, requested, missing) if missing else {}
+    shared.child(ANSWERS).bring(folder / ANSWERS, ".parquet")
+    for left in (folder / ANSWERS).glob("*.partial"):  # by workers that were killed while they wrote
+        left.unlink(missing_ok=True)
+    shared.child(MISSING).delete()
+    return Answers(folder, label, plan.ask.max_failed_share, requested, missing, plan.hinted, told)
+
+
+def _shared(plan: GenerationPlan, folder: Path) -> Store:
+    """Return what driver and workers share: the stage's folder, or one of its name in the configured store."""
+    store = plan.engine.replicas.store
+    return Store.at(store).child(folder.name) if store else Store.at(folder)
 
 
 def _answered(answers: Path) -> IdSet:
@@ -197,10 +148,12 @@ def _answered(answers: Path) -> IdSet:
 
 def _write_missing(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path) -> tuple[int, int]:
     """Write all requests and the pairs that lack an answer; return the numbers of requests, all and missing."""
-    shutil.rmtree(folder / MISSING, ignore_errors=True)
+    missing = _shared(plan, folder).child(MISSING)
+    missing.delete()
     (folder / REQUESTED_HINTED).unlink(missing_ok=True)
     (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
     done = _answered(folder / ANSWERS)
+    pairs_per_file = TASKS_PER_FILE * plan.engine.replicas.pairs_per_task
     counts: Counter[str] = Counter()
 
     def requests() -> Iterator[pa.Table]:
@@ -211,7 +164,7 @@ def _write_missing(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder
             known = iter(done.has(flat).tolist())
             lacking = [[key for key in own if not next(known)] for own in keys]
             waiting = [row | {"keys": own} for row, own in zip(rows, lacking, strict=True) if own]
-            counts["files"] += _write_pairs(waiting, folder / MISSING, counts["files"])
+            counts["files"] += _write_pairs(waiting, missing, counts["files"], pairs_per_file)
             counts["missing"] += sum(map(len, lacking))
             counts["requested"] += len(flat)
             written.write_table(pa.table([flat], schema=KEY))
@@ -222,17 +175,17 @@ def _write_missing(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder
     return counts["requested"], counts["missing"]
 
 
-def _write_pairs(rows: list[dict[str, Any]], folder: Path, first: int) -> int:
+def _write_pairs(rows: list[dict[str, Any]], store: Store, first: int, per_file: int) -> int:
     """Write pairs with their missing keys to files numbered from `first` on; return how many files."""
-    starts = range(0, len(rows), PAIRS_PER_FILE)
+    starts = range(0, len(rows), per_file)
     for number, start in enumerate(starts, first):
         name = f"{number:06d}"
-        named = [row | {"file": name} for row in rows[start : start + PAIRS_PER_FILE]]
-        write_table(folder / f"{name}.parquet", pa.Table.from_pylist(named, MISSING_PAIR))
+        named = [row | {"file": name} for row in rows[start : start + per_file]]
+        store.write_table(f"{name}.parquet", pa.Table.from_pylist(named, MISSING_PAIR))
     return len(starts)
 
 
-def _run_workers(plan: GenerationPlan, folder: Path, label: str, requested: int, missing: int) -> None:
+def _run_workers(plan: GenerationPlan, shared: Store, label: str, requested: int, missing: int) -> dict[str, float]:
     import ray.data
     import ray.exceptions
 
@@ -244,26 +197,36 @@ def _run_workers(plan: GenerationPlan, folder: Path, label: str, requested: int,
     with progress(label, unit="answer", total=missing) as bar:
         board = Board.start(bar)
         try:
-            dataset = stream_parquet(folder / MISSING).map_batches(
+            dataset = stream_parquet(shared.child(MISSING)).map_batches(
                 AnswerWorker,
                 fn_constructor_args=(
                     plan,
-                    str((folder / ANSWERS).resolve()),
-                    str((folder / MISSING / TRIED).resolve()),
+                    shared.child(ANSWERS),
+                    shared.child(MISSING).child(TRIED),
                     board.actor,
                     requested,
                 ),
                 batch_size=replicas.pairs_per_task,
                 batch_format="pyarrow",
-                compute=ray.data.ActorPoolStrategy(min_size=replicas.min, max_size=replicas.max),
+                compute=ray.data.ActorPoolStrategy(
+                    min_size=replicas.min, max_size=replicas.max, max_concurrent_calls_per_actor=FILES_AT_A_TIME
+                ),
                 **replica_resources(plan.engine),
             )
-            for _ in dataset.iter_batches(batch_size=None):
-                pass
+            return _told(dataset.iter_batches(batch_size=None))
         except (ray.exceptions.RayError, RuntimeError) as error:
             raise UserError(f"{label}: {_what_happened(error)} Finished answers are kept; run again.") from error
         finally:
             board.stop()
+
+
+def _told(batches: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """Return what the workers told of their engines: the longest start, and how many tokens the prompts had."""
+    start_s, prompt, cached = 0.0, 0, 0
+    for batch in batches:
+        start_s = max(start_s, float(batch["engine_start_s"].max()))
+        prompt, cached = prompt + int(batch["prompt_tokens"].sum()), cached + int(batch["cached_tokens"].sum())
+    return {"start_s": round(start_s, 2), "prompt_tokens": prompt, "cached_tokens": cached}
 
 
 def _what_happened(error: BaseException) -> str:
@@ -271,7 +234,7 @@ def _what_happened(error: BaseException) -> str:
     import ray.exceptions
 
     said = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-    if isinstance(said, TooManyFailed | UserError):
-        return str(said)
-    lines = [line.strip() for line in str(said).splitlines() if line.strip()]
-    return f"the engine stopped: {(lines[-1] if lines else type(said).__name__).rstrip('.')}."
+    lines = [line.strip() for line in str(said).splitlines() if line.strip()] or [type(said).__name__]
+    # To what a worker raises Ray Data appends lines about its own retries.
+    line = lines[-1] if said is error else lines[0]
+    return line if isinstance(said, TooManyFailed | UserError) else f"the engine stopped: {line.rstrip('.')}."

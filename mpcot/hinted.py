@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from cluster.ids import IdSet
 from cluster.storage import batches_of
-from mpcot.generate import Answers, GenerationPlan, generate
+from mpcot.answers import Answers
+from mpcot.generate import GenerationPlan, generate
 from mpcot.shelves import Shelf
 
 

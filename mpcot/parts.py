@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from cluster.ids import IdSet
-from cluster.storage import batches_of, write_table
+from cluster.store import Store
 from mpcot.config import Replicas
 from mpcot.records import ANSWER
 from mpcot.shelves import engine_failed
 
 CLOCKS_DIFFER_S = 5.0
+GONE = "engines-gone"
 
 
 class PartWriter:
     """Appends answers to numbered parts, bounded by rows and by seconds."""
 
-    def __init__(self, folder: Path, worker: str, bounds: Replicas) -> None:
-        self.folder, self.worker, self.bounds = folder, worker, bounds
+    def __init__(self, store: Store, worker: str, bounds: Replicas) -> None:
+        self.store, self.worker, self.bounds = store, worker, bounds
         self.rows: list[dict[str, Any]] = []
         self.number = 0
         self.flushed = time.monotonic()
-        os.makedirs(folder, exist_ok=True)
 
     def add(self, row: dict[str, Any]) -> None:
         """Take one answer; write the part when it is full or old enough."""
@@ -47,8 +45,10 @@ class PartWriter:
         self.flushed = time.monotonic()
         if not self.rows:
             return
-        rows, self.rows = self.rows, []
-        write_table(self.folder / f"{self.worker}-{self.number:06d}.parquet", pa.Table.from_pylist(rows, ANSWER))
+        # Rows that could not be written, on a full disk say, are kept: the next flush may find room.
+        rows = pa.Table.from_pylist(self.rows, ANSWER)
+        self.store.write_table(f"{self.worker}-{self.number:06d}.parquet", rows)
+        self.rows = []
         self.number += 1
 
 
@@ -59,27 +59,32 @@ class Tries:
     asked, and paid for, again.
     """
 
-    def __init__(self, folder: Path, answers: Path, worker: str) -> None:
-        self.folder, self.answers, self.worker = folder, answers, worker
+    def __init__(self, store: Store, answers: Store, worker: str) -> None:
+        self.store, self.answers, self.worker = store, answers, worker
 
     def begin(self, files: Iterable[str]) -> IdSet:
         """Note that this worker begins `files`; return the keys that others answered since they began them."""
         earlier: dict[str, float] = {}
         for name in set(files):
-            place = self.folder / name
-            place.mkdir(parents=True, exist_ok=True)
-            (place / self.worker).touch()
-            for other in place.iterdir():
+            place = self.store.child(name)
+            place.touch(self.worker)
+            for other in place.files():
                 if other.name != self.worker:
-                    began = other.stat().st_mtime
-                    earlier[other.name] = min(began, earlier.get(other.name, began))
+                    earlier[other.name] = min(other.modified_s, earlier.get(other.name, other.modified_s))
         return IdSet(self._written(earlier))
 
+    def engine_gone(self) -> int:
+        """Note that this worker's engine is gone; return how many of the run's are, this one included."""
+        place = self.store.child(GONE)
+        place.touch(self.worker)
+        return len(place.files())
+
     def _written(self, earlier: dict[str, float]) -> Iterator[list[str]]:
-        for worker, began in earlier.items():
-            for part in self.answers.glob(f"{worker}-*.parquet"):
-                if part.stat().st_mtime < began - CLOCKS_DIFFER_S:
-                    continue
-                for batch in batches_of(part, ["key", "reason"]):
+        if not earlier:
+            return
+        for part in self.answers.files(".parquet"):
+            began = earlier.get(part.name.rpartition("-")[0])
+            if began is not None and part.modified_s >= began - CLOCKS_DIFFER_S:
+                for batch in self.answers.batches(part.name, ["key", "reason"]):
                     own = zip(batch["key"].to_pylist(), engine_failed(batch["reason"]).to_pylist(), strict=True)
                     yield [key for key, failed in own if not failed]

@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 from cluster.artifacts import StageFolder
 from cluster.models import check_model, model_fingerprint
 from cluster.storage import table_writer
+from mpcot.answers import Answers, asked_figures
 from mpcot.config import RationaleStage, SampleStage, SortedSettings
 from mpcot.filters.chain import Chain, Said
-from mpcot.generate import Answers, GenerationPlan, generate, select_pairs
+from mpcot.generate import GenerationPlan, generate, select_pairs
 from mpcot.hinted import ask_with_hint
 from mpcot.labels import load_scheme
 from mpcot.perspective import load_perspectives
@@ -135,10 +136,8 @@ class Tally:
 
     def figures(self, rounds: Sequence[Answers]) -> dict[str, Any]:
         """Return the counts by reason and perspective, and what was asked and reused."""
-        asked = sum(answers.asked for answers in rounds)
         return {
-            "asked": asked,
-            "reused": sum(answers.requested for answers in rounds) - asked,
+            **asked_figures(rounds),
             "reasons": dict(self.reasons),
             "kept_by_perspective": dict(self.kept),
             **self.tokens,

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
+import os
+import sys
 import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from cluster.errors import UserError
+from cluster.store import Store
+from mpcot.answers import TooManyFailed, too_many_failed
 from mpcot.engine import ENGINE_ERROR, PROMPT_TOO_LONG, Ask, EngineStopped, Reply, start_engine
-from mpcot.generate import GenerationPlan, TooManyFailed, too_many_failed
+from mpcot.generate import GenerationPlan
 from mpcot.labels import Scheme
 from mpcot.parsing import parse_answer
 from mpcot.parts import PartWriter, Tries
 from mpcot.perspective import Perspective
 
 ASKS_IN_FLIGHT = 1024
+TOKENS = ("prompt_tokens", "cached_tokens", "output_tokens")
 TICK_S = 1.0
 
 
@@ -29,21 +34,23 @@ class AnswerWorker:
     """Answers batches of pairs; several batches are in flight at once, so that the engine never idles.
 
     Args:
-        answers: folder of the parts.
-        tried: folder in which workers note what they begin.
+        answers: where the parts go.
+        tried: where workers note what they begin.
         board: where workers put their counts, and read those of the others.
         requested: all requests of the stage, of which `max_failed_share` may fail.
     """
 
-    def __init__(self, plan: GenerationPlan, answers: str, tried: str, board: Any, requested: int) -> None:
+    def __init__(self, plan: GenerationPlan, answers: Store, tried: Store, board: Any, requested: int) -> None:
         self.plan, self.board, self.requested = plan, board, requested
         self.name = uuid.uuid4().hex[:12]
-        self.parts = PartWriter(Path(answers), self.name, plan.engine.replicas)
-        self.tries = Tries(Path(tried), Path(answers), self.name)
+        self.parts = PartWriter(answers, self.name, plan.engine.replicas)
+        self.tries = Tries(tried, answers, self.name)
         self.done = self.tokens = 0
         self.reasons: Counter[str] = Counter()
+        began = time.monotonic()
         self.engine = start_engine(plan.engine, plan.model, plan.scheme, plan.ask)
         self.started = self.moved = self.shown = time.monotonic()
+        self.start_s = self.started - began
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[dict[str, Any]]:
         rows = batch.to_pylist()
@@ -54,14 +61,19 @@ class AnswerWorker:
             asked = [ask for ask, there in zip(asked, known, strict=True) if not there]
         gate = asyncio.Semaphore(ASKS_IN_FLIGHT)
 
-        async def bounded(work: Coroutine[Any, Any, int]) -> int:
+        async def bounded(work: Coroutine[Any, Any, Reply]) -> Reply:
             async with gate:
                 return await work
 
-        tokens = await self._watched([bounded(self._answer(*ask)) for ask in asked])
-        yield {"answers": [len(tokens)], "output_tokens": [sum(tokens)]}
+        try:
+            replies = await self._watched([bounded(self._answer(*ask)) for ask in asked])
+        except EngineStopped as stopped:
+            self._start_anew(stopped)
+            raise
+        sums = {name: [sum(getattr(reply, name) for reply in replies)] for name in TOKENS}
+        yield {"answers": [len(replies)], "engine_start_s": [self.start_s]} | sums
 
-    async def _watched(self, works: list[Coroutine[Any, Any, int]]) -> list[int]:
+    async def _watched(self, works: list[Coroutine[Any, Any, Reply]]) -> list[Reply]:
         """Wait for all; meanwhile write what waits, and stop where going on makes no sense.
 
         Raises:
@@ -83,6 +95,16 @@ class AnswerWorker:
             # was finished before an error is paid for.
             self.parts.flush()
 
+    def _start_anew(self, stopped: EngineStopped) -> None:
+        """End this process, unless too many have: Ray starts another, which asks for what is not written.
+
+        An engine cannot be replaced in place: what is left of one that hangs may hold its GPU.
+        """
+        gone, restarts = self.tries.engine_gone(), self.plan.engine.replicas.restarts
+        if gone <= restarts:
+            print(f"An engine stopped: {stopped}. Starting another, {gone} of {restarts}.", file=sys.stderr, flush=True)
+            end_process()
+
     def _check_moving(self) -> None:
         stalled_s = self.plan.engine.replicas.stalled_s
         if time.monotonic() - self.moved > stalled_s:
@@ -103,7 +125,7 @@ class AnswerWorker:
         if share > self.plan.ask.max_failed_share:
             raise TooManyFailed(too_many_failed(share, self.plan.ask.max_failed_share, self.reasons))
 
-    async def _answer(self, pair: dict[str, Any], perspective: Perspective, sample: int, ask: Ask) -> int:
+    async def _answer(self, pair: dict[str, Any], perspective: Perspective, sample: int, ask: Ask) -> Reply:
         for attempt in range(self.plan.ask.retries + 1):
             reply = await self._reply(replace(ask, seed=ask.seed + attempt))
             row = answer_row(reply, self.plan.scheme)
@@ -116,7 +138,7 @@ class AnswerWorker:
         self.done, self.tokens = self.done + 1, self.tokens + reply.output_tokens
         if row["reason"] is not None:
             self.reasons[row["reason"]] += 1
-        return reply.output_tokens
+        return reply
 
     async def _reply(self, ask: Ask) -> Reply:
         try:
@@ -125,6 +147,13 @@ class AnswerWorker:
             raise
         except Exception as error:
             return Reply("", None, 0, 0, f"{ENGINE_ERROR}: {type(error).__name__}: {str(error)[:200]}")
+
+
+def end_process() -> None:
+    """End this process at once and the engine's with it."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(1)
 
 
 def requests_of(plan: GenerationPlan, pair: dict[str, Any]) -> list[tuple[Perspective, int, Ask]]:

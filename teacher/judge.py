@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from cluster.artifacts import StageFolder
 from cluster.models import model_fingerprint
 from cluster.storage import table_writer
+from mpcot.answers import asked_figures
 from mpcot.config import JudgeStage
 from mpcot.generate import GenerationPlan, generate, select_pairs
 from mpcot.labels import Scheme, load_scheme
@@ -52,7 +53,7 @@ def run(config: JudgeStage, folder: StageFolder) -> None:
             counts["judged"] += len(rows)
             counts["failed"] += len(shelf.pairs) - len(rows)
             counts["failed_answers"] += len(unusable)
-    folder.finish(counts, {"quality": quality.figures()})
+    folder.finish(counts, {"quality": quality.figures()} | asked_figures([answers]))
 
 
 def judge_shelf(answers: pa.Table, perspectives: Sequence[str], scheme: Scheme) -> list[dict[str, Any]]:

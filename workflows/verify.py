@@ -18,7 +18,8 @@ from cluster.artifacts import read_manifest
 from cluster.errors import UsageError
 from cluster.ids import IdSet
 from cluster.storage import batches_of, rows_of, values_of
-from mpcot.generate import ANSWERS, REQUESTED, REQUESTED_HINTED
+from mpcot.answers import ANSWERS
+from mpcot.generate import REQUESTED, REQUESTED_HINTED
 from mpcot.prompts import VERDICT
 from workflows.stages import STAGES
 

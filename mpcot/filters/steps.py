@@ -7,6 +7,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,23 @@ def repetition(step: RepetitionFilter) -> Objection:
     """Object to loops, and to too large a share of words that are said again."""
 
     def objection(rationale: str) -> str | None:
-        if PHRASE_LOOP.search(rationale) or WORD_LOOP.search(rationale):
+        if loops(rationale):
             return "repetition"
         share = step.max_repeated_share
         return "repetition" if share is not None and repeated_share(words_of(rationale)) > share else None
 
     return objection
+
+
+def loops(text: str) -> bool:
+    """Return whether a phrase comes three times in a row, or a word four times.
+
+    The patterns are slow on text that does not loop, so they are tried only where two words come again in one order,
+    or one word twice in a row: without that there is no loop.
+    """
+    followed = list(pairwise(words_of(text)))
+    again = len(set(followed)) < len(followed) or any(first == second for first, second in followed)
+    return again and bool(PHRASE_LOOP.search(text) or WORD_LOOP.search(text))
 
 
 def repeated_share(words: list[str]) -> float:

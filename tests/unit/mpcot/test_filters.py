@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from mpcot.config import RationaleSettings, SampleSettings
 from mpcot.filters.alike import REMEMBERED, KeptOfStage, jaccard, shingles
 from mpcot.filters.chain import Chain, Said
 from mpcot.filters.config import NearDuplicateFilter
+from mpcot.filters.steps import PHRASE_LOOP, WORD_LOOP, loops
 from mpcot.labels import load_scheme
 from mpcot.rationales import sort_out
 from mpcot.records import ANSWER
@@ -95,6 +97,20 @@ def test_by_default_loops_and_wrong_verdicts_go(rationale: str, verdict: str, go
 )
 def test_what_each_step_objects_to(step: Step, rationale: str, expected: str | None) -> None:
     assert reason(rationale, step) == expected
+
+
+def test_the_quick_look_for_loops_misses_none() -> None:
+    draw = random.Random(4)
+    words = ("drill", "Drill", "drills", "it's", "wonderful", "wonderfully", "red", "a", "18", "drill, red")
+    found = []
+    for _ in range(4000):
+        phrase = " ".join(draw.choices(words, k=draw.randint(1, 3)))
+        before, after = (" ".join(draw.choices(words, k=draw.randint(0, 3))) for _ in range(2))
+        gap = draw.choice((" ", ", ", ". ", "-"))
+        text = f"{before} {gap.join([phrase] * draw.randint(1, 4))}{draw.choice(('', 'ly', ' '))}{after}"
+        found.append(bool(PHRASE_LOOP.search(text) or WORD_LOOP.search(text)))
+        assert loops(text) == found[-1], text
+    assert 400 < sum(found) < 3600
 
 
 def test_the_first_step_that_objects_gives_the_reason_and_no_step_objects_to_nothing() -> None:

@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from cluster.storage import write_table
 from mpcot import hinted
+from mpcot.answers import Answers
 from mpcot.config import PerspectiveSettings, RationaleSettings, ScriptedEngine
-from mpcot.generate import Answers, GenerationPlan
+from mpcot.generate import GenerationPlan
 from mpcot.hinted import all_wrong, ask_with_hint
 from mpcot.labels import load_scheme
 from mpcot.perspective import load_perspectives

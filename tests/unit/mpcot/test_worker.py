@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,11 +11,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from cluster.errors import UserError
 from cluster.storage import read_table, write_table
+from cluster.store import Store
 from mpcot import worker as worker_module
+from mpcot.answers import TooManyFailed
 from mpcot.config import AnswerSettings, PerspectiveSettings, Replicas, ScriptedEngine
 from mpcot.engine import EngineStopped
-from mpcot.generate import MISSING_PAIR, GenerationPlan, TooManyFailed
+from mpcot.generate import MISSING_PAIR, GenerationPlan
 from mpcot.labels import load_scheme
 from mpcot.perspective import load_perspectives
 from mpcot.records import PAIR
@@ -32,7 +36,7 @@ def make(folder: Path, board: dict[str, Any] | None = None, ask: dict[str, Any] 
     async def put(*news: Any) -> dict[str, Any]:
         return {news[0]: news[1:]} | (board or {})
 
-    replicas = engine.pop("replicas", {})
+    replicas = {"restarts": 0} | engine.pop("replicas", {})
     plan = GenerationPlan(
         model="scripted/none",
         model_digest="aaaa",
@@ -43,7 +47,7 @@ def make(folder: Path, board: dict[str, Any] | None = None, ask: dict[str, Any] 
         seed=1,
     )
     reached = SimpleNamespace(put=SimpleNamespace(remote=put))
-    return AnswerWorker(plan, str(folder / "answers"), str(folder / "tried"), reached, 100)
+    return AnswerWorker(plan, Store.at(folder / "answers"), Store.at(folder / "tried"), reached, 100)
 
 
 def batch(made: Any, count: int, file: str = "000000") -> pa.Table:
@@ -71,7 +75,9 @@ def written(folder: Path) -> list[str]:
 
 def test_a_batch_is_on_disk_when_it_is_done(tmp_path: Path) -> None:
     made = make(tmp_path, replicas={"flush_rows": 4})
-    assert answer(made, batch(made, 5)) == [{"answers": [15], "output_tokens": [300]}]
+    (told,) = answer(made, batch(made, 5))
+    assert told.pop("engine_start_s")[0] >= 0
+    assert told == {"answers": [15], "prompt_tokens": [900], "cached_tokens": [0], "output_tokens": [300]}
     assert sorted(written(tmp_path)) == sorted(asked(tmp_path)) and len(set(asked(tmp_path))) == 15
     assert max(len(read_table(part)) for part in (tmp_path / "answers").iterdir()) <= 4
 
@@ -88,6 +94,41 @@ def test_an_engine_that_is_gone_loses_nothing_finished(tmp_path: Path) -> None:
     with pytest.raises(EngineStopped, match="its processes are gone after 7 answers"):
         answer(made, batch(made, 5))
     assert len(written(tmp_path)) == 7
+
+
+class ProcessEnded(BaseException):
+    """In place of the end of this process."""
+
+
+def test_an_engine_that_is_gone_ends_its_process_as_often_as_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def end() -> None:
+        raise ProcessEnded
+
+    monkeypatch.setattr(worker_module, "end_process", end)
+    for number in (1, 2):
+        made = make(tmp_path, stops_after=4, replicas={"restarts": 2})
+        with pytest.raises(ProcessEnded):
+            answer(made, batch(made, 5))
+        assert f"Starting another, {number} of 2." in capfd.readouterr().err
+        assert len(written(tmp_path)) == 4 * number
+    last = make(tmp_path, stops_after=4, replicas={"restarts": 2})
+    with pytest.raises(EngineStopped, match="its processes are gone"):
+        answer(last, batch(last, 5))
+    assert len(written(tmp_path)) == len(set(written(tmp_path))) == 12
+
+
+def test_a_full_disk_loses_no_answer_that_finds_room_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make(tmp_path)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", lambda _: (_ for _ in ()).throw(full))
+        with pytest.raises(UserError, match="the disk is full"):
+            answer(made, batch(made, 5))
+    assert list((tmp_path / "answers").iterdir()) == []
+    made.parts.flush()
+    assert len(written(tmp_path)) == 15
 
 
 def test_what_waits_is_written_after_some_seconds_though_no_answer_comes(tmp_path: Path) -> None:

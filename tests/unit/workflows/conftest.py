@@ -10,12 +10,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from cluster import progress
 from cluster.storage import read_table
+from cluster.store import Store
 from mpcot import generate
+from mpcot.answers import ANSWERS
 from mpcot.worker import AnswerWorker
 from tests.small_run import small_config, small_models
 from workflows import runner
@@ -32,16 +35,18 @@ TRAINED = {"3-sft": "tiny-llama", "6-dpo": "tiny-llama"}
 QUICK = ("1-pairs", "2-rationales", "3-sft", "4-samples", "5-preferences", "6-dpo", "7-judgements")
 
 
-def answer_here(plan: generate.GenerationPlan, folder: Path, label: str, requested: int, missing: int) -> None:
+def answer_here(
+    plan: generate.GenerationPlan, shared: Store, label: str, requested: int, missing: int
+) -> dict[str, float]:
     """What the Ray Data actors do, one batch after the other in this process."""
-    tried = folder / generate.MISSING / generate.TRIED
-    worker = AnswerWorker(plan, str(folder / generate.ANSWERS), str(tried), SILENT, requested)
+    files = shared.child(generate.MISSING)
+    worker = AnswerWorker(plan, shared.child(ANSWERS), files.child(generate.TRIED), SILENT, requested)
 
-    async def work() -> None:
-        async for _ in worker(read_table(folder / generate.MISSING)):
-            pass
+    async def work() -> list[dict[str, Any]]:
+        return [told async for told in worker(read_table(Path(files.root)))]
 
-    asyncio.run(work())
+    told = asyncio.run(work())
+    return generate._told({name: np.array(values) for name, values in batch.items()} for batch in told)
 
 
 @contextmanager

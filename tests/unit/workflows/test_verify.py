@@ -100,7 +100,7 @@ def test_the_ledger_holds_what_was_asked_with_a_hint(
     assert broadfast("verify", run_dir).exit_code == 0
     again = broadfast("run", config_file, "--from", "rationales", "--to", "rationales", *changes, "--out", run_dir)
     assert again.exit_code == 0, again.output
-    assert read_json(folder / MANIFEST)["figures"] == figures | {"asked": 0, "reused": figures["asked"]}
+    assert read_json(folder / MANIFEST)["figures"] == figures | {"asked": 0, "reused": figures["asked"], "engine": {}}
     hinted = read_table(folder / "requested-hinted.parquet")
     write_table(folder / "requested-hinted.parquet", hinted.slice(1))
     lost = broadfast("verify", run_dir)

@@ -45,20 +45,20 @@ def write_pairs(run_dir: Path, count: int) -> None:
     write_table(run_dir / "1-pairs" / "pairs.parquet", pa.Table.from_pylist(rows, PAIR))
 
 
-def stage(engine: dict[str, Any], log: Path | None = None) -> RationaleStage:
+def stage(engine: dict[str, Any], log: Path | None = None, **asked: Any) -> RationaleStage:
     return RationaleStage(
         seed=1,
         labels=LabelSettings(),
         perspectives=PerspectiveSettings(),
         teacher=TeacherSettings(model="scripted/none"),
         engine=ScriptedEngine(**engine, log=str(log) if log else None),
-        rationales=RationaleSettings(retries=0),
+        rationales=RationaleSettings(**{"retries": 0, **asked}),
     )
 
 
-def run_here(run_dir: Path, engine: dict[str, Any], log: Path | None = None) -> dict[str, Any]:
+def run_here(run_dir: Path, engine: dict[str, Any], log: Path | None = None, **asked: Any) -> dict[str, Any]:
     """Run the stage on the connected Ray and return its manifest; a line per request goes to `log`."""
-    run_rationales(stage(engine, log), StageFolder(run_dir, STAGE, {}, {"1-pairs": "made"}))
+    run_rationales(stage(engine, log, **asked), StageFolder(run_dir, STAGE, {}, {"1-pairs": "made"}))
     return read_json(run_dir / STAGE / MANIFEST)
 
 

@@ -96,6 +96,22 @@ def test_a_run_folder_that_was_lost_asks_for_nothing(run_dir: Path, tmp_path: Pa
     assert read_json(tmp_path / STAGE / MANIFEST)["counts"] == read_json(run_dir / STAGE / MANIFEST)["counts"]
 
 
+def test_both_rounds_of_a_hinted_retry_go_by_way_of_the_bucket(run_dir: Path, tmp_path: Path) -> None:
+    engine = {"accuracy": 0.3, "replicas": REPLICAS | {"store": f"s3://{BUCKET}/runs/hinted"}}
+    manifests = []
+    for name in ("first", "lost and made anew"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1-pairs").symlink_to(run_dir / "1-pairs")
+        manifests.append(run_here(tmp_path / name, engine, hinted_retry=True))
+    first, again = (manifest["figures"] for manifest in manifests)
+    requested = manifests[0]["counts"]["requested"]
+    assert requested == 3 * PAIRS + first["hinted"]["requested"] > 3 * PAIRS
+    assert first["asked"] == again["reused"] == requested and again["asked"] == first["reused"] == 0
+    assert manifests[0]["counts"] == manifests[1]["counts"] and first["hinted"] == again["hinted"]
+    there = Store.at(f"s3://{BUCKET}/runs/hinted/{STAGE}/answers").files(".parquet")
+    assert [entry.name for entry in there] == [part.name for part in parts(tmp_path / "lost and made anew")]
+
+
 def test_a_bucket_that_is_not_there_is_named(run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "1-pairs").symlink_to(run_dir / "1-pairs")
     with pytest.raises(UserError, match=r"nowhere/runs"):

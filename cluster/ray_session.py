@@ -76,9 +76,11 @@ def stream_parquet(path: Path | Store, columns: list[str] | None = None) -> Any:
 
     from cluster.store import Store
 
-    single = path.name if isinstance(path, Path) and path.is_file() else None
-    store = path if isinstance(path, Store) else Store.at(path.parent if single else path)
-    names = [single] if single else [entry.name for entry in store.files(".parquet")]
+    if isinstance(path, Path) and path.is_file():
+        store, names = Store.at(path.parent), [path.name]
+    else:
+        store = path if isinstance(path, Store) else Store.at(path)
+        names = [entry.name for entry in store.files(".parquet")]
     items = [{"file": name} for name in names]
 
     def pieces(batch: dict[str, Any]) -> Iterator[Any]:

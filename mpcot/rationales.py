@@ -90,10 +90,10 @@ def sort_out(shelf: Shelf, filters: Chain, hinted: bool = False) -> dict[str, pa
     reasons = answers["reason"].to_pylist()
     outcome = ["failed" if reason else "kept" for reason in reasons]
     columns = (answers[name].to_pylist() for name in ("pair_id", "perspective", "rationale", "verdict"))
-    for place, said in enumerate(zip(*columns, strict=True)):
+    for place, (pair_id, perspective, rationale, verdict) in enumerate(zip(*columns, strict=True)):
         if outcome[place] == "failed":
             continue
-        reasons[place] = filters.reason(Said(*said, wanted=wanted[said[0]], hinted=hinted))
+        reasons[place] = filters.reason(Said(pair_id, perspective, rationale, verdict, wanted[pair_id], hinted))
         outcome[place] = "filtered" if reasons[place] else "kept"
     place = answers.schema.get_field_index("reason")
     answers = answers.set_column(place, SORTED.field("reason"), pa.array(reasons, pa.string()))

@@ -34,6 +34,7 @@ FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update",
     "--disable-background-networking", "--disable-sync", "--enable-logging=stderr",
 ]  # fmt: skip
+TOO_EARLY = "Autofocus processing was blocked"  # the steps may set the focus before the page does
 LIMITS = LimitSettings(products_per_request=8)
 
 # A frame of the same origin does what a person does: the page's own policy forbids to write into it from elsewhere.
@@ -111,7 +112,8 @@ def driven(api: FastAPI, folder: Path) -> Iterator[Do]:
                 pytest.fail(f"the steps did not end: {log.read_text('utf-8', 'replace')[-2000:]}")
             finally:
                 browser.terminate()
-        assert "CONSOLE" not in log.read_text("utf-8", "replace"), log.read_text("utf-8", "replace")
+        lines = log.read_text("utf-8", "replace").splitlines()
+        assert not [line for line in lines if "CONSOLE" in line and TOO_EARLY not in line]
         return found
 
     with running(Starlette(routes=routes)) as url:

@@ -56,7 +56,7 @@ def url(local_ray, export, settings):
     assert told == [service.url]
     yield service.url
     service.stop()
-    with pytest.raises(urllib.error.URLError):
+    with pytest.raises(OSError):
         urllib.request.urlopen(f"{service.url}/healthz", timeout=5)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+import time
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,8 +131,10 @@ def main() -> None:
         "--peer-python", help="interpreter of an environment with the peer's ONNX and OpenVINO backends"
     )
     parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--minutes", type=float, default=30.0, help="start no further round after that; one is run")
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
+    end = time.monotonic() + 60 * options.minutes
     pairs = make_pairs_of_real_length()
     folder, held_out = prepare(pairs), pairs[-HELD_OUT:]
     loss = macro_f1_loss(folder, held_out)
@@ -142,7 +145,7 @@ def main() -> None:
     race(contestants, pairs)
     for contestant in contestants:
         contestant.taken.clear()  # the first round warms up
-    for _ in range(options.rounds):
+    while len(limits) < options.rounds and (not limits or time.monotonic() < end):
         race(contestants, pairs)
         limits.append(1e9 * found[OURS].ask(matrix=resolve_precision("auto", gpu=False)))
     shares = [rate * flops / limit for rate, limit in zip(found[OURS].rates(BULK), limits, strict=True)]

@@ -1,0 +1,167 @@
+"""The generation stage beside the bare engine, and its prompt order beside the usual one, on one job.
+
+Three arms answer the same pairs with the same engine arguments, threads and sampling, each in a process of its own:
+`bare` hands the stage's prompts to vllm.LLM, `stage` is the stage from pairs to sorted tables, `perspective_first` is
+the stage with the perspective's question in front of the product. Times are without the start of the engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from results import Figure, write_results
+
+from cluster.artifacts import StageFolder, digest, read_json, write_json
+from cluster.config import ClusterSettings
+from cluster.models import check_model, model_fingerprint
+from cluster.ray_session import ray_session
+from mpcot.config import AnswerSettings, PerspectiveSettings, Replicas, VllmEngine
+from mpcot.engine import engine_arguments, engine_environment, sampling
+from mpcot.generate import GenerationPlan, generate
+from mpcot.labels import load_scheme
+from mpcot.parsing import LabelTokens
+from mpcot.perspective import Perspective, load_perspectives
+from mpcot.prompts import Message, answer_regex, pair_text, render, system_text
+from mpcot.rationales import write_outcomes
+
+MODEL = Path(__file__).parents[1] / "models" / "smollm2-135m-instruct"
+ARMS = ("bare", "stage", "perspective_first")
+LEAST_TOKENS = 250
+# Greedy, so that the arms write as much as each other; answers are short, as when verdicts are what is wanted.
+ASK = AnswerSettings(temperature=0, max_tokens=40, min_chars=20, max_chars=60, description_chars=4000, retries=0)
+ENGINE = VllmEngine(max_model_len=1024, enforce_eager=True, replicas=Replicas(cpus=2))
+KINDS = ("cordless drill", "espresso machine", "hiking rucksack", "desk lamp", "water filter", "tool case")
+PARTS = ("housing", "handle", "cover", "frame", "clasp", "switch", "base", "strap", "hinge", "lining", "cable", "foot")
+STUFFS = ("brushed steel", "oak", "felt", "glass fibre", "rubber", "cast aluminium", "cork", "nylon", "brass", "linen")
+GOODS = ("keeps its shape", "is easy to clean", "comes off without tools", "can be had as a spare", "does not rust")
+
+
+class PerspectiveFirst(GenerationPlan):
+    """The same requests with the question in front, as one prompt template per perspective has it."""
+
+    def _chat(self, pair: dict[str, Any], perspective: Perspective, description_chars: int) -> list[Message]:
+        text = f"{perspective.question}\n\n{pair_text(pair, description_chars)}"
+        return [{"role": "system", "content": system_text(self.scheme)}, {"role": "user", "content": text}]
+
+
+def product(number: int) -> dict[str, Any]:
+    """Return a pair whose product has a long made-up description; no two begin alike."""
+    draw = random.Random(number)
+    kind = draw.choice(KINDS)
+    details = [
+        f"The {draw.choice(PARTS)} of {draw.choice(STUFFS)}, {draw.randint(11, 989)} mm, {draw.choice(GOODS)}."
+        for _ in range(draw.randint(17, 36))
+    ]
+    row: dict[str, Any] = {"pair_id": digest(["product", number]), "query_id": digest(kind), "locale": "us"}
+    row |= {"product_id": str(number), "query": kind, "title": f"{kind.title()} No. {number}", "brand": None}
+    return row | {"description": " ".join(details), "label": draw.choice("ESCI"), "split": "train"}
+
+
+def plan(order: type[GenerationPlan]) -> GenerationPlan:
+    model = check_model("benchmark", str(MODEL))
+    scheme, perspectives = load_scheme("esci"), load_perspectives(PerspectiveSettings())
+    return order(model, model_fingerprint(model), ENGINE, scheme, perspectives, ASK, seed=1)
+
+
+def run_bare(pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Answer with vllm.LLM; building and encoding the prompts counts, as it does in the stage."""
+    own = plan(GenerationPlan)
+    os.environ.update(engine_environment(ENGINE, False, sorted(os.sched_getaffinity(0)), shared_node=False))
+    from transformers import AutoTokenizer
+    from vllm import LLM
+    from vllm.inputs import TokensPrompt
+
+    began = time.monotonic()
+    engine = LLM(**engine_arguments(ENGINE, own.model, gpu=False))
+    tokenizer = AutoTokenizer.from_pretrained(own.model, trust_remote_code=False)
+    shortest = min(len(tokenizer.encode(pair_text(pair, ASK.description_chars))) for pair in pairs)
+    assert shortest >= LEAST_TOKENS, f"a product of {shortest} tokens, not {LEAST_TOKENS}"
+    form = answer_regex(own.scheme, ASK.min_chars, ASK.max_chars)
+    parameters = sampling(ASK, form, LabelTokens.of(tokenizer, own.scheme).all, None)
+    start_s, started = time.monotonic() - began, time.monotonic()
+    chats = [ask.chat for pair in pairs for _, _, ask in own.asks(pair)]
+    prompts = [tokenizer.encode(render(tokenizer, chat), add_special_tokens=False) for chat in chats]
+    asked = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
+    said = engine.generate(asked, parameters, use_tqdm=False)
+    seconds = time.monotonic() - started
+    cached = sum(output.num_cached_tokens or 0 for output in said)
+    written = sum(len(output.outputs[0].token_ids) for output in said)
+    counts = {"answers": len(said), "prompt_tokens": sum(map(len, prompts)), "cached_tokens": cached}
+    return counts | {"output_tokens": written, "seconds": seconds, "engine_start_s": start_s}
+
+
+def run_stage(pairs: list[dict[str, Any]], order: type[GenerationPlan]) -> dict[str, Any]:
+    """Answer with the stage: requests, workers, parts, sorted tables, manifest."""
+    own = plan(order)
+    with tempfile.TemporaryDirectory(prefix="broadfast-generation-") as work:
+        folder = StageFolder(Path(work), "2-rationales", {}, {"1-pairs": "made"})
+        with ray_session(ClusterSettings(num_cpus=2, object_store_mb=200)):
+            started = time.monotonic()
+            answers = generate(own, pairs, folder.path, "rationales")
+            tally = write_outcomes(answers, folder)
+            folder.finish(tally.counts(answers), tally.figures(answers))
+            seconds = time.monotonic() - started
+    told = answers.engine
+    prompt, written = tally.tokens["prompt_tokens"], tally.tokens["output_tokens"]
+    counts = {"answers": answers.requested, "prompt_tokens": prompt, "cached_tokens": told["cached_tokens"]}
+    times = {"seconds": seconds - told["start_s"], "engine_start_s": told["start_s"]}
+    return counts | {"output_tokens": written} | times
+
+
+def run_arm(arm: str, count: int) -> dict[str, Any]:
+    pairs = [product(number) for number in range(count)]
+    if arm == "bare":
+        return run_bare(pairs)
+    return run_stage(pairs, GenerationPlan if arm == "stage" else PerspectiveFirst)
+
+
+def measure(arm: str, count: int) -> dict[str, Any]:
+    """Run one arm in a process of its own and return its row."""
+    with tempfile.TemporaryDirectory(prefix="broadfast-generation-") as work:
+        # Through a file: what an engine prints as it ends is not in the way.
+        told = Path(work) / "told.json"
+        command = [sys.executable, __file__, "--pairs", str(count), "--arm", arm, "--told", str(told)]
+        subprocess.run(command, check=True)
+        row = {"arm": arm} | read_json(told)
+    row["prefill_tokens"] = row["prompt_tokens"] - row["cached_tokens"]
+    row["output_tokens_per_s"] = round(row["output_tokens"] / row["seconds"], 2)
+    print(row, flush=True)
+    return row
+
+
+def figures(bare: dict[str, Any], stage: dict[str, Any], first: dict[str, Any]) -> list[Figure]:
+    speed = stage["output_tokens_per_s"] / bare["output_tokens_per_s"]
+    prefill = stage["prefill_tokens"] / first["prefill_tokens"]
+    faster = first["seconds"] / stage["seconds"]
+    hits = stage["cached_tokens"] / stage["prompt_tokens"]
+    return [
+        Figure("pipeline_over_bare_engine", speed, "ratio of output tokens/s", "at least 0.97", speed >= 0.97),
+        Figure("prefill_tokens_over_perspective_first", prefill, "ratio of tokens", "at most 0.45", prefill <= 0.45),
+        Figure("speedup_over_perspective_first", faster, "ratio of times", "at least 1.3", faster >= 1.3),
+        Figure("prefix_cache_hit_rate", hits, "share of prompt tokens, as vLLM reports", "", None),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=72, help="pairs, three requests each")
+    parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
+    parser.add_argument("--told", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.arm:
+        write_json(given.told, run_arm(given.arm, given.pairs))
+        return
+    rows = [measure(arm, given.pairs) for arm in ARMS]
+    write_results("generation", figures(*rows), rows)
+
+
+if __name__ == "__main__":
+    main()

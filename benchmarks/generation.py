@@ -25,6 +25,8 @@ from cluster.models import check_model, model_fingerprint
 from cluster.ray_session import ray_session
 from mpcot.config import AnswerSettings, PerspectiveSettings, Replicas, VllmEngine
 from mpcot.engine import engine_arguments, engine_environment, sampling
+from mpcot.filters.chain import Chain
+from mpcot.filters.config import DEFAULT
 from mpcot.generate import GenerationPlan, generate
 from mpcot.labels import load_scheme
 from mpcot.parsing import LabelTokens
@@ -106,8 +108,8 @@ def run_stage(pairs: list[dict[str, Any]], order: type[GenerationPlan]) -> dict[
         with ray_session(ClusterSettings(num_cpus=2, object_store_mb=200)):
             started = time.monotonic()
             answers = generate(own, pairs, folder.path, "rationales")
-            tally = write_outcomes(answers, folder)
-            folder.finish(tally.counts(answers), tally.figures(answers))
+            tally = write_outcomes([answers], Chain(DEFAULT, own.scheme), folder)
+            folder.finish(tally.counts([answers]), tally.figures([answers]))
             seconds = time.monotonic() - started
     told = answers.engine
     prompt, written = tally.tokens["prompt_tokens"], tally.tokens["output_tokens"]

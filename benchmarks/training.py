@@ -1,0 +1,122 @@
+"""SFT and DPO against TRL's trainers: tokens per second and peak memory, in one run.
+
+Every arm is a process of its own, trains the same model in full on the same answers in the same order and batches,
+with the same optimiser, clipping, precision, threads and malloc settings, and its losses must be those of its peer.
+Useful tokens are those of all prompts and answers without padding, as TRL counts them: the same number for both
+sides, so that what sharing a prompt saves is a gain and not a smaller numerator. Reference log-probabilities are
+counted into DPO's time on all sides; loading, imports and tokenising in advance are not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from results import Figure, write_results
+from training_arms import ARMS, MODEL, WARM_UP_STEPS, Row, batches, dpo_rows, dpo_task, sft_rows, sft_task, tokens
+
+from cluster.ray_session import LOCAL_ENVIRONMENT
+from teacher.dpo import DpoTask
+from teacher.reference import SIDES
+from teacher.sft import SftTask
+from teacher.tokens import IGNORED, PADDING
+
+MIB = 2**20
+SAME_LOSS = 0.03  # relative; bf16 rounds sums of other shapes otherwise
+
+
+def in_process(arm: str) -> Row:
+    """Run an arm in a process of its own, all with the environment that ours gives its workers."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | LOCAL_ENVIRONMENT | {"HF_DATASETS_CACHE": folder, "TOKENIZERS_PARALLELISM": "false"}
+        out = Path(folder) / "found.json"
+        command = [sys.executable, str(Path(__file__).with_name("training_arms.py")), "--arm", arm, "--out", str(out)]
+        subprocess.run(command, env=environment, check=True)
+        return json.loads(out.read_text(encoding="utf-8"))
+
+
+def training_flops(task: SftTask | DpoTask, rows: Sequence[Row], shared: bool) -> float:
+    """Return the products' operations that the timed steps of a training need, without padding and attention.
+
+    Six per weight and token, forward and backward; the vocabulary's weights count for answer tokens only.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(MODEL)
+    heads = config.num_attention_heads * config.head_dim + 2 * config.num_key_value_heads * config.head_dim
+    layer = config.hidden_size * (heads + config.num_attention_heads * config.head_dim + 3 * config.intermediate_size)
+    reference = {f"{side}_reference_logprob": 0.0 for side in SIDES}
+    seen = task.collate([row | reference for row in rows])
+    answers = int((seen["labels"] != IGNORED).sum())
+    computed = int((seen["branches"] != PADDING).sum()) if shared else tokens(rows)
+    return 6.0 * (config.num_hidden_layers * layer * computed + config.vocab_size * config.hidden_size * answers)
+
+
+def summarise(found: dict[str, Row]) -> list[Row]:
+    """Return one row per arm: useful tokens, seconds, tokens per second, share of the machine's limit, memory."""
+    limit = median(found[name]["flops_per_s"] for name in found if name.startswith("matrix_limit"))
+    rows = []
+    for kind, task, data in (("sft", sft_task("."), sft_rows()), ("dpo", dpo_task("."), dpo_rows())):
+        steps = batches(task, data)
+        timed_rows = [row for step in steps[WARM_UP_STEPS:] for row in step]
+        useful = tokens(timed_rows)
+        for arm in (name for name in found if f"_{kind}" in name):
+            ends, prepared = found[arm]["ends"], found[arm]["prepared"] * (1 - WARM_UP_STEPS / len(steps))
+            trained = ends[-1] - ends[WARM_UP_STEPS - 1]
+            flops = training_flops(task, timed_rows, arm.startswith("our"))
+            rows.append(
+                {
+                    "arm": arm, "useful_tokens": useful, "training_seconds": trained, "reference_seconds": prepared,
+                    "useful_tokens_per_s": useful / (trained + prepared), "peak_mib": found[arm]["peak_bytes"] / MIB,
+                    "share_of_matrix_limit": flops / trained / limit, "matrix_limit_gflops": limit / 1e9,
+                    "losses": " ".join(f"{loss:.4f}" for loss in found[arm]["losses"]),
+                }
+            )  # fmt: skip
+    return rows
+
+
+def check_same_work(found: dict[str, Row]) -> None:
+    """Stop unless both sides counted the same tokens and their losses agree step by step: else the work differs."""
+    for ours_, theirs_ in (("our_sft", "trl_sft"), ("our_dpo", "trl_dpo"), ("our_dpo", "trl_dpo_precomputed")):
+        for what, relative in (("tokens", 0), ("losses", SAME_LOSS)):
+            pair = found[ours_][what], found[theirs_][what]
+            if not np.allclose(*pair, rtol=relative):
+                raise SystemExit(f"{ours_} and {theirs_} did not learn the same: {what} {pair[0]} and {pair[1]}")
+
+
+def figures(rows: Sequence[Row]) -> list[Figure]:
+    rate = {row["arm"]: row["useful_tokens_per_s"] for row in rows}
+    peak = {row["arm"]: row["peak_mib"] for row in rows}
+    share = {row["arm"]: row["share_of_matrix_limit"] for row in rows}
+    sft, dpo = rate["our_sft"] / rate["trl_sft"], rate["our_dpo"] / rate["trl_dpo"]
+    precomputed, memory = rate["our_dpo"] / rate["trl_dpo_precomputed"], peak["our_dpo"] / peak["trl_dpo"]
+    unit = "ratio of useful tokens per second"
+    return [
+        Figure("sft_over_trl", sft, unit, "at least 1.3", sft >= 1.3),
+        Figure("dpo_over_trl", dpo, f"{unit}, live reference", "at least 1.8", dpo >= 1.8),
+        Figure("dpo_memory_over_trl", memory, "ratio of peak memory, live reference", "at most 0.7", memory <= 0.7),
+        Figure("dpo_over_trl_precomputed", precomputed, unit, "", None),
+        Figure("sft_memory_over_trl", peak["our_sft"] / peak["trl_sft"], "ratio of peak memory", "", None),
+        Figure("sft_share_of_matrix_limit", share["our_sft"], "of the products that are needed", "", None),
+        Figure("dpo_share_of_matrix_limit", share["our_dpo"], "likewise, training alone", "", None),
+        Figure("trl_sft_share_of_matrix_limit", share["trl_sft"], "likewise", "", None),
+    ]
+
+
+def main() -> None:
+    found = {arm: in_process(arm) for arm in ARMS}
+    found["matrix_limit_after"] = in_process("matrix_limit")
+    check_same_work(found)
+    rows = summarise(found)
+    write_results("training", figures(rows), rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -24,7 +24,7 @@ from contest.weights import HELD_OUT, ROOT, Pairs, make_pairs_of_real_length, pr
 from results import Figure, write_results
 from sklearn.metrics import f1_score
 
-from cluster.precision import resolve_precision
+from cluster.precision import inference_precision
 from distill.predict import predict
 from distill.student import Student, load_tokenizer
 from serve.config import ServeSettings
@@ -147,7 +147,7 @@ def main() -> None:
         contestant.taken.clear()  # the first round warms up
     while len(limits) < options.rounds and (not limits or time.monotonic() < end):
         race(contestants, pairs)
-        limits.append(1e9 * found[OURS].ask(matrix=resolve_precision("auto", gpu=False)))
+        limits.append(1e9 * found[OURS].ask(matrix=inference_precision("auto", gpu=False)))
     shares = [rate * flops / limit for rate, limit in zip(found[OURS].rates(BULK), limits, strict=True)]
     write_results("serving", figures_of(found, shares, loss), rows_of(contestants))
     for contestant in contestants:

@@ -32,3 +32,8 @@ def resolve_precision(asked: str, gpu: bool) -> Precision:
     if gpu:
         return "bf16"
     return "bf16_mixed" if cpu_multiplies_bf16() else "fp32"
+
+
+def inference_precision(asked: str, gpu: bool) -> Literal["fp32", "bf16"]:
+    """Return likewise for a model that only answers: it has no weights to learn, so bf16 is enough where it is fast."""
+    return "fp32" if resolve_precision(asked, gpu) == "fp32" else "bf16"

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import xxhash
 
 from cluster.errors import UserError
-from cluster.precision import resolve_precision
+from cluster.precision import inference_precision
 from mpcot.config import AnswerSettings, Engine, ScriptedEngine, VllmEngine
 from mpcot.labels import Scheme
 from mpcot.length import longest_that_fits
@@ -94,7 +94,7 @@ def engine_dtype(engine: VllmEngine, gpu: bool) -> str:
     """Return the number format: on a CPU, `auto` is bf16 only where the processor multiplies it."""
     if engine.dtype != "auto" or gpu:
         return engine.dtype
-    return "float32" if resolve_precision("auto", gpu=False) == "fp32" else "bfloat16"
+    return {"fp32": "float32", "bf16": "bfloat16"}[inference_precision("auto", gpu=False)]
 
 
 def engine_environment(engine: VllmEngine, gpu: bool, cores: list[int], shared_node: bool) -> dict[str, str]:

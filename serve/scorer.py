@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cluster.artifacts import read_manifest
 from cluster.errors import UserError
-from cluster.precision import Precision, resolve_precision
+from cluster.precision import inference_precision
 from distill.student import Student, StudentOutput, load_tokenizer, read_student_config
 from serve.api import Explanation, LabelInfo, ModelInfo, Result, ScoreInput, Verdict
 from serve.config import ServeSettings
@@ -58,7 +58,7 @@ class Scorer:
         tokenizer: PreTrainedTokenizerBase,
         name: str,
         *,
-        precision: Precision = "fp32",
+        precision: Literal["fp32", "bf16"] = "fp32",
         max_batch_tokens: int | None = None,
         device: str = "cpu",
         kept_products: int = 0,
@@ -90,7 +90,7 @@ class Scorer:
             Student.load(export_dir),
             load_tokenizer(export_dir),
             export_name(export_dir),
-            precision=resolve_precision(settings.precision, gpu=settings.gpus_per_replica > 0),
+            precision=inference_precision(settings.precision, gpu=settings.gpus_per_replica > 0),
             max_batch_tokens=settings.batch.max_batch_tokens,
             device="cuda" if settings.gpus_per_replica else "cpu",
             kept_products=settings.kept_products,

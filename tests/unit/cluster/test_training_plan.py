@@ -12,7 +12,7 @@ import pytest
 from cluster.config import Offload, TrainSettings, Workers
 from cluster.deepspeed_config import accumulation_steps, clips_itself, deepspeed_config
 from cluster.errors import UserError
-from cluster.precision import cpu_multiplies_bf16, resolve_precision
+from cluster.precision import cpu_multiplies_bf16, inference_precision, resolve_precision
 from cluster.task import epoch_batches
 from cluster.training import run_name
 from teacher.config import Full
@@ -134,6 +134,13 @@ def test_precision_as_asked_and_bf16_on_gpus() -> None:
     assert resolve_precision("bf16", gpu=False) == "bf16"
     assert resolve_precision("auto", gpu=True) == "bf16"
     assert resolve_precision("auto", gpu=False) in ("fp32", "bf16_mixed")
+
+
+def test_a_model_that_only_answers_is_never_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for multiplies, found in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr("cluster.precision.cpu_multiplies_bf16", lambda answer=multiplies: answer)
+        assert inference_precision("auto", gpu=False) == found
+    assert [inference_precision(asked, gpu=True) for asked in ("auto", "fp32", "bf16")] == ["bf16", "fp32", "bf16"]
 
 
 def test_mixed_precision_keeps_weights_in_fp32_and_multiplies_in_bf16() -> None:

@@ -19,6 +19,11 @@ Rows = Sequence[Row]
 PAD_MULTIPLE = 16  # tokens; batches of few distinct lengths reuse prepared kernels
 
 
+def padded_length(tokens: int) -> int:
+    """Return the length in tokens to which a batch is padded whose longest sequence has so many."""
+    return -(-tokens // PAD_MULTIPLE) * PAD_MULTIPLE
+
+
 @dataclass
 class TrainTask(ABC):
     """One training. It is pickled to the workers, so it holds paths and settings, never tensors."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cluster.task import PAD_MULTIPLE
+from cluster.task import padded_length
 from mpcot.prompts import VERDICT
 
 if TYPE_CHECKING:
@@ -97,12 +97,11 @@ def _common(examples: Sequence[Example]) -> int:
 def pad(sequences: Sequence[SharedSequence], pad_id: int) -> dict[str, Any]:
     """Return `input_ids`, `labels`, `position_ids`, `branches` and `owners`, each B x T, padded on the right.
 
-    T is a multiple of `PAD_MULTIPLE`: every new shape costs a kernel's preparation, on a CPU up to a second.
+    T is `padded_length`: every new shape costs a kernel's preparation, on a CPU up to a second.
     """
     import torch
 
-    longest = max(len(s.ids) for s in sequences)
-    shape = (len(sequences), -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE)
+    shape = (len(sequences), padded_length(max(len(s.ids) for s in sequences)))
     fills = {"input_ids": pad_id, "labels": IGNORED, "position_ids": 0, "branches": PADDING, "owners": -1}
     batch = {name: torch.full(shape, value) for name, value in fills.items()}
     for row, s in enumerate(sequences):

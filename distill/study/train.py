@@ -21,7 +21,7 @@ from cluster.artifacts import StageFolder
 from cluster.config import Settings
 from cluster.deepspeed_config import accumulation_steps
 from cluster.storage import read_table
-from cluster.task import PAD_MULTIPLE, epoch_batches
+from cluster.task import epoch_batches, padded_length
 from distill.config import StudentSettings, StudentStage
 from distill.evaluate import evaluate
 from distill.lrkd import INPUTS, LrkdTask, tasks
@@ -107,8 +107,7 @@ def take(batch: dict[str, Any], chosen: np.ndarray) -> dict[str, Any]:
     """Return the chosen rows of a collated batch as they would be collated alone: padded no further."""
     index = torch.from_numpy(chosen)
     rows = {name: value[index] for name, value in batch.items() if isinstance(value, Tensor)}
-    longest = int(rows["attention_mask"].sum(1).max())
-    width = -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE
+    width = padded_length(int(rows["attention_mask"].sum(1).max()))
     rows |= {name: rows[name][:, :width] for name in INPUTS if name in rows}
     return {name: value.to(_device()) for name, value in rows.items()} | {"units": len(chosen)}
 

@@ -14,7 +14,7 @@ from cluster.errors import UserError
 from cluster.storage import read_table, write_table
 from mpcot import generate, shelves
 from mpcot.answers import ANSWERS, SHELVES, Answers, asked_figures
-from mpcot.config import AnswerSettings, PerspectiveSettings, RationaleSettings, Replicas, ScriptedEngine, VllmEngine
+from mpcot.config import AnswerSettings, RationaleSettings, Replicas, ScriptedEngine, VllmEngine
 from mpcot.generate import (
     MISSING,
     REQUESTED,
@@ -24,19 +24,12 @@ from mpcot.generate import (
     select_pairs,
 )
 from mpcot.labels import load_scheme
-from mpcot.perspective import Perspective, load_perspectives
+from mpcot.perspective import Perspective
 from mpcot.records import ANSWER, PAIR
 from mpcot.worker import requests_of
+from tests.scripted_plan import scripted_plan
 
-PLAN = GenerationPlan(
-    model="models/a",
-    model_digest="aaaa",
-    engine=ScriptedEngine(),
-    scheme=load_scheme("esci"),
-    perspectives=load_perspectives(PerspectiveSettings()),
-    ask=AnswerSettings(samples=2),
-    seed=1,
-)
+PLAN = scripted_plan(AnswerSettings(samples=2))
 
 
 def pair(number: int = 0, **changes: Any) -> dict[str, Any]:

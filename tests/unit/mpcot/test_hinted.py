@@ -13,24 +13,15 @@ from pydantic import ValidationError
 from cluster.storage import write_table
 from mpcot import hinted
 from mpcot.answers import Answers
-from mpcot.config import PerspectiveSettings, RationaleSettings, ScriptedEngine
+from mpcot.config import RationaleSettings
 from mpcot.generate import GenerationPlan
 from mpcot.hinted import all_wrong, ask_with_hint
-from mpcot.labels import load_scheme
-from mpcot.perspective import load_perspectives
 from mpcot.prompts import HINT
 from mpcot.records import ANSWER, PAIR
 from mpcot.shelves import Shelf
+from tests.scripted_plan import scripted_plan
 
-PLAN = GenerationPlan(
-    model="models/a",
-    model_digest="aaaa",
-    engine=ScriptedEngine(),
-    scheme=load_scheme("esci"),
-    perspectives=load_perspectives(PerspectiveSettings()),
-    ask=RationaleSettings(samples=2, max_failed_share=0.1),
-    seed=1,
-)
+PLAN = scripted_plan(RationaleSettings(samples=2, max_failed_share=0.1))
 GOLD = {"right": "E", "mixed": "E", "wrong": "E", "failed": "E", "partly": "E", "dev": "E", "unlabelled": None}
 
 

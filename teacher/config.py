@@ -10,11 +10,13 @@ from cluster.config import Settings, TrainSettings, check_best_by
 from mpcot.config import (
     PerspectiveSettings,
     PreferenceSettings,
-    RationaleSettings,
     SampleSettings,
     TeacherSettings,
 )
 from mpcot.sources.config import LabelSettings
+
+
+PROMPT_FORM = ("few_shot", "description_chars")
 
 
 class Lora(Settings):
@@ -110,19 +112,22 @@ class DpoSettings(Settings):
 
 
 class SftStage(Settings):
-    """What stage 3 depends on."""
+    """What stage 3 depends on: of stage 4 the prompt's form only, which the teacher is taught to answer."""
+
+    reads_only = {"samples": PROMPT_FORM}
 
     seed: int
     labels: LabelSettings
     perspectives: PerspectiveSettings
     teacher: TeacherSettings
-    rationales: RationaleSettings
     samples: SampleSettings
     sft: SftSettings
 
 
 class PreferenceStage(Settings):
-    """What stage 5 depends on."""
+    """What stage 5 depends on: of DPO only what the reference log-probabilities depend on."""
+
+    reads_only = {"samples": PROMPT_FORM, "dpo": ("max_tokens", "share_prompts", "train.precision")}
 
     seed: int
     labels: LabelSettings

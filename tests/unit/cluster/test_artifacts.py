@@ -17,7 +17,7 @@ from cluster.artifacts import (
     result_settings,
     write_json,
 )
-from cluster.config import TrainSettings, Workers
+from cluster.config import Settings, TrainSettings, Workers
 from cluster.errors import UserError
 from mpcot.config import Replicas, ScriptedEngine, VllmEngine
 
@@ -68,6 +68,33 @@ def test_where_and_how_fast_work_runs_is_not_in_the_fingerprint(tmp_path: Path) 
     assert result_settings(ScriptedEngine(delay_s=3, replicas=Replicas(max=9))) == result_settings(ScriptedEngine())
     fast = VllmEngine(max_num_seqs=4, enforce_eager=True, tensor_parallel=8, gpu_memory_utilization=0.5)
     assert result_settings(fast) == result_settings(VllmEngine())
+
+
+class Inner(Settings):
+    precision: str = "auto"
+    epochs: int = 1
+
+
+class Section(Settings):
+    length: int = 8
+    rows: int = 100
+    train: Inner = Inner()
+
+
+class Narrow(Settings):
+    reads_only = {"section": ("length", "train.precision")}
+
+    section: Section = Section()
+    other: Section = Section()
+
+
+def test_of_a_section_only_what_is_read_makes_the_fingerprint() -> None:
+    found = result_settings(Narrow())
+    assert found["section"] == {"length": 8, "train": {"precision": "auto"}}
+    assert found["other"] == result_settings(Section())
+    same = Narrow(section=Section(rows=7, train=Inner(epochs=9)))
+    assert result_settings(same) == found
+    assert result_settings(Narrow(section=Section(train=Inner(precision="fp32")))) != found
 
 
 @pytest.mark.parametrize("change", [{"epochs": 4}, {"learning_rate": 1e-3}, {"zero_stage": 3}, {"precision": "fp32"}])

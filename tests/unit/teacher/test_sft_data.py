@@ -14,7 +14,6 @@ from cluster.errors import UserError
 from cluster.storage import write_table
 from mpcot.config import (
     PerspectiveSettings,
-    RationaleSettings,
     SampleSettings,
     TeacherSettings,
 )
@@ -73,7 +72,6 @@ def stage(model: Path, **changes: Any) -> SftStage:
         labels=LabelSettings(),
         perspectives=PerspectiveSettings(),
         teacher=TeacherSettings(model=str(model)),
-        rationales=RationaleSettings(few_shot=2),
         samples=SampleSettings(),
         sft=SftSettings(**changes),
     )

@@ -6,6 +6,7 @@ import inspect
 
 import pytest
 
+from cluster.artifacts import result_settings
 from cluster.config import Workers
 from cluster.errors import UsageError, UserError
 from mpcot.config import Replicas, VllmEngine
@@ -48,6 +49,24 @@ def test_its_settings_are_sections_of_the_run(stage: Stage) -> None:
     settings = stage.settings(CONFIG)
     for name in stage.config.model_fields:
         assert getattr(settings, name) == getattr(CONFIG, name)
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "stages"),
+    [
+        ("samples", {"pairs_per_split": 7}, ["4-samples"]),
+        ("samples", {"few_shot": 3}, ["3-sft", "4-samples", "5-preferences"]),
+        ("rationales", {"temperature": 0.1}, ["2-rationales"]),
+        ("dpo", {"beta": 0.7, "dev_rows": 3}, ["6-dpo"]),
+        ("dpo", {"max_tokens": 77}, ["5-preferences", "6-dpo"]),
+        ("teacher", {"model": "other"}, ["2-rationales", "3-sft"]),
+        ("student", {"max_tokens": 9}, ["9-student"]),
+    ],
+)
+def test_a_changed_setting_makes_only_what_reads_it_anew(section: str, change: dict[str, object], stages: list[str]):
+    changed = CONFIG.model_copy(update={section: getattr(CONFIG, section).model_copy(update=change)})
+    differ = [s.name for s in STAGES if result_settings(s.settings(CONFIG)) != result_settings(s.settings(changed))]
+    assert differ == stages
 
 
 @BY_NAME

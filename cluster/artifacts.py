@@ -49,8 +49,8 @@ def result_settings(value: Any) -> Any:
 def _only(section: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:
     """Return the named fields of a section; dots lead into sections below."""
     kept: dict[str, Any] = {}
-    for field in fields:
-        *way, last = field.split(".")
+    for path in fields:
+        *way, last = path.split(".")
         place, source = kept, section
         for name in way:
             place, source = place.setdefault(name, {}), source[name]

@@ -7,6 +7,8 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+Fields = Mapping[str, tuple[str, ...]]
+
 
 class Settings(BaseModel):
     """Base of every settings class: frozen, unknown keys refused.
@@ -17,7 +19,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     no_effect: ClassVar[frozenset[str]] = frozenset()
-    reads_only: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    reads_only: ClassVar[Fields] = {}
 
 
 class Resources(Settings):

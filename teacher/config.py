@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from cluster.config import Settings, TrainSettings, check_best_by
+from cluster.config import Fields, Settings, TrainSettings, check_best_by
 from mpcot.config import (
     PerspectiveSettings,
     PreferenceSettings,
@@ -14,7 +14,6 @@ from mpcot.config import (
     TeacherSettings,
 )
 from mpcot.sources.config import LabelSettings
-
 
 PROMPT_FORM = ("few_shot", "description_chars")
 
@@ -114,7 +113,7 @@ class DpoSettings(Settings):
 class SftStage(Settings):
     """What stage 3 depends on: of stage 4 the prompt's form only, which the teacher is taught to answer."""
 
-    reads_only = {"samples": PROMPT_FORM}
+    reads_only: ClassVar[Fields] = {"samples": PROMPT_FORM}
 
     seed: int
     labels: LabelSettings
@@ -127,7 +126,7 @@ class SftStage(Settings):
 class PreferenceStage(Settings):
     """What stage 5 depends on: of DPO only what the reference log-probabilities depend on."""
 
-    reads_only = {"samples": PROMPT_FORM, "dpo": ("max_tokens", "share_prompts", "train.precision")}
+    reads_only: ClassVar[Fields] = {"samples": PROMPT_FORM, "dpo": ("max_tokens", "share_prompts", "train.precision")}
 
     seed: int
     labels: LabelSettings

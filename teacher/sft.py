@@ -22,7 +22,7 @@ from mpcot.labels import Scheme, load_scheme
 from mpcot.perspective import load_perspectives
 from mpcot.prompts import answer, messages, render
 from teacher.config import SftStage, Tuning
-from teacher.model import load_tokenizer, load_trainable, save_merged
+from teacher.model import attention_kernel, load_tokenizer, load_trainable, save_merged
 from teacher.tokens import IGNORED, SharedSequence, encode, pad, share, verdict_tokens
 
 EXAMPLE = pa.schema(
@@ -180,7 +180,9 @@ class AnswerTask(TrainTask):
         return ArrowRows(Path(self.folder) / "dev.arrow")
 
     def build(self) -> Any:
-        return load_trainable(self.model, self.tuning, "bfloat16" if self.precision == "bf16" else "float32")
+        dtype = "bfloat16" if self.precision == "bf16" else "float32"
+        kernel = attention_kernel(self.max_tokens, self.settings.workers.gpus_per_worker > 0)
+        return load_trainable(self.model, self.tuning, dtype, kernel)
 
     def save(self, state: dict[str, Any], folder: Path) -> None:
         save_merged(self.model, self.tuning, state, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -17,7 +18,7 @@ from cluster.artifacts import (
     result_settings,
     write_json,
 )
-from cluster.config import Settings, TrainSettings, Workers
+from cluster.config import Fields, Settings, TrainSettings, Workers
 from cluster.errors import UserError
 from mpcot.config import Replicas, ScriptedEngine, VllmEngine
 
@@ -82,7 +83,7 @@ class Section(Settings):
 
 
 class Narrow(Settings):
-    reads_only = {"section": ("length", "train.precision")}
+    reads_only: ClassVar[Fields] = {"section": ("length", "train.precision")}
 
     section: Section = Section()
     other: Section = Section()

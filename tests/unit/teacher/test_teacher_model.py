@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.errors import UserError
 from teacher.config import Full, Lora, Tuning
-from teacher.model import load_tokenizer, load_trainable, save_merged
+from teacher.model import attention_kernel, load_tokenizer, load_trainable, save_merged
 from tests.tiny_llama import tiny_llama
 
 IDS = torch.arange(5, 45).reshape(2, 20)
@@ -115,3 +115,11 @@ def test_a_tokenizer_without_padding_pads_with_its_end(llama_folder: Path, tmp_p
     tokenizer.save_pretrained(tmp_path)
     loaded = load_tokenizer(str(tmp_path))
     assert loaded.pad_token_id == loaded.eos_token_id is not None
+
+
+def test_short_sequences_on_a_cpu_are_trained_with_plain_products(llama_folder: Path) -> None:
+    assert attention_kernel(384, gpu=False) == "eager"
+    assert attention_kernel(4096, gpu=False) is None and attention_kernel(384, gpu=True) is None
+    kernels = [load_trainable(str(llama_folder), Full(), attention=name) for name in ("eager", None)]
+    assert [model.config._attn_implementation for model in kernels] == ["eager", "sdpa"]
+    assert torch.allclose(*map(logits, kernels), atol=1e-5)

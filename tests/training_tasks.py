@@ -49,19 +49,31 @@ def lora_with_dropout() -> Lora:
 
 @dataclass
 class Killed(SftTask):
-    """Its worker is killed in the forward passes `at`, counted over all workers; `passes` has a line of each."""
+    """Its worker is killed in the forward passes `at` of workers of `rank`; `passes` has a line of each of them."""
 
     at: tuple[int, ...]
+    rank: int = 0
 
     def loss(self, model: Any, batch: dict[str, Any]) -> tuple[Any, dict[str, float]]:
+        if int(os.environ["RANK"]) != self.rank:
+            return super().loss(model, batch)
         passes = Path(self.folder) / "passes"
         with passes.open("a") as file:
             file.write(f"{os.getpid()}\n")
         lines = passes.read_text().splitlines()
         if len(lines) in self.at:
-            time.sleep(2)  # the checkpoint reported last may still be on its way to the driver
+            self._wait_for_the_driver()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().loss(model, batch)
+
+    def _wait_for_the_driver(self) -> None:
+        """Wait until Ray's controller has noted the checkpoint that was reported last; on S3, for two seconds."""
+        checkpoints = Path(self.folder) / "out" / ".checkpoints"
+        ends = time.monotonic() + (60 if self.settings.checkpoints is None else 2)
+        while time.monotonic() < ends:
+            if any('"step"' in path.read_text() for path in checkpoints.glob("*/checkpoint_manager_snapshot.json")):
+                return
+            time.sleep(0.2)
 
 
 @dataclass

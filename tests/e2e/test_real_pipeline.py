@@ -26,6 +26,7 @@ SMALL: dict[str, Any] = {
     "sft.train.epochs": 1,
     "sft.missing_labels": "warn",
     "preferences.max_rows": 24,
+    "preferences.label_ratio": 50.0,
     "dpo.train.learning_rate": 0.001,
     "dpo.train.epochs": 2,
     "judge.pairs_per_split": 12,

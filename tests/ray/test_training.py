@@ -124,6 +124,22 @@ def test_a_killed_worker_loses_nothing(undisturbed: TrainResult, llama_folder: P
     assert not torch.equal(logits(result.model), logits(llama_folder))
 
 
+@pytest.mark.parametrize("zero", [0, 1])
+def test_one_killed_worker_of_two_takes_nothing_along(llama_folder: Path, tmp_path: Path, zero: int) -> None:
+    """The second of two is killed in step 8 of 12, in mid-epoch; both begin anew after step 6, on the same rows."""
+    own = settings(zero).model_copy(update={"workers": Workers(count=2, max_failures=1)})
+    ends = []
+    for name, at in (("calm", ()), ("rough", (8,))):
+        folder = tmp_path / name
+        folder.mkdir()
+        task = Killed(**vars(sft_task(folder, llama_folder, own, lora_with_dropout())), at=at, rank=1)
+        ends.append(run_training(task, folder / "out", "sft"))
+    passes = Counter((tmp_path / "rough" / "passes").read_text().splitlines())
+    assert list(passes.values()) == [8, 6], "one forward pass per step on each worker"
+    assert curve(ends[0], "train") == curve(ends[1], "train") and curve(ends[0], "dev") == curve(ends[1], "dev")
+    assert torch.equal(logits(ends[0].model), logits(ends[1].model))
+
+
 def test_a_training_that_cannot_succeed_says_what_its_worker_said(llama_folder: Path, tmp_path: Path) -> None:
     quick = settings(workers=1).model_copy(update={"workers": Workers(max_failures=0)})
     task = AlwaysFails(**vars(sft_task(tmp_path, llama_folder, quick)))

@@ -1,0 +1,74 @@
+"""vLLM's own core process killed in the middle of a generation: a new engine asks for what is not written."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.artifacts import MANIFEST, StageFolder, read_json
+from cluster.config import ClusterSettings
+from cluster.ray_session import ray_session
+from mpcot.config import (
+    PerspectiveSettings,
+    RationaleSettings,
+    RationaleStage,
+    Replicas,
+    TeacherSettings,
+    VllmEngine,
+)
+from mpcot.rationales import run_rationales
+from mpcot.sources.config import LabelSettings
+from tests.generation_run import PERSPECTIVES, ROOT, STAGE, check_exactly_once, parts, write_pairs, written
+
+MODEL = ROOT / "models" / "smollm2-135m-instruct"
+PAIRS = 24
+CORE = "VLLM::EngineCor"  # Linux cuts a process's name at 15 characters
+CONFIG = RationaleStage(
+    seed=1,
+    labels=LabelSettings(),
+    perspectives=PerspectiveSettings(),
+    teacher=TeacherSettings(model=str(MODEL)),
+    engine=VllmEngine(
+        max_model_len=512, max_num_seqs=8, enforce_eager=True, replicas=Replicas(cpus=2, pairs_per_task=2, flush_rows=4)
+    ),
+    rationales=RationaleSettings(max_tokens=48, max_chars=120, retries=0, max_failed_share=1),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_cluster() -> Iterator[None]:
+    with ray_session(ClusterSettings(num_cpus=2, object_store_mb=100)):
+        yield
+
+
+def cores() -> list[psutil.Process]:
+    """Return the running core processes of engines below this process."""
+    return [p for p in psutil.Process().children(recursive=True) if p.is_running() and p.name().startswith(CORE)]
+
+
+def kill_core_once_answers_are_written(run_dir: Path, killed: list[int]) -> None:
+    ended = time.monotonic() + 200
+    while time.monotonic() < ended and not killed:
+        if parts(run_dir) and (running := cores()):
+            killed.append(len(written(run_dir)))
+            running[0].kill()
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(not MODEL.is_dir(), reason="no model folder: `make setup` makes it")
+def test_a_killed_core_is_started_anew_and_nothing_is_lost_or_asked_twice(tmp_path: Path) -> None:
+    write_pairs(tmp_path, PAIRS)
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_core_once_answers_are_written, args=(tmp_path, killed), daemon=True)
+    killer.start()
+    run_rationales(CONFIG, StageFolder(tmp_path, STAGE, {}, {"1-pairs": "made"}))
+    killer.join(10)
+    assert killed and 0 < killed[0] < PAIRS * len(PERSPECTIVES)
+    check_exactly_once(tmp_path)
+    assert len({part.name.split("-")[0] for part in parts(tmp_path)}) == 2, "two workers wrote, one after the other"
+    assert read_json(tmp_path / STAGE / MANIFEST)["figures"]["asked"] == PAIRS * len(PERSPECTIVES)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cluster.store import Store
 
 PIECE_ROWS = 4096
+READERS = 2  # that read at a time: what reserves no CPU is not bounded by Ray, which starts a process for each
 # Waiting OpenMP threads spin for a tenth of a millisecond only: longer stalls all others where cores are shared.
 # Large blocks are kept by malloc: training frees and takes the same ones at every step, at a page fault each.
 LOCAL_ENVIRONMENT = {
@@ -91,7 +92,7 @@ def stream_parquet(path: Path | Store, columns: list[str] | None = None) -> Any:
                 yield pa.Table.from_batches([piece])
 
     listed = ray.data.from_items(items, override_num_blocks=len(items))
-    return listed.map_batches(pieces, batch_size=1, num_cpus=0)
+    return listed.map_batches(pieces, batch_size=1, num_cpus=0, compute=ray.data.TaskPoolStrategy(size=READERS))
 
 
 def _bound_ray_data() -> None:

@@ -2,14 +2,16 @@
 
 Beside it, in the same run and in turn: the scorer in process, and sentence-transformers behind a plain `@serve.batch`
 deployment. Capacity is what `CLIENTS` callers who wait for their answers get; the open loop then sends shares of it.
-Generator, Ray's proxy and model share the machine's cores; each row says how many the generator took.
+Generator, ingress and model share the machine's cores; each row says how many the generator took.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import socket
 import statistics
+import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +29,7 @@ from results import Figure, write_results
 
 from serve.app import build_app
 from serve.config import ServeSettings
+from serve.ingress import ingress_environment
 from serve.run import wait_until_ready
 
 PRODUCTS = 10
@@ -144,7 +147,11 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=8.0, help="length of one phase")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--ingress", choices=("ray", "haproxy"), default="haproxy")
     options = parser.parse_args()
+    environment = ingress_environment(ServeSettings(ingress=options.ingress))
+    if not environment.items() <= os.environ.items():  # Ray Serve was imported without it
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **environment})
     pairs = make_pairs_of_real_length()
     folder = prepare(pairs)
     scorer = Contestant.start("scorer", "contestant.py", "scorer, products kept", str(folder))

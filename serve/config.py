@@ -67,6 +67,11 @@ class ServeSettings(Resources):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65_535)
+    ingress: Literal["ray", "haproxy"] = Field(
+        "ray",
+        description="what takes requests in: Ray Serve's own proxy, or HAProxy, which costs less per request but opens"
+        " the replicas' own ports on all interfaces",
+    )
     batch: BatchSettings = BatchSettings()
     max_queued_requests: NonNegativeInt = Field(
         128, description="requests a replica lets wait for the model; past it 503 at once"

@@ -29,7 +29,7 @@ from serve.api import (
 from serve.auth import BearerTokens
 from serve.config import LimitSettings, ServeSettings
 from serve.metrics import Metrics
-from serve.middleware import BodyLimit, Observed
+from serve.middleware import Admission, BodyLimit, Observed
 from serve.problems import PROBLEM, Problem, ProblemDetails, add_problems
 from serve.rerank import RerankInput, RerankResponse, ranked, rerank_type, to_score
 
@@ -65,6 +65,9 @@ class Service(Protocol):
     def ready(self) -> bool:
         """Whether a request would be taken now."""
 
+    def full(self) -> Problem | None:
+        """The refusal of a request that came now, whatever it asks; None where it might be taken."""
+
     async def exposition(self) -> str:
         """The figures of all replicas as Prometheus reads them."""
 
@@ -82,6 +85,7 @@ def make_api(
     api = FastAPI(title="broadfast", version="1", description="Relevance of products for a query.", redoc_url=None)
     # The last one added sees a request first.
     api.add_middleware(BodyLimit, limit=limits.body_bytes)
+    api.add_middleware(Admission, full=service.full)
     if digests:
         api.add_middleware(BearerTokens, digests=digests)
     api.add_middleware(Observed, metrics=service.metrics, log=log, log_queries=settings.log_queries)

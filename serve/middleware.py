@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
+from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -49,7 +50,8 @@ class Observed:
 
     def _finish(self, scope: Scope, status: int, seconds: float) -> None:
         state = scope["state"]
-        path = getattr(scope.get("route"), "path", "other")  # the template: what is asked for is unbounded
+        # The template: what is asked for is unbounded.
+        path = state.get("path") or getattr(scope.get("route"), "path", "other")
         kind = state.get("kind") or ("client_gone" if status == GONE else None)
         self.metrics.answered(path, status, seconds, kind)
         if self.log is None:
@@ -59,6 +61,26 @@ class Observed:
         line |= {"query": state.get("query")} if self.log_queries else {}
         said = {key: value for key, value in line.items() if value is not None}
         self.log.info("%s %s %d", scope["method"], path, status, extra=said)
+
+
+class Admission:
+    """ASGI middleware: what a full queue would refuse anyway is refused before its body is read.
+
+    Under far too much load most requests are refused, and reading and checking them would take the model's time.
+    """
+
+    PATHS = frozenset({"/v1/score", "/v1/explain", "/v1/rerank"})
+
+    def __init__(self, app: ASGIApp, full: Callable[[], Problem | None]):
+        self.app, self.full = app, full
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        asked = scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in self.PATHS
+        if asked and (problem := self.full()):
+            scope["state"]["path"] = scope["path"]
+            await refusal(problem, scope)(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
 
 
 class BodyLimit:

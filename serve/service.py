@@ -63,6 +63,15 @@ class StudentService:
         """Whether the queue has room."""
         return len(self.batcher.waiting) < max(1, self.settings.max_queued_requests)
 
+    def full(self) -> Problem | None:
+        """The refusal of a request that came now; None where there is room."""
+        waiting = len(self.batcher.waiting)
+        # A request that finds the model idle is not queued, so it is taken whatever the bound.
+        if not (waiting or self.batcher.busy) or waiting < self.settings.max_queued_requests:
+            return None
+        detail = f"max_queued_requests = {self.settings.max_queued_requests} requests wait already: try again"
+        return Problem(503, "The queue is full", detail, "max_queued_requests", 1)
+
     async def exposition(self) -> str:
         """The figures of this replica."""
         return self.metrics.text()
@@ -89,11 +98,8 @@ class StudentService:
             raise Problem(
                 422, "No explanations", "this export carries no rationale index, so there is nothing to explain with"
             )
-        waiting = len(self.batcher.waiting)
-        # A request that finds the model idle is not queued, so it is taken whatever the bound.
-        if (waiting or self.batcher.busy) and waiting >= self.settings.max_queued_requests:
-            detail = f"max_queued_requests = {self.settings.max_queued_requests} requests wait already: try again"
-            raise Problem(503, "The queue is full", detail, "max_queued_requests", 1)
+        if full := self.full():
+            raise full
 
     async def _answer(self, jobs: Sequence[Job]) -> list[list[Result]]:
         """Score all pairs of `jobs` at once; one list of results per job."""

@@ -12,6 +12,7 @@ class Echo:
 
     model = "echo"
     is_ready = True
+    refuses_all: Problem | None = None
 
     def __init__(self) -> None:
         self.metrics = Metrics()
@@ -54,6 +55,9 @@ class Echo:
 
     def ready(self) -> bool:
         return self.is_ready
+
+    def full(self) -> Problem | None:
+        return self.refuses_all
 
     async def exposition(self) -> str:
         return self.metrics.text()

@@ -237,10 +237,13 @@ def serve(
 ) -> None:
     """Serve a student over HTTP until Ctrl-C or SIGTERM."""
     from cluster.ray_session import ray_session
-    from serve.run import serve_export
+    from serve.ingress import use_ingress
 
     with clear_errors():
         service, cluster = service_config(config, changes or ())
+        use_ingress(service)
+    from serve.run import serve_export
+
     log = Path("runs") / "serve.log"
     with clear_errors(log), quiet(None if verbose else log), ray_session(cluster):
         serve_export(export_dir, service, ready=lambda url: console().print(f"listening on {url}, docs at {url}/docs"))

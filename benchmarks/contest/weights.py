@@ -1,7 +1,8 @@
 """What all contestants are given: the same pairs, and the same weights in the form that each one loads.
 
-The student is trained for a minute on the invented catalogue's own labels, so that its answers are worth comparing; its
-verdict heads learn the label, too. The peer's folder holds the same encoder under a plain classifier of four labels.
+The student is trained for some minutes on the invented catalogue's own labels, so that its answers are worth comparing;
+its verdict heads learn the label, too. The peer's folder holds the same encoder under a plain classifier of four
+labels.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from mpcot.sources.catalogue.generate import make_pairs
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / "all-minilm-l6-v2"
 FOLDER = ROOT / "runs" / "benchmark-serving"
-TRAIN, HELD_OUT, BATCH, EPOCHS = 2000, 2000, 32, 1
+TRAIN, HELD_OUT, BATCH, EPOCHS = 2000, 2000, 32, 4
 Pairs = list[dict[str, Any]]
 
 

@@ -50,6 +50,11 @@ class ExperimentService:
         """Whether every arm's queue has room."""
         return self.default.ready() and all(arm.ready() for arm in self.arms.values())
 
+    def full(self) -> Problem | None:
+        """The refusal of a request that no arm would take."""
+        found = [arm.full() for arm in (self.default, *self.arms.values())]
+        return found[0] if all(found) else None
+
     async def exposition(self) -> str:
         """The figures of all arms, which count together."""
         return await self.default.exposition()

@@ -10,28 +10,34 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from serve.run import score_once
 from tests.report_run import write_export
 
 SERVER = """
 import sys
 from pathlib import Path
-import ray
 from serve.config import ServeSettings
+from serve.ingress import use_ingress
+settings = ServeSettings(port=int(sys.argv[2]), ingress=sys.argv[3])
+use_ingress(settings)
+import ray
 from serve.run import serve_export
 ray.init(num_cpus=1, object_store_memory=100 * 2**20, include_dashboard=False)
-serve_export(Path(sys.argv[1]), ServeSettings(port=int(sys.argv[2])))
+serve_export(Path(sys.argv[1]), settings)
 print("drained", flush=True)
 ray.shutdown()
 """
 
 
-def test_requests_in_flight_are_answered_after_sigterm(tmp_path):
+@pytest.mark.parametrize("ingress", ["ray", "haproxy"])
+def test_requests_in_flight_are_answered_after_sigterm(tmp_path, ingress):
     export = write_export(tmp_path / "export", tmp_path / "bert")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-c", SERVER, str(export), str(port)]
+    command = [sys.executable, "-c", SERVER, str(export), str(port), ingress]
     root = Path(__file__).parents[2]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=root)
     try:

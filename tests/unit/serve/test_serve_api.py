@@ -7,7 +7,7 @@ from starlette.testclient import TestClient
 
 from serve.config import LimitSettings, ServeSettings
 from serve.http import make_api
-from serve.problems import PROBLEM
+from serve.problems import PROBLEM, Problem
 from tests.echo_service import Echo
 
 LIMITS = LimitSettings(products_per_request=3, query_chars=20, title_chars=30, description_chars=40, body_bytes=2000)
@@ -81,6 +81,17 @@ def test_a_refusal_of_the_service_carries_its_limit_and_retry_after(client):
         "type": "about:blank", "title": "The queue is full", "status": 503, "detail": "try again",
         "limit": "max_queued_requests",
     }  # fmt: skip
+
+
+def test_a_full_queue_refuses_before_the_body_is_read(client, service, monkeypatch):
+    monkeypatch.setattr(service, "refuses_all", Problem(503, "The queue is full", "later", "max_queued_requests", 2))
+    for path in ("/v1/score", "/v1/explain", "/v1/rerank"):
+        answer = client.post(path, content=b"{never read", headers={"X-Request-ID": "abc"})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+        assert answer.json()["limit"] == "max_queued_requests" and answer.headers["content-type"] == PROBLEM
+        counted = [line for line in client.get("/metrics").text.splitlines() if f'path="{path}"' in line]
+        assert any(line.startswith("broadfast_requests_total") and '"503"' in line for line in counted)
+    assert client.get("/v1/models").status_code == 200
 
 
 def test_unknown_paths_and_methods_are_problems_too(client):

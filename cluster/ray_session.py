@@ -92,7 +92,8 @@ def stream_parquet(path: Path | Store, columns: list[str] | None = None) -> Any:
                 yield pa.Table.from_batches([piece])
 
     listed = ray.data.from_items(items, override_num_blocks=len(items))
-    return listed.map_batches(pieces, batch_size=1, num_cpus=0, compute=ray.data.TaskPoolStrategy(size=READERS))
+    readers = ray.data.TaskPoolStrategy(size=min(READERS, max(1, len(items))))
+    return listed.map_batches(pieces, batch_size=1, num_cpus=0, compute=readers)
 
 
 def _bound_ray_data() -> None:

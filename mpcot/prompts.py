@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from mpcot.labels import Scheme
@@ -18,8 +19,9 @@ HINT = "Hint:"
 Message = dict[str, str]
 
 
+@lru_cache
 def system_text(scheme: Scheme) -> str:
-    """Return the task and the labels' meanings."""
+    """Return the task and the labels' meanings; kept, as every one of millions of prompts begins with it."""
     lines = [f"{label.code} = {label.name}: {label.meaning}" for label in scheme.labels]
     return "Judge how well the product answers the query.\n" + "\n".join(lines)
 
@@ -47,8 +49,7 @@ def messages(
     Args:
         hint: the label to give away, at the end: what comes before it is the same as without.
     """
-    examples = [e for e in perspective.examples if e.verdicts.get(scheme.name) in scheme.codes][:few_shot]
-    shown = [f"Query: {e.query}\nProduct: {e.title}\n{answer(e.rationale, e.verdicts[scheme.name])}" for e in examples]
+    shown = _examples(perspective, scheme)[:few_shot] if few_shot else []
     parts = [pair_text(pair, description_chars), perspective.question]
     if shown:
         above = "Now answer for the first query and product above."
@@ -59,6 +60,11 @@ def messages(
             f"{HINT} the verdict is {hint} ({name}). Say why, from query and product, and not that it was told."
         )
     return [{"role": "system", "content": system_text(scheme)}, {"role": "user", "content": "\n\n".join(parts)}]
+
+
+def _examples(perspective: Perspective, scheme: Scheme) -> list[str]:
+    usable = [e for e in perspective.examples if e.verdicts.get(scheme.name) in scheme.codes]
+    return [f"Query: {e.query}\nProduct: {e.title}\n{answer(e.rationale, e.verdicts[scheme.name])}" for e in usable]
 
 
 def answer(rationale: str, verdict: str) -> str:

@@ -28,7 +28,7 @@ def use_ingress(settings: ServeSettings) -> None:
         UserError: Ray Serve is imported already, with another environment.
     """
     wanted = ingress_environment(settings)
-    if all(os.environ.get(name) == value for name, value in wanted.items()):
+    if wanted.items() <= os.environ.items():
         return
     if "ray.serve" in sys.modules:
         names = " ".join(f"{name}={value}" for name, value in wanted.items())

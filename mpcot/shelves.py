@@ -31,8 +31,8 @@ REQUEST = pa.schema(
 )
 SHELF = "shelf"
 ID_START = 2  # pair ids are hex digits of a hash, so their beginnings make 256 shelves of like size
-DEALT_ROWS = 65536
-SORTED_ROWS = 32768
+DEALT_ROWS = 32768
+SORTED_ROWS = 16384
 IPC = pads.IpcFileFormat()
 
 
@@ -76,6 +76,8 @@ def deal(tables: Iterable[pa.Table], schema: pa.Schema, folder: Path) -> None:
         )
     except OSError as error:
         raise disk_error(error, folder) from error
+    # What Arrow's pool keeps for later is memory that nothing else can have, and grows with the number of rows.
+    pa.default_memory_pool().release_unused()
 
 
 def thick(batches: Iterable[pa.RecordBatch], schema: pa.Schema, rows: int = DEALT_ROWS) -> Iterator[pa.Table]:

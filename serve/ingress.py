@@ -14,11 +14,13 @@ from serve.config import ServeSettings
 
 # https://docs.ray.io/en/master/cluster/kubernetes/user-guides/kuberay-serve-high-throughput.html
 HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+# A replica that goes answers for so many seconds more. Ray's 30 are for a cloud's load balancer; HAProxy hears at once.
+DRAIN, DRAIN_S = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "5"
 
 
 def ingress_environment(settings: ServeSettings) -> Mapping[str, str]:
     """Return what the environment of Ray, on every node, must hold for the ingress that is set."""
-    return HAPROXY if settings.ingress == "haproxy" else {}
+    return HAPROXY | {DRAIN: os.environ.get(DRAIN, DRAIN_S)} if settings.ingress == "haproxy" else {}
 
 
 def use_ingress(settings: ServeSettings) -> None:

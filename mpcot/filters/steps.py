@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +81,20 @@ def repetition(step: RepetitionFilter) -> Objection:
 def loops(text: str) -> bool:
     """Return whether a phrase comes three times in a row, or a word four times.
 
-    The patterns are slow on text that does not loop, so they are tried only where two words come again in one order,
-    or one word twice in a row: without that there is no loop.
+    The patterns are slow on text that does not loop, so they are tried only where some words come twice in a row.
     """
-    followed = list(pairwise(words_of(text)))
-    again = len(set(followed)) < len(followed) or any(first == second for first, second in followed)
-    return again and bool(PHRASE_LOOP.search(text) or WORD_LOOP.search(text))
+    return _twice_in_a_row(words_of(text)) and bool(PHRASE_LOOP.search(text) or WORD_LOOP.search(text))
+
+
+def _twice_in_a_row(words: list[str]) -> bool:
+    places: defaultdict[str, list[int]] = defaultdict(list)
+    for place, word in enumerate(words):
+        earlier = places[word]
+        for before in earlier:
+            if words[before:place] == words[place : 2 * place - before]:
+                return True
+        earlier.append(place)
+    return False
 
 
 def repeated_share(words: list[str]) -> float:

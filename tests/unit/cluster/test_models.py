@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
 
+from cluster import models
 from cluster.errors import UserError
-from cluster.models import check_model, fetch, model_fingerprint, packaged_models
+from cluster.models import PackagedModel, check_model, fetch, model_fingerprint, packaged_models
+
+PARTS = (b"GGUF and ", b"the rest ", b"of it")
 
 
 @pytest.fixture
@@ -75,3 +81,53 @@ def test_fetch_knows_its_models_and_skips_one_that_is_there(tmp_path: Path) -> N
     ready.mkdir()
     (ready / "config.json").write_text("{}")
     assert fetch("all-minilm-l6-v2", tmp_path) == ready
+
+
+@pytest.fixture
+def three_parts(monkeypatch: pytest.MonkeyPatch) -> PackagedModel:
+    """A model whose weights lie in three packages; nothing is downloaded, and the weights stay as they are."""
+    whole = hashlib.sha256(b"".join(PARTS)).hexdigest()
+    given = {"package": "split-part{part}", "member": "split_part{part}/data/part{part:02d}.bin", "sha256": whole}
+    model = PackagedModel(version="1.0", kind="gguf", licence="MIT", about="a model", parts=3, **given)
+
+    def download(package: str, version: str, scratch: Path) -> Path:
+        assert not list(scratch.glob("*.whl")) and version == "1.0"
+        number = int(package.removeprefix("split-part"))
+        wheel = scratch / f"{package}.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr(f"split_part{number}/data/part{number:02d}.bin", PARTS[number - 1])
+        return wheel
+
+    def unpack(file: Path, target: Path) -> None:
+        target.mkdir()
+        shutil.copy(file, target / "config.json")
+
+    monkeypatch.setattr(models, "_download", download)
+    monkeypatch.setattr(models, "_from_gguf", unpack)
+    monkeypatch.setattr(models, "packaged_models", lambda: {"split": model})
+    return model
+
+
+def test_a_file_in_several_packages_is_joined_in_their_order(three_parts: PackagedModel, tmp_path: Path) -> None:
+    made = fetch("split", tmp_path)
+    assert (made / "config.json").read_bytes() == b"".join(PARTS)
+    assert PackagedModel(**json.loads((made / "origin.json").read_text())) == three_parts
+    assert [path.name for path in tmp_path.iterdir()] == ["split"]
+
+
+def test_packages_that_hold_another_file_make_no_folder(
+    three_parts: PackagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = three_parts.model_copy(update={"sha256": "0" * 64})
+    monkeypatch.setattr(models, "packaged_models", lambda: {"split": other})
+    with pytest.raises(UserError, match=r"split-part\{part\}==1\.0 holds another file than expected: sha256"):
+        fetch("split", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", packaged_models())
+def test_every_packaged_model_names_its_parts_and_its_digest(name: str) -> None:
+    model = packaged_models()[name]
+    names = {(model.package.format(part=part), model.member.format(part=part)) for part in range(1, model.parts + 1)}
+    assert len(names) == model.parts
+    assert model.parts == 1 or len(model.sha256 or "") == 64

@@ -60,8 +60,8 @@ class StudentService:
         return explainer.examples(query, count) if explainer else Examples(queries=[], titles=[])
 
     def ready(self) -> bool:
-        """Whether the queue has room."""
-        return len(self.batcher.waiting) < max(1, self.settings.max_queued_requests)
+        """Whether a request would be taken now."""
+        return self.full() is None
 
     def full(self) -> Problem | None:
         """The refusal of a request that came now; None where there is room."""

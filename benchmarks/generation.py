@@ -3,6 +3,7 @@
 Three arms answer the same pairs with the same engine arguments, threads and sampling, each in a process of its own:
 `bare` hands the stage's prompts to vllm.LLM, `stage` is the stage from pairs to sorted tables, `perspective_first` is
 the stage with the perspective's question in front of the product. Times are without the start of the engine.
+`--distilabel-python` names an interpreter with distilabel and this vLLM: the job is then done by its pipeline, too.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from mpcot.rationales import write_outcomes
 
 MODEL = Path(__file__).parents[1] / "models" / "smollm2-135m-instruct"
 ARMS = ("bare", "stage", "perspective_first")
+DISTILABEL, DISTILABEL_BATCH = "distilabel", 512
+DISTILABEL_SCRIPT = Path(__file__).parent / "contest" / "distilabel_arm.py"
 LEAST_TOKENS = 250
 # Greedy, so that the arms write as much as each other; answers are short, as when verdicts are what is wanted.
 ASK = AnswerSettings(temperature=0, max_tokens=40, min_chars=20, max_chars=60, description_chars=4000, retries=0)
@@ -118,6 +121,20 @@ def run_stage(pairs: list[dict[str, Any]], order: type[GenerationPlan]) -> dict[
     return counts | {"output_tokens": written} | times
 
 
+def distilabel_job(pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the job as `contest/distilabel_arm.py` takes it: the same prompts in the same order, engine and form."""
+    own = plan(GenerationPlan)
+    chats = [ask.chat for pair in pairs for _, _, ask in own.asks(pair)]
+    return {
+        "rows": [{"system_prompt": system["content"], "instruction": user["content"]} for system, user in chats],
+        "batch": DISTILABEL_BATCH,
+        "form": answer_regex(own.scheme, ASK.min_chars, ASK.max_chars),
+        "sampling": {"temperature": ASK.temperature, "max_new_tokens": ASK.max_tokens},
+        "engine": engine_arguments(ENGINE, own.model, gpu=False),
+        "environment": engine_environment(ENGINE, False, sorted(os.sched_getaffinity(0)), shared_node=False),
+    }
+
+
 def run_arm(arm: str, count: int) -> dict[str, Any]:
     pairs = [product(number) for number in range(count)]
     if arm == "bare":
@@ -125,12 +142,16 @@ def run_arm(arm: str, count: int) -> dict[str, Any]:
     return run_stage(pairs, GenerationPlan if arm == "stage" else PerspectiveFirst)
 
 
-def measure(arm: str, count: int) -> dict[str, Any]:
+def measure(arm: str, count: int, distilabel: str = "") -> dict[str, Any]:
     """Run one arm in a process of its own and return its row."""
     with tempfile.TemporaryDirectory(prefix="broadfast-generation-") as work:
         # Through a file: what an engine prints as it ends is not in the way.
         told = Path(work) / "told.json"
         command = [sys.executable, __file__, "--pairs", str(count), "--arm", arm, "--told", str(told)]
+        if arm == DISTILABEL:
+            job = Path(work) / "job.json"
+            write_json(job, distilabel_job([product(number) for number in range(count)]))
+            command = [distilabel, str(DISTILABEL_SCRIPT), str(job), str(told)]
         subprocess.run(command, check=True)
         row = {"arm": arm} | read_json(told)
     row["prefill_tokens"] = row["prompt_tokens"] - row["cached_tokens"]
@@ -154,7 +175,8 @@ def figures(bare: dict[str, Any], stage: dict[str, Any], first: dict[str, Any]) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=72, help="pairs, three requests each")
+    parser.add_argument("--pairs", type=int, default=400, help="pairs, three requests each")
+    parser.add_argument("--distilabel-python", help="interpreter of an environment with distilabel and this vLLM")
     parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
     parser.add_argument("--told", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -162,7 +184,12 @@ def main() -> None:
         write_json(given.told, run_arm(given.arm, given.pairs))
         return
     rows = [measure(arm, given.pairs) for arm in ARMS]
-    write_results("generation", figures(*rows), rows)
+    found = figures(*rows)
+    if given.distilabel_python:
+        rows.append(measure(DISTILABEL, given.pairs, given.distilabel_python))
+        ratio = rows[1]["output_tokens_per_s"] / rows[-1]["output_tokens_per_s"]
+        found.append(Figure("pipeline_over_distilabel", ratio, "ratio of output tokens/s", "", None))
+    write_results("generation", found, rows)
 
 
 if __name__ == "__main__":

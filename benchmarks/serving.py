@@ -1,9 +1,10 @@
-"""The scorer beside sentence-transformers' CrossEncoder: same weights, pairs and cores, in one run.
+"""The scorer beside other libraries' cross-encoders: same weights, pairs and cores, in one run.
 
 Each contestant is a process of its own; they take turns, so that a machine whose speed drifts slows all of them alike,
 and figures are medians over rounds. A pair's text goes in and its probabilities come out: tokenising is part of it.
 `--peer-python` names an interpreter whose environment has sentence-transformers with its ONNX and OpenVINO backends,
-which ask for another transformers than this project; without it those two are left out, and the table says so.
+`--infinity-python` one with infinity-emb: they ask for another transformers than this project. Who has none is left
+out, and the output says so.
 """
 
 from __future__ import annotations
@@ -31,23 +32,20 @@ from serve.config import ServeSettings
 from serve.scorer import Scorer
 
 REQUESTS = {1: 24, 10: 8, 50: 2, 200: 1}  # products of a request, requests of a round
-IN_THEIR_ENVIRONMENT = (
-    "sentence-transformers ONNX",
-    "sentence-transformers ONNX int8",
-    "sentence-transformers OpenVINO",
-)
+OF_PEER = ("sentence-transformers ONNX", "sentence-transformers ONNX int8", "sentence-transformers OpenVINO")
+OF_INFINITY = ("infinity fp32", "infinity bf16")
 OURS, THEIRS = "scorer", "sentence-transformers fp32"
 BULK = 200
 
 
-def start_all(folder: Path, peer_python: str | None) -> list[Contestant]:
-    """Start whoever can be; say who cannot, and why."""
+def start_all(folder: Path, interpreters: dict[str, str | None]) -> list[Contestant]:
+    """Start whoever can be, with an interpreter of its own where one is named; say who cannot, and why."""
     running = []
     for kind in KINDS:
-        if kind in IN_THEIR_ENVIRONMENT and peer_python is None:
-            print(f"left out: {kind}: no --peer-python")
+        python = interpreters.get(kind, sys.executable)
+        if python is None:
+            print(f"left out: {kind}: no interpreter is named for it")
             continue
-        python = peer_python if kind in IN_THEIR_ENVIRONMENT and peer_python else sys.executable
         contestant = Contestant.start(kind, "contestant.py", kind, str(folder), python=python)
         if "ready" in (said := contestant.hear()):
             running.append(contestant)
@@ -108,7 +106,7 @@ def figures_of(found: dict[str, Contestant], shares: Sequence[float], loss: floa
     def over(other: Contestant, size: int) -> float:
         return statistics.median(a / b for a, b in zip(ours.rates(size), other.rates(size), strict=True))
 
-    peers = [c for kind, c in found.items() if kind.startswith("sentence")]
+    peers = [c for kind, c in found.items() if not kind.startswith(OURS)]
     best = max(peers, key=lambda c: c.rate(BULK))
     ratio, share = over(found[THEIRS], BULK), statistics.median(shares)
     unit = "times the pairs/s"
@@ -130,6 +128,7 @@ def main() -> None:
     parser.add_argument(
         "--peer-python", help="interpreter of an environment with the peer's ONNX and OpenVINO backends"
     )
+    parser.add_argument("--infinity-python", help="interpreter of an environment with infinity-emb")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--minutes", type=float, default=30.0, help="start no further round after that; one is run")
     options = parser.parse_args()
@@ -139,7 +138,8 @@ def main() -> None:
     folder, held_out = prepare(pairs), pairs[-HELD_OUT:]
     loss = macro_f1_loss(folder, held_out)
     flops = useful_flops(Student.load(folder / "export"), held_out)
-    contestants = start_all(folder, options.peer_python)
+    interpreters = dict.fromkeys(OF_PEER, options.peer_python) | dict.fromkeys(OF_INFINITY, options.infinity_python)
+    contestants = start_all(folder, interpreters)
     found = {contestant.kind: contestant for contestant in contestants}
     limits = []
     race(contestants, pairs)

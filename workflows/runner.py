@@ -140,11 +140,17 @@ def _content(config: RunConfig, stage: Stage) -> dict[str, str]:
         found["encoder"] = model_fingerprint(config.targets.encoder)
     if "student" in fields:
         found["student"] = model_fingerprint(config.student.model)
-    path = getattr(config.source, "path", None)
-    if "source" in fields and path and Path(path).exists():
-        files = [Path(path)] if Path(path).is_file() else sorted(p for p in Path(path).rglob("*") if p.is_file())
-        found["source"] = digest([(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files])
+    for name, field in (("source", "path"), ("seeds", "seeds")):
+        path = getattr(config.source, field, None)
+        if "source" in fields and path and Path(path).exists():
+            found[name] = digest(_state(Path(path)))
     return found
+
+
+def _state(path: Path) -> list[tuple[str, int, int]]:
+    """Return name, size and time of the file, or of all files below the folder."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
 
 
 def forget(run_dir: Path, first: Stage) -> None:

@@ -1,7 +1,7 @@
 """One contestant in a process of its own: loads once, then scores what it is told to and says how long that took.
 
-Called as `contestant.py KIND FOLDER`. Commands and answers are JSON lines. A peer needs sentence-transformers alone, so
-that it may run in another environment; of this repository only `scorer` and `matrix` import something.
+Called as `contestant.py KIND FOLDER`. Commands and answers are JSON lines. A peer needs its own library alone, so that
+it may run in another environment; of this repository only `scorer` and `matrix` import something.
 """
 
 from __future__ import annotations
@@ -54,6 +54,46 @@ def quantised(folder: Path) -> Answer:
     return cross_encoder(folder, "onnx", file_name="onnx/model_qint8_avx512_vnni.onnx")
 
 
+def vllm_classifier(folder: Path) -> Answer:
+    """vLLM's own runner for classifiers. It takes token ids: the pairs are encoded here, all of a request at a time."""
+    import os
+
+    os.environ.update(VLLM_CPU_OMP_THREADS_BIND=f"0-{THREADS - 1}", VLLM_CPU_KVCACHE_SPACE="1")
+    from transformers import AutoTokenizer
+    from vllm import LLM
+    from vllm.inputs import TokensPrompt
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "peer")
+    peer = LLM(str(folder / "peer"), runner="pooling", enforce_eager=True, max_model_len=128)
+
+    def answer(pairs: Sequence[dict[str, Any]]) -> Any:
+        texts = [f"{p['title']} {p['description']}" for p in pairs]
+        encoded = tokenizer([pairs[0]["query"]] * len(pairs), texts, truncation=True, max_length=128)
+        return peer.classify([TokensPrompt(prompt_token_ids=ids) for ids in encoded["input_ids"]], use_tqdm=False)
+
+    return answer
+
+
+def infinity(folder: Path, dtype: str) -> Answer:
+    """infinity-emb's engine in process, without its HTTP. It reranks by one score, so its head has one label."""
+    import asyncio
+
+    from infinity_emb import AsyncEmbeddingEngine, EngineArgs
+
+    plan = EngineArgs(
+        model_name_or_path=str(folder / "peer-one-label"), engine="torch", device="cpu", dtype=dtype, batch_size=64,
+        bettertransformer=False, compile=False, model_warmup=False,
+    )  # fmt: skip
+    peer, loop = AsyncEmbeddingEngine.from_args(plan), asyncio.new_event_loop()
+    loop.run_until_complete(peer.astart())
+
+    def answer(pairs: Sequence[dict[str, Any]]) -> Any:
+        texts = [f"{p['title']} {p['description']}" for p in pairs]
+        return loop.run_until_complete(peer.rerank(query=pairs[0]["query"], docs=texts))
+
+    return answer
+
+
 KINDS: dict[str, Callable[[Path], Answer]] = {
     "scorer": lambda folder: scorer(folder, kept_products=0),
     "scorer, products kept": scorer,
@@ -63,6 +103,9 @@ KINDS: dict[str, Callable[[Path], Answer]] = {
     "sentence-transformers ONNX": lambda folder: cross_encoder(folder, "onnx", export=True),
     "sentence-transformers ONNX int8": quantised,
     "sentence-transformers OpenVINO": lambda folder: cross_encoder(folder, "openvino", export=True),
+    "vLLM classifier": vllm_classifier,
+    "infinity fp32": lambda folder: infinity(folder, "float32"),
+    "infinity bf16": lambda folder: infinity(folder, "bfloat16"),
 }
 
 

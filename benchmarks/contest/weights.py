@@ -2,11 +2,12 @@
 
 The student is trained for some minutes on the invented catalogue's own labels, so that its answers are worth comparing;
 its verdict heads learn the label, too. The peer's folder holds the same encoder under a plain classifier of four
-labels.
+labels, and a second one under a head of one label, which is all that some peers take.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from itertools import cycle, islice
@@ -51,13 +52,14 @@ def make_pairs_of_real_length(seed: int = 1) -> Pairs:
 
 
 def prepare(pairs: Pairs) -> Path:
-    """Train and save both forms, unless a call before has; return their folder (`export`, `peer`, `pairs.json`)."""
+    """Train and save all forms, unless a call before has; return their folder, `pairs.json` in it."""
     (FOLDER / "peer").mkdir(parents=True, exist_ok=True)
     (FOLDER / "pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
     if not (FOLDER / "export" / CONFIG).is_file():
         student, tokenizer = trained(pairs[:TRAIN]), load_tokenizer(MODEL)
-        save_peer(student, FOLDER / "peer")
-        tokenizer.save_pretrained(FOLDER / "peer")
+        for name, labels in (("peer", len(student.config.scheme.labels)), ("peer-one-label", 1)):
+            save_peer(student, FOLDER / name, labels)
+            tokenizer.save_pretrained(FOLDER / name)
         student.save(FOLDER / "export", tokenizer)
     return FOLDER
 
@@ -93,10 +95,10 @@ def trained(pairs: Pairs) -> Student:
     return student.eval()
 
 
-def save_peer(student: Student, folder: Path) -> None:
-    """Write the student's encoder under a plain classifier, as sentence-transformers' CrossEncoder loads it."""
-    config = student.encoder.config
-    config.num_labels = len(student.config.scheme.labels)
+def save_peer(student: Student, folder: Path, labels: int) -> None:
+    """Write the student's encoder under a plain classifier of so many labels, as other libraries load it."""
+    config = copy.deepcopy(student.encoder.config)
+    config.num_labels = labels
     peer = BertForSequenceClassification(config)
     peer.bert.load_state_dict(student.encoder.state_dict(), strict=False)  # without the pooler, which is random
     peer.save_pretrained(folder)

@@ -16,28 +16,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-ROOT = Path(__file__).parents[2]
-SMALL: dict[str, Any] = {
-    "source.pairs": 120,
-    "rationales.pairs_per_split": 4,
-    "samples.pairs_per_split": 10,
-    "sft.max_rows": 96,
-    "sft.label_ratio": 50.0,
-    "sft.train.epochs": 1,
-    "sft.missing_labels": "warn",
-    "preferences.max_rows": 24,
-    "preferences.label_ratio": 50.0,
-    "dpo.train.learning_rate": 0.001,
-    "dpo.train.epochs": 2,
-    "judge.pairs_per_split": 12,
-    "student.train.epochs": 6,
-}
+from tests.e2e.small import ROOT, SMALL, changes, no_models
 
 pytestmark = [
     pytest.mark.timeout(900),
-    pytest.mark.skipif(
-        not (ROOT / "models/smollm2-135m-instruct/config.json").exists(), reason="no models: make setup"
-    ),
+    pytest.mark.skipif(no_models(), reason="no models: make setup"),
 ]
 
 
@@ -45,17 +28,6 @@ def broadfast(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "workflows.cli", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("e2e") / "run"
-    changes = [f"--set={name}={value}" for name, value in SMALL.items()]
-    done = broadfast("run", "workflows/configs/demo.toml", "--out", str(out), *changes)
-    log = out / "broadfast.log"
-    tail = log.read_text(encoding="utf-8", errors="replace")[-3000:] if log.exists() else ""
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{tail}"
-    return out
 
 
 def manifest(run_dir: Path, stage: str) -> dict[str, Any]:
@@ -120,10 +92,9 @@ def test_the_student_learns_and_its_export_judges_alike(run_dir: Path) -> None:
 
 
 def test_a_finished_run_is_skipped_and_a_foreign_one_refused(run_dir: Path) -> None:
-    changes = [f"--set={name}={value}" for name, value in SMALL.items()]
-    again = broadfast("run", "workflows/configs/demo.toml", "--out", str(run_dir), *changes)
+    again = broadfast("run", "workflows/configs/demo.toml", "--out", str(run_dir), *changes())
     assert again.returncode == 0 and again.stdout.count("skipped") == 11
-    other = broadfast("run", "workflows/configs/demo.toml", "--out", str(run_dir), *changes, "--set=dpo.beta=0.5")
+    other = broadfast("run", "workflows/configs/demo.toml", "--out", str(run_dir), *changes(), "--set=dpo.beta=0.5")
     assert other.returncode == 1 and "dpo.beta: 0.1 -> 0.5" in other.stderr
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,7 @@ from cluster.errors import UsageError, UserError
 from mpcot.config import Replicas, VllmEngine
 from tests.unit.workflows.test_run_config import LEAST
 from workflows.config import RunConfig
-from workflows.runner import check_resources, select
+from workflows.runner import check_resources, select, stage_folder
 from workflows.stages import STAGES, Need, Stage, find_stage
 
 CONFIG = RunConfig(**LEAST)
@@ -67,6 +68,24 @@ def test_a_changed_setting_makes_only_what_reads_it_anew(section: str, change: d
     changed = CONFIG.model_copy(update={section: getattr(CONFIG, section).model_copy(update=change)})
     differ = [s.name for s in STAGES if result_settings(s.settings(CONFIG)) != result_settings(s.settings(changed))]
     assert differ == stages
+
+
+def test_a_changed_file_of_pairs_or_seeds_makes_the_first_stage_anew(tmp_path: Path) -> None:
+    pairs, seeds = tmp_path / "pairs.csv", tmp_path / "seeds.jsonl"
+    for file in (pairs, seeds):
+        file.write_text("a", encoding="utf-8")
+    source = {"kind": "table", "path": str(pairs), "seeds": str(seeds)}
+    config = RunConfig(**LEAST | {"source": source})
+
+    def fingerprint() -> str:
+        return stage_folder(config, tmp_path, STAGES[0]).fingerprint
+
+    before = fingerprint()
+    assert fingerprint() == before
+    seeds.write_text("ab", encoding="utf-8")
+    other = fingerprint()
+    pairs.write_text("abc", encoding="utf-8")
+    assert len({before, other, fingerprint()}) == 3
 
 
 @BY_NAME

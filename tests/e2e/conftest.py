@@ -1,0 +1,78 @@
+"""The run of the whole pipeline that the tests of this folder look at.
+
+It starts before all tests and goes on beside the unit tests, which come first: much of its time it waits for
+processes to start. Nothing that counts processes or seconds runs beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.small import ROOT, changes, no_models
+
+FOLDER = Path(__file__).parent
+FIRST = {"unit": 0, "e2e": 1}
+LATER = 2
+RUN = pytest.StashKey["Run"]()
+
+
+class Run:
+    """`broadfast run` in a process group of its own, less urgent than the tests beside it."""
+
+    def __init__(self) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="broadfast-e2e-")
+        self.out = Path(self.folder.name) / "run"
+        command = [sys.executable, "-m", "workflows.cli", "run", "workflows/configs/demo.toml", "--out", str(self.out)]
+        self.said = (Path(self.folder.name) / "said.txt").open("w+", encoding="utf-8")
+        pipes = {"stdout": self.said, "stderr": subprocess.STDOUT}
+        self.process = subprocess.Popen(
+            ["nice", "-n", "5", *command, *changes()], cwd=ROOT, start_new_session=True, **pipes
+        )
+
+    def end(self) -> Path:
+        """Wait for the end and return the run folder."""
+        code = self.process.wait()
+        self.said.seek(0)
+        log = self.out / "broadfast.log"
+        tail = log.read_text(encoding="utf-8", errors="replace")[-3000:] if log.exists() else ""
+        assert code == 0, f"{self.said.read()}\n{tail}"
+        return self.out
+
+    def clear(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGINT)
+            self.process.wait(60)
+        self.said.close()
+        self.folder.cleanup()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the unit tests first, then those of this folder."""
+    items.sort(key=lambda item: FIRST.get(item.path.relative_to(FOLDER.parent).parts[0], LATER))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the run if a test wants it."""
+    wanted = any(
+        "run_dir" in getattr(item, "fixturenames", ()) and FOLDER in item.path.parents for item in session.items
+    )
+    if wanted and not session.config.option.collectonly and not no_models():
+        session.config.stash[RUN] = Run()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if RUN in session.config.stash:
+        session.config.stash[RUN].clear()
+
+
+@pytest.fixture(scope="session")
+def run_dir(pytestconfig: pytest.Config) -> Path:
+    """The folder of the finished run."""
+    return pytestconfig.stash[RUN].end()

@@ -19,10 +19,12 @@ PIECE_ROWS = 4096
 READERS = 2  # that read at a time: what reserves no CPU is not bounded by Ray, which starts a process for each
 # Waiting OpenMP threads spin for a tenth of a millisecond only: longer stalls all others where cores are shared.
 # Large blocks are kept by malloc: training frees and takes the same ones at every step, at a page fault each.
+# Workers are as urgent as Ray's own daemons: by Ray's default of 15 each of these stalls a model's threads.
 LOCAL_ENVIRONMENT = {
     "GOMP_SPINCOUNT": "30000",
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "RAY_worker_niceness": "0",
 }
 QUIET = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
 

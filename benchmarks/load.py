@@ -27,6 +27,7 @@ from contest.weights import HELD_OUT, Pairs, make_pairs_of_real_length, prepare
 from ray import serve as ray_serve
 from results import Figure, write_results
 
+from cluster.ray_session import LOCAL_ENVIRONMENT
 from serve.app import build_app
 from serve.config import ServeSettings
 from serve.ingress import ingress_environment
@@ -149,7 +150,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--ingress", choices=("ray", "haproxy"), default="haproxy")
     options = parser.parse_args()
-    environment = ingress_environment(ServeSettings(ingress=options.ingress))
+    # As `broadfast serve` starts its Ray.
+    environment = LOCAL_ENVIRONMENT | ingress_environment(ServeSettings(ingress=options.ingress))
     if not environment.items() <= os.environ.items():  # Ray Serve was imported without it
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **environment})
     pairs = make_pairs_of_real_length()

@@ -2,6 +2,7 @@
 
 The teacher answers every pair from three perspectives through the generation stage, batched by vLLM, without the start
 of its engine; the student scores all of them in process. Each works in a process of its own, one after the other.
+`--model` names another teacher than the demo's, and `--teacher-pairs` how many of the pairs a slow one answers.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ def as_row(pair: dict[str, Any]) -> dict[str, Any]:
     return row | {"product_id": pair["id"], "split": "test"}
 
 
-def teacher(pairs: Pairs) -> dict[str, Any]:
+def teacher(pairs: Pairs, folder: str) -> dict[str, Any]:
     """Answer all pairs from every perspective; return seconds without the engine's start, and counts."""
-    model = check_model("benchmark", str(MODEL))
+    model = check_model("--model", folder)
     scheme, perspectives = load_scheme("esci"), load_perspectives(PerspectiveSettings())
     plan = GenerationPlan(model, model_fingerprint(model), ENGINE, scheme, perspectives, ASK, seed=1)
     with tempfile.TemporaryDirectory(prefix="broadfast-teacher-") as work:
@@ -53,7 +54,7 @@ def teacher(pairs: Pairs) -> dict[str, Any]:
             answers = generate(plan, map(as_row, pairs), Path(work), "judgements")
             seconds = time.monotonic() - started - answers.engine["start_s"]
         written = sum(sum(shelf.answers["output_tokens"].to_pylist()) for shelf in answers.shelves())
-    return {"judge": "teacher", "pairs": len(pairs), "seconds": seconds, "output_tokens": written}
+    return {"judge": f"teacher {Path(folder).name}", "pairs": len(pairs), "seconds": seconds, "output_tokens": written}
 
 
 def student(pairs: Pairs, rounds: int = 5) -> dict[str, Any]:
@@ -69,15 +70,17 @@ def student(pairs: Pairs, rounds: int = 5) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=400, help=f"a multiple of {AT_A_TIME}, at most {HELD_OUT}")
+    parser.add_argument("--model", default=str(MODEL), help="folder or name of the teacher")
+    parser.add_argument("--teacher-pairs", type=int, help="pairs that the teacher answers; all if not given")
     parser.add_argument("--told", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     pairs = make_pairs_of_real_length()[HELD_OUT:][: given.pairs]
     if given.told:
-        write_json(given.told, teacher(pairs))
+        write_json(given.told, teacher(pairs[: given.teacher_pairs], given.model))
         return
     with tempfile.TemporaryDirectory() as work:
         told = Path(work) / "told.json"
-        subprocess.run([sys.executable, __file__, "--pairs", str(given.pairs), "--told", str(told)], check=True)
+        subprocess.run([sys.executable, __file__, *sys.argv[1:], "--told", str(told)], check=True)
         rows = [read_json(told), student(pairs)]
     slow, fast = (row["seconds"] / row["pairs"] for row in rows)
     ratio = slow / fast

@@ -54,22 +54,28 @@ def quantised(folder: Path) -> Answer:
     return cross_encoder(folder, "onnx", file_name="onnx/model_qint8_avx512_vnni.onnx")
 
 
-def vllm_classifier(folder: Path) -> Answer:
-    """vLLM's own runner for classifiers. It takes token ids: the pairs are encoded here, all of a request at a time."""
+def vllm_classifier(folder: Path, dtype: str) -> Answer:
+    """vLLM's own runner for classifiers. Of a pair it takes token ids and where the second text begins."""
     import os
 
     os.environ.update(VLLM_CPU_OMP_THREADS_BIND=f"0-{THREADS - 1}", VLLM_CPU_KVCACHE_SPACE="1")
     from transformers import AutoTokenizer
-    from vllm import LLM
+    from vllm import LLM, PoolingParams
     from vllm.inputs import TokensPrompt
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "peer")
-    peer = LLM(str(folder / "peer"), runner="pooling", enforce_eager=True, max_model_len=128)
+    peer = LLM(
+        str(folder / "peer"), runner="pooling", convert="classify", dtype=dtype, enforce_eager=True, max_model_len=128
+    )
 
     def answer(pairs: Sequence[dict[str, Any]]) -> Any:
         texts = [f"{p['title']} {p['description']}" for p in pairs]
         encoded = tokenizer([pairs[0]["query"]] * len(pairs), texts, truncation=True, max_length=128)
-        return peer.classify([TokensPrompt(prompt_token_ids=ids) for ids in encoded["input_ids"]], use_tqdm=False)
+        prompts = [TokensPrompt(prompt_token_ids=ids) for ids in encoded["input_ids"]]
+        second = [
+            PoolingParams(extra_kwargs={"compressed_token_type_ids": t.index(1)}) for t in encoded["token_type_ids"]
+        ]
+        return peer.classify(prompts, pooling_params=second, use_tqdm=False)
 
     return answer
 
@@ -103,7 +109,8 @@ KINDS: dict[str, Callable[[Path], Answer]] = {
     "sentence-transformers ONNX": lambda folder: cross_encoder(folder, "onnx", export=True),
     "sentence-transformers ONNX int8": quantised,
     "sentence-transformers OpenVINO": lambda folder: cross_encoder(folder, "openvino", export=True),
-    "vLLM classifier": vllm_classifier,
+    "vLLM classifier fp32": lambda folder: vllm_classifier(folder, "float32"),
+    "vLLM classifier bf16": lambda folder: vllm_classifier(folder, "bfloat16"),
     "infinity fp32": lambda folder: infinity(folder, "float32"),
     "infinity bf16": lambda folder: infinity(folder, "bfloat16"),
 }

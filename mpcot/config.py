@@ -39,7 +39,9 @@ class Replicas(Resources):
     max: PositiveInt = 1
     cpus: PositiveInt = 1
     gpus: NonNegativeInt = 0
-    pairs_per_task: PositiveInt = Field(32, description="pairs that one engine is handed at a time")
+    pairs_per_task: PositiveInt = Field(
+        96, description="pairs that one engine is handed at a time; it has two such tasks, whose requests keep it full"
+    )
     flush_rows: PositiveInt = Field(256, description="answers that may wait to be written")
     flush_seconds: PositiveFloat = 10.0
     store: str | None = Field(

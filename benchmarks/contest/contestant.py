@@ -7,6 +7,7 @@ it may run in another environment; of this repository only `scorer` and `matrix`
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -56,8 +57,6 @@ def quantised(folder: Path) -> Answer:
 
 def vllm_classifier(folder: Path, dtype: str) -> Answer:
     """vLLM's own runner for classifiers. Of a pair it takes token ids and where the second text begins."""
-    import os
-
     os.environ.update(VLLM_CPU_OMP_THREADS_BIND=f"0-{THREADS - 1}", VLLM_CPU_KVCACHE_SPACE="1")
     from transformers import AutoTokenizer
     from vllm import LLM, PoolingParams
@@ -146,7 +145,8 @@ def obey(command: dict[str, Any], answer: Answer, pairs: list[dict[str, Any]]) -
 
 def main() -> None:
     kind, folder = sys.argv[1], Path(sys.argv[2])
-    say, sys.stdout = sys.stdout, sys.stderr  # libraries print, too
+    say = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # libraries print, too, and so do processes that they start
     pairs = json.loads((folder / "pairs.json").read_text(encoding="utf-8"))
     try:
         answer = KINDS[kind](folder)

@@ -29,7 +29,9 @@ from teacher.sft import SftTask
 from teacher.tokens import IGNORED, PADDING
 
 MIB = 2**20
-SAME_LOSS = 0.03  # relative; bf16 rounds sums of other shapes otherwise
+# Relative; bf16 rounds sums of other shapes otherwise, and a preference's loss is of differences of sums over answers.
+# In fp32 both are the same to 1e-5, which tests show.
+SAME_LOSS = {"sft": 0.03, "dpo": 0.05}
 
 
 def in_process(arm: str) -> Row:
@@ -85,7 +87,7 @@ def summarise(found: dict[str, Row]) -> list[Row]:
 def check_same_work(found: dict[str, Row]) -> None:
     """Stop unless both sides counted the same tokens and their losses agree step by step: else the work differs."""
     for ours_, theirs_ in (("our_sft", "trl_sft"), ("our_dpo", "trl_dpo"), ("our_dpo", "trl_dpo_precomputed")):
-        for what, relative in (("tokens", 0), ("losses", SAME_LOSS)):
+        for what, relative in (("tokens", 0), ("losses", SAME_LOSS[ours_[-3:]])):
             pair = found[ours_][what], found[theirs_][what]
             if not np.allclose(*pair, rtol=relative):
                 raise SystemExit(f"{ours_} and {theirs_} did not learn the same: {what} {pair[0]} and {pair[1]}")

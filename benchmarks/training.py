@@ -86,8 +86,10 @@ def summarise(found: dict[str, Row]) -> list[Row]:
 
 def check_same_work(found: dict[str, Row]) -> None:
     """Stop unless both sides counted the same tokens and their losses agree step by step: else the work differs."""
-    for ours_, theirs_ in (("our_sft", "trl_sft"), ("our_dpo", "trl_dpo"), ("our_dpo", "trl_dpo_precomputed")):
-        for what, relative in (("tokens", 0), ("losses", SAME_LOSS[ours_[-3:]])):
+    peers = (("sft", "trl_sft"), ("dpo", "trl_dpo"), ("dpo", "trl_dpo_precomputed"))
+    for kind, theirs_ in peers:
+        ours_ = f"our_{kind}"
+        for what, relative in (("tokens", 0), ("losses", SAME_LOSS[kind])):
             pair = found[ours_][what], found[theirs_][what]
             if not np.allclose(*pair, rtol=relative):
                 raise SystemExit(f"{ours_} and {theirs_} did not learn the same: {what} {pair[0]} and {pair[1]}")

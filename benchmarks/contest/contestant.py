@@ -33,6 +33,11 @@ def scorer(folder: Path, **settings: Any) -> Answer:
     return answer
 
 
+def texts_of(pairs: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the products' texts, as our student reads them: title, then description."""
+    return [f"{pair['title']} {pair['description']}" for pair in pairs]
+
+
 def cross_encoder(folder: Path, backend: str = "torch", **model: Any) -> Answer:
     """sentence-transformers' CrossEncoder as its documentation calls it, batches of 32 sorted by length."""
     from sentence_transformers import CrossEncoder
@@ -40,7 +45,7 @@ def cross_encoder(folder: Path, backend: str = "torch", **model: Any) -> Answer:
     peer = CrossEncoder(str(folder / "peer"), backend=backend, max_length=128, device="cpu", model_kwargs=model)
 
     def answer(pairs: Sequence[dict[str, Any]]) -> Any:
-        texts = [(pairs[0]["query"], f"{p['title']} {p['description']}") for p in pairs]
+        texts = [(pairs[0]["query"], text) for text in texts_of(pairs)]
         return peer.predict(texts, apply_softmax=True, show_progress_bar=False)
 
     return answer
@@ -68,8 +73,7 @@ def vllm_classifier(folder: Path, dtype: str) -> Answer:
     )
 
     def answer(pairs: Sequence[dict[str, Any]]) -> Any:
-        texts = [f"{p['title']} {p['description']}" for p in pairs]
-        encoded = tokenizer([pairs[0]["query"]] * len(pairs), texts, truncation=True, max_length=128)
+        encoded = tokenizer([pairs[0]["query"]] * len(pairs), texts_of(pairs), truncation=True, max_length=128)
         prompts = [TokensPrompt(prompt_token_ids=ids) for ids in encoded["input_ids"]]
         second = [
             PoolingParams(extra_kwargs={"compressed_token_type_ids": t.index(1)}) for t in encoded["token_type_ids"]
@@ -93,8 +97,7 @@ def infinity(folder: Path, dtype: str) -> Answer:
     loop.run_until_complete(peer.astart())
 
     def answer(pairs: Sequence[dict[str, Any]]) -> Any:
-        texts = [f"{p['title']} {p['description']}" for p in pairs]
-        return loop.run_until_complete(peer.rerank(query=pairs[0]["query"], docs=texts))
+        return loop.run_until_complete(peer.rerank(query=pairs[0]["query"], docs=texts_of(pairs)))
 
     return answer
 

@@ -42,6 +42,12 @@ class Batcher(Generic[Job, Answer]):
         finally:
             self.waiting.pop(future, None)
 
+    def close(self) -> None:
+        """End the task that cuts batches; nothing may wait or be submitted any more."""
+        assert not self.waiting and not self.busy, "a batch would be lost"
+        if self.worker:
+            self.worker.cancel()
+
     async def _work(self) -> None:
         while True:
             await self.arrived.wait()

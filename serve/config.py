@@ -29,6 +29,8 @@ class ReplicaSettings(Resources):
     min: PositiveInt = 1
     max: PositiveInt = 1
     target_ongoing: PositiveFloat = Field(8.0, description="requests per replica that autoscaling aims at")
+    up_after_s: NonNegativeFloat = Field(30.0, description="how long there must be too many before one is added")
+    down_after_s: NonNegativeFloat = Field(600.0, description="how long there must be too few before one goes")
 
     @model_validator(mode="after")
     def _check(self) -> ReplicaSettings:
@@ -38,7 +40,7 @@ class ReplicaSettings(Resources):
 
 
 class LimitSettings(Resources):
-    """Bounds on one request. Past one, the answer names it: 413 for the body, 422 for the rest."""
+    """Bounds on one request. Past one, the answer names it: 413 or, where it is late, 503 for the body, else 422."""
 
     products_per_request: PositiveInt = 200
     query_chars: PositiveInt = 1_000
@@ -46,6 +48,7 @@ class LimitSettings(Resources):
     description_chars: PositiveInt = 20_000
     document_chars: PositiveInt = Field(20_000, description="a text or title of `/v1/rerank`")
     body_bytes: PositiveInt = 4 * 2**20
+    body_seconds: PositiveFloat = Field(10.0, description="how long the body of a request may take to arrive")
 
 
 class AuthSettings(Resources):

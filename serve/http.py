@@ -49,8 +49,11 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 class Service(Protocol):
     """What the API needs of whoever scores."""
 
-    model: str
     metrics: Metrics
+
+    @property
+    def model(self) -> str:
+        """The name of the model."""
 
     @property
     def about(self) -> ModelInfo:
@@ -84,7 +87,7 @@ def make_api(
     limits = settings.limits
     api = FastAPI(title="broadfast", version="1", description="Relevance of products for a query.", redoc_url=None)
     # The last one added sees a request first.
-    api.add_middleware(BodyLimit, limit=limits.body_bytes)
+    api.add_middleware(BodyLimit, limits=limits)
     api.add_middleware(Admission, full=service.full)
     if digests:
         api.add_middleware(BearerTokens, digests=digests)

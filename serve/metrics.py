@@ -57,6 +57,10 @@ class Metrics:
         """Read the length of one more queue whenever somebody asks; several are added up."""
         self._queues.append(count)
 
+    def forget_waiting(self, count: Callable[[], int]) -> None:
+        """Read that queue no more."""
+        self._queues.remove(count)
+
     def answered(self, path: str, status: int, seconds: float, kind: str | None) -> None:
         """Count one request by its path's template and status, and its error if it is one."""
         self._requests.labels(self.replica, path, str(status)).inc()

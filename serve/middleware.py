@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.config import LimitSettings
 from serve.metrics import Metrics
 from serve.problems import Problem, refusal
 
@@ -84,44 +86,63 @@ class Admission:
 
 
 class BodyLimit:
-    """ASGI middleware: a body over `limit` bytes is answered with 413, announced or not."""
+    """ASGI middleware: a body over `body_bytes` is answered with 413, announced or not; a late one with 503.
 
-    def __init__(self, app: ASGIApp, limit: int):
-        self.app, self.limit = app, limit
+    A body can be late through no fault of the client: Ray Serve's proxy hands it out once, so where a replica dies
+    with it, the replica that the request goes to next would wait for ever.
+    """
+
+    def __init__(self, app: ASGIApp, limits: LimitSettings):
+        self.app, self.limits = app, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > self.limit:
-            await refusal(self.problem(), scope)(scope, receive, send)
-            return
-        await self.counted(scope, receive, send)
+        try:
+            async with asyncio.timeout(self.limits.body_seconds):
+                body = await self._read(scope, receive)
+        except TimeoutError:
+            await refusal(self._late(), scope)(scope, receive, send)
+        except Problem as problem:
+            await refusal(problem, scope)(scope, receive, send)
+        else:
+            if body is not None:
+                await self.app(scope, handed_on(body, receive), send)
 
-    async def counted(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Read the whole body within the limit, then hand it on as one message."""
+    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
+        """Return the whole body; None where the client has gone. Raises `Problem` where it is too large."""
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        if announced.isdigit() and int(announced) > self.limits.body_bytes:
+            raise self._large()
         body, more = b"", True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return
+                return None
             body, more = body + message.get("body", b""), message.get("more_body", False)
-            if len(body) > self.limit:
-                await refusal(self.problem(), scope)(scope, receive, send)
-                return
-        sent = False
+            if len(body) > self.limits.body_bytes:
+                raise self._large()
+        return body
 
-        async def replay() -> Message:
-            nonlocal sent
-            if sent:
-                return await receive()
-            sent = True
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        await self.app(scope, replay, send)
-
-    def problem(self) -> Problem:
-        """The 413."""
-        detail = f"the body is larger than body_bytes = {self.limit}: send fewer products per request"
+    def _large(self) -> Problem:
+        detail = f"the body is larger than body_bytes = {self.limits.body_bytes}: send fewer products per request"
         return Problem(413, "The body is too large", detail, "body_bytes")
+
+    def _late(self) -> Problem:
+        detail = f"no whole body within body_seconds = {self.limits.body_seconds:g}: try again"
+        return Problem(503, "The body did not arrive", detail, "body_seconds", 1)
+
+
+def handed_on(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that gives the body that was read as one message, then what else comes."""
+    sent = False
+
+    async def replay() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay

@@ -24,6 +24,8 @@ from serve.config import ServeSettings
 from serve.experiments.service import check_exports
 
 START_TIMEOUT_S = 180.0
+# A replica refuses in time; this is for a request that finds none, which Ray Serve would let wait for ever.
+PROXY_MARGIN_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def serve_export(
     digests = read_digests(settings.auth)
     check_port(settings)
     check_resources(settings)
-    ray_serve.start(http_options={"host": settings.host, "port": settings.port})
+    ray_serve.start(http_options=http_options(settings))
     ray_serve.run(build_app(export_dir.resolve(), settings, digests), name=APP_NAME, route_prefix="/")
     service = RunningService(f"http://{reachable(settings.host)}:{settings.port}")
     wait_until_ready(service.url)
@@ -67,6 +69,12 @@ def serve_export(
         stopped.wait()
     service.stop()
     return service
+
+
+def http_options(settings: ServeSettings) -> dict[str, Any]:
+    """Return Ray Serve's options: where it listens, and when it gives up on a request that no replica answers."""
+    patience = settings.limits.body_seconds + settings.request_timeout_s + PROXY_MARGIN_S
+    return {"host": settings.host, "port": settings.port, "request_timeout_s": patience}
 
 
 class stop_signals:

@@ -47,7 +47,7 @@ class StudentService:
         self.answer = ScoreCache(scorer.answer, settings.cache, self.metrics) if cached else scorer.answer
         batch = settings.batch
         self.batcher = Batcher(self._answer, batch.max_batch_pairs, batch.batch_wait_ms / 1000)
-        self.metrics.watch_waiting(lambda: len(self.batcher.waiting))
+        self.metrics.watch_waiting(self.waiting)
 
     @property
     def about(self) -> ModelInfo:
@@ -59,13 +59,17 @@ class StudentService:
         explainer = self.scorer.explainer
         return explainer.examples(query, count) if explainer else Examples(queries=[], titles=[])
 
+    def waiting(self) -> int:
+        """How many requests wait for the model."""
+        return len(self.batcher.waiting)
+
     def ready(self) -> bool:
         """Whether a request would be taken now."""
         return self.full() is None
 
     def full(self) -> Problem | None:
         """The refusal of a request that came now; None where there is room."""
-        waiting = len(self.batcher.waiting)
+        waiting = self.waiting()
         # A request that finds the model idle is not queued, so it is taken whatever the bound.
         if not (waiting or self.batcher.busy) or waiting < self.settings.max_queued_requests:
             return None
@@ -92,6 +96,12 @@ class StudentService:
             raise Problem(503, "Too slow", detail, "request_timeout_s", math.ceil(waited)) from error
         self.metrics.pairs.inc(len(results))
         return ScoreResponse(model=self.model, results=results)
+
+    async def close(self) -> None:
+        """Let go of the thread and the queue; nothing may be asked after it."""
+        self.metrics.forget_waiting(self.waiting)
+        self.batcher.close()
+        self.thread.shutdown(wait=False)
 
     def _admit(self, request: ScoreInput) -> None:
         if request.explain and self.scorer.explainer is None:

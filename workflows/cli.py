@@ -249,6 +249,24 @@ def serve(
         serve_export(export_dir, service, ready=lambda url: console().print(f"listening on {url}, docs at {url}/docs"))
 
 
+@app.command()
+def roll(
+    export_dir: Annotated[Path, typer.Argument(help="the export to answer by from now on", metavar="EXPORT_DIR")],
+    address: Annotated[str, typer.Option(help="of the Ray that serves; auto takes one of this machine")] = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Roll a new export into the running service with no failed request; back to the one before where it fails."""
+    from cluster.config import ClusterSettings
+    from cluster.ray_session import ray_session
+
+    log = Path("runs") / "serve.log"
+    with clear_errors(log), quiet(None if verbose else log), ray_session(ClusterSettings(address=address)):
+        from serve.rollout import roll_export
+
+        replicas = roll_export(export_dir)
+        console().print(f"{len(replicas)} replicas answer by {export_dir}", highlight=False)
+
+
 @experiment.command("report")
 def report_experiment(
     exposures: Annotated[Path, typer.Argument(help="folder that the service wrote", metavar="EXPOSURES")],

@@ -78,13 +78,17 @@ class ExperimentService:
         return response
 
     async def close(self) -> None:
-        """Wait for the shadows, and write the exposures that wait.
+        """Wait for the shadows, write the exposures that wait, and let go of the students.
 
         Raises:
             UserError: they cannot be written.
         """
         await asyncio.gather(*self.in_shadow, return_exceptions=True)
-        await asyncio.to_thread(self.exposures.close)
+        try:
+            await asyncio.to_thread(self.exposures.close)
+        finally:
+            for student in {id(student): student for student in (self.default, *self.arms.values())}.values():
+                await student.close()
 
     async def _shadow(self, request: ScoreInput, asker: Asker, unit: str, arm: Arm) -> None:
         try:

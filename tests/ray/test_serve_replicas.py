@@ -1,18 +1,23 @@
-"""Two replicas behind one address: figures of both, tokens, and what happens when one is killed under load."""
+"""Two replicas behind one address: tokens, figures of both, a new export under load, and one killed under load."""
 
 from __future__ import annotations
 
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import ray
+import torch
+from safetensors.torch import load_file, save_file
 
 from cluster.errors import UserError
-from serve.config import AuthSettings, ReplicaSettings, ServeSettings
+from serve.config import AuthSettings, LimitSettings, ReplicaSettings, ServeSettings
+from serve.rollout import roll_export
 from serve.run import RunningService, score_once, serve_export
 from tests.report_run import write_export
 
@@ -35,6 +40,7 @@ def service(tmp_path_factory):
         cpus_per_replica=0.5,
         replicas=ReplicaSettings(min=2, max=2),
         auth=AuthSettings(tokens_file=folder / "tokens"),
+        limits=LimitSettings(body_seconds=5),
     )
     running = serve_export(export, settings, ready=lambda url: None, blocking=False)
     yield running
@@ -71,16 +77,63 @@ def test_only_a_known_token_is_served(service):
     assert len(score_once(service.url, "red phone", PRODUCTS[:1], token=TOKEN)["results"]) == 1
 
 
-def ask(service: RunningService) -> str:
-    """Score once; return how it ended."""
+def ask(service: RunningService) -> tuple[str, str]:
+    """Score once; return how it ended, and by which model."""
     try:
-        return f"{len(score_once(service.url, 'red phone', PRODUCTS, token=TOKEN)['results'])} results"
+        answer = score_once(service.url, "red phone", PRODUCTS, token=TOKEN)
     except UserError as error:
-        return str(error).partition(" answered ")[2][:3]
+        return str(error).partition(" answered ")[2][:3], ""
+    return f"{len(answer['results'])} results", answer["model"]
+
+
+def asked_while(service: RunningService, act: Callable[[], object]) -> list[tuple[str, str]]:
+    """Ask from four sides for as long as `act` takes; return every end, in the order of the questions."""
+    done, ends = threading.Event(), []
+
+    def ask_on() -> None:
+        while not done.is_set():
+            ends.append(ask(service))
+
+    with ThreadPoolExecutor(4) as pool:
+        sides = [pool.submit(ask_on) for _ in range(4)]
+        try:
+            act()
+        finally:
+            done.set()
+        for side in sides:
+            side.result(120)
+    return ends
+
+
+def test_a_new_export_is_rolled_in_with_no_failed_request(service, tmp_path):
+    second = write_export(tmp_path / "second", tmp_path / "bert")
+    ends = asked_while(service, lambda: roll_export(second))
+    assert {end for end, _ in ends} == {"100 results"}
+    models = [model for _, model in ends]
+    assert models[0].startswith("export@") or models[0] == "export"
+    after = {ask(service)[1] for _ in range(8)}
+    assert len(after) == 1 and after != {models[0]}, "both replicas answer by the new one"
+    with pytest.raises(UserError, match=r"answers by .+ already"):
+        roll_export(second)
+
+
+def test_a_damaged_export_is_rolled_back_with_no_failed_request(service, tmp_path):
+    before, damaged = ask(service)[1], write_export(tmp_path / "damaged", tmp_path / "bert")
+    weights = load_file(damaged / "model.safetensors")
+    save_file(
+        {name: torch.full_like(tensor, torch.nan) for name, tensor in weights.items()}, damaged / "model.safetensors"
+    )
+
+    def act() -> None:
+        with pytest.raises(UserError, match=r"was not rolled in, .*second goes on: .*damaged"):
+            roll_export(damaged)
+
+    assert set(asked_while(service, act)) == {("100 results", before)}
+    assert {ask(service) for _ in range(8)} == {("100 results", before)}
 
 
 def test_a_replica_killed_under_load_is_replaced_and_nothing_hangs(service):
-    before = until_there_are(2, service)
+    before, model = until_there_are(2, service), ask(service)[1]
     names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
     victim = next(name for name in names if "SERVE_REPLICA" in name)
     with ThreadPoolExecutor(12) as pool:
@@ -88,9 +141,9 @@ def test_a_replica_killed_under_load_is_replaced_and_nothing_hangs(service):
         while not any(future.done() for future in asked):
             time.sleep(0.005)
         ray.kill(ray.get_actor(victim, namespace="serve"))
-        ends = [future.result(120) for future in asked]
+        ends = [future.result(120)[0] for future in asked]
     assert set(ends) <= {"100 results", "500", "503"}, "answered, or refused with 5xx"
     assert ends.count("100 results") > 30, "the other one went on"
     after = until_there_are(2, service)
     assert len(after & before) == 1, "one was kept, one is new"
-    assert [ask(service) for _ in range(6)] == ["100 results"] * 6
+    assert {ask(service) for _ in range(6)} == {("100 results", model)}, "the new one has what was rolled in"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+
 import pytest
 from starlette.testclient import TestClient
 
@@ -72,6 +75,25 @@ def test_a_large_body_is_refused_announced_or_not(client, content):
     answer = client.post("/v1/score", content=content, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["limit"]) == (413, "body_bytes")
     assert answer.headers["content-type"] == PROBLEM
+
+
+def test_a_body_that_never_comes_is_refused_in_time(service):
+    """As on the replica that gets a request after one that took its body along: Ray Serve hands it out once."""
+    api = make_api(service, ServeSettings(limits=LimitSettings(body_seconds=0.05)))
+    path = "/v1/score"
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": [], "http_version": "1.1"}
+    sent = []
+
+    async def nothing():
+        await asyncio.Event().wait()
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(asyncio.wait_for(api(scope, nothing, send), 10))
+    start, body = sent
+    assert (start["status"], json.loads(body["body"])["limit"]) == (503, "body_seconds")
+    assert (b"retry-after", b"1") in start["headers"]
 
 
 def test_a_refusal_of_the_service_carries_its_limit_and_retry_after(client):

@@ -1,0 +1,62 @@
+"""Autoscaling on a real local Ray Serve: a second replica comes under load, answers, and goes when it is over."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import ray
+
+from serve.config import ReplicaSettings, ServeSettings
+from serve.run import score_once, serve_export
+from tests.report_run import write_export
+
+PRODUCTS = [{"id": str(i), "title": "red phone case mug lamp " * 8} for i in range(100)]
+PATIENCE_S = 180  # on a busy machine; here seconds
+
+
+def running_replicas() -> int:
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return sum("SERVE_REPLICA" in actor["name"] for actor in actors)
+
+
+def until(count: int) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while (found := running_replicas()) != count:
+        assert time.monotonic() < deadline, f"{found} replicas, not {count}"
+        time.sleep(0.2)
+
+
+def test_a_replica_comes_under_load_and_goes_after_it(tmp_path):
+    export = write_export(tmp_path / "export", tmp_path / "bert")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ray.init(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False)
+    replicas = ReplicaSettings(min=1, max=2, target_ongoing=2, up_after_s=1, down_after_s=3)
+    try:
+        settings = ServeSettings(port=port, cpus_per_replica=0.5, replicas=replicas)
+        service = serve_export(export, settings, ready=lambda url: None, blocking=False)
+        assert running_replicas() == 1
+        enough = threading.Event()
+
+        def shop() -> int:
+            answered = 0
+            while not enough.is_set():
+                answered += len(score_once(service.url, "red phone", PRODUCTS)["results"])
+            return answered
+
+        with ThreadPoolExecutor(8) as pool:
+            shoppers = [pool.submit(shop) for _ in range(8)]
+            try:
+                until(2)
+            finally:
+                enough.set()
+            assert all(shopper.result(120) >= 100 for shopper in shoppers), "nobody was refused on the way"
+        until(1)
+        assert len(score_once(service.url, "red phone", PRODUCTS)["results"]) == 100
+        service.stop()
+    finally:
+        ray.shutdown()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,8 @@ class TrainTask(ABC):
 
     settings: TrainSettings
     seed: int
+    # The share of all steps that is done, 0 to 1: for losses that change on the way. The loop sets it.
+    progress: float = field(default=0.0, init=False)
 
     @property
     def precision(self) -> Precision:

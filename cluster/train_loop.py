@@ -131,6 +131,7 @@ class Loop:
         import torch
 
         state, count = self.state, self.plan["gradient_accumulation_steps"]
+        self.task.progress = state.step / self.steps
         epoch = state.step // self.per_epoch
         if self.batches[0] != epoch:
             self.batches = (epoch, epoch_batches(self.lengths, self.settings, self.task.seed, epoch))

@@ -79,6 +79,9 @@ class StudentSettings(Settings):
     )
     alignment: Literal["mse", "cosine", "infonce"] = "mse"
     alignment_weight: NonNegativeFloat = Field(0.1, description="the paper's lambda")
+    alignment_schedule: Literal["constant", "rise", "fade"] = Field(
+        "constant", description="of that weight over the steps: `rise` starts at 0, `fade` ends there"
+    )
     reduction: Literal["mean", "sum"] = Field(
         "sum", description="of mse over a vector's numbers; with unit vectors `mean` is all but zero"
     )

@@ -35,6 +35,11 @@ def balanced_weights(counts: list[int]) -> list[float]:
     return [sum(counts) / (present * count) if count else 0.0 for count in counts]
 
 
+def scheduled(weight: float, schedule: Literal["constant", "rise", "fade"], progress: float) -> float:
+    """Return a loss part's weight after the share `progress` of all steps: linear from or to 0 where it changes."""
+    return weight * {"constant": 1.0, "rise": progress, "fade": 1.0 - progress}[schedule]
+
+
 def alignment_loss(
     latents: Tensor,
     targets: Tensor,

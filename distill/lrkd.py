@@ -30,6 +30,7 @@ from distill.losses import (
     balanced_weights,
     gradient_norms,
     label_loss,
+    scheduled,
     soft_label_loss,
     teacher_margin_loss,
     verdict_loss,
@@ -125,7 +126,7 @@ class LrkdTask(TrainTask):
                 normalise=own.normalise_targets,
                 temperature=own.temperature,
             )
-            parts["alignment"] = own.alignment_weight * aligned
+            parts["alignment"] = scheduled(own.alignment_weight, own.alignment_schedule, self.progress) * aligned
         if own.soft_label_weight:
             parts["soft"] = own.soft_label_weight * soft_label_loss(output.logits, batch["soft"], batch["judged"])
         if own.margin_mse_weight:

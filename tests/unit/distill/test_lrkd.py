@@ -53,6 +53,17 @@ def test_the_loss_is_the_sum_of_its_weighted_parts(encoder: Path, stage: Stage) 
     assert doubled["ce"] == pytest.approx(parts["ce"], rel=1e-5)
 
 
+@pytest.mark.parametrize(("schedule", "shares"), [("rise", (0, 0.25, 1)), ("fade", (1, 0.75, 0))])
+def test_the_weight_of_the_alignment_follows_its_schedule(
+    encoder: Path, stage: Stage, schedule: str, shares: tuple[float, ...]
+) -> None:
+    constant = losses(lrkd(encoder, stage("9-student"), alignment_weight=0.5))[1]["alignment"]
+    task = lrkd(encoder, stage("9-student"), alignment_weight=0.5, alignment_schedule=schedule)
+    for progress, share in zip((0.0, 0.25, 1.0), shares, strict=True):
+        task.progress = progress
+        assert losses(task)[1]["alignment"] == pytest.approx(share * constant, rel=1e-5)
+
+
 def test_the_loss_is_a_sum_over_examples(encoder: Path, stage: Stage) -> None:
     task = lrkd(encoder, stage("9-student"))
     model, rows = task.build().eval(), task.train_rows()

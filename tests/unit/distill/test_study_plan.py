@@ -33,6 +33,7 @@ def test_the_shipped_rows_are_those_of_a_result_table() -> None:
     rows = shipped(config())
     assert list(rows) == [
         *("ce_only", "kl", "margin_mse", "auxiliary", "lrkd_mlp", "lrkd_poly", "lrkd_gat", "lrkd_per_perspective"),
+        *("lrkd_infonce", "lrkd_soft", "lrkd_fade"),
         *("lrkd_only_intent", "lrkd_only_rules", "shuffled", "lambda_zero"),
     ]
     assert len({row.title for row in rows.values()}) == len(rows)
@@ -57,6 +58,9 @@ def test_every_row_is_a_student_on_labels_only_and_what_it_is_named_for() -> Non
         "lrkd_poly": latent,
         "lrkd_gat": latent,
         "lrkd_per_perspective": latent | {"per_perspective", "perspective_verdict_weight"},
+        "lrkd_infonce": latent | {"alignment"},
+        "lrkd_soft": latent | {"soft_label_weight"},
+        "lrkd_fade": latent | {"alignment_schedule"},
         "lrkd_only_intent": latent | {"target"},
         "lrkd_only_rules": latent | {"target"},
         "shuffled": latent | {"per_perspective", "perspective_verdict_weight", "shuffled_targets"},

@@ -17,6 +17,8 @@ from serve.metrics import Metrics
 from serve.problems import Problem
 from serve.scorer import Scorer
 
+CLOSE_POLL_S = 0.05
+
 
 @dataclass(frozen=True)
 class Job:
@@ -98,7 +100,9 @@ class StudentService:
         return ScoreResponse(model=self.model, results=results)
 
     async def close(self) -> None:
-        """Let go of the thread and the queue; nothing may be asked after it."""
+        """Wait for the model, then let go of it; nothing may be asked after it."""
+        while self.waiting() or self.batcher.busy:  # busy too with what nobody waits for any more
+            await asyncio.sleep(CLOSE_POLL_S)
         self.metrics.forget_waiting(self.waiting)
         self.batcher.close()
         self.thread.shutdown(wait=False)

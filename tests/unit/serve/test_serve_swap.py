@@ -77,6 +77,26 @@ def test_the_old_one_finishes_what_it_has_taken(scorers):
     assert asyncio.run(run()) == ("old", "new")
 
 
+def test_what_a_client_left_behind_does_not_keep_the_old_one(scorers):
+    scorers |= {"old": Named("old", free=False), "new": Named("new")}
+
+    async def run() -> None:
+        service = SwappingService(ServeSettings())
+        await service.load(Path("old"))
+        taken = asyncio.create_task(service.score(REQUEST))
+        await asyncio.to_thread(scorers["old"].started.wait, 10)
+        taken.cancel()
+        await asyncio.wait([taken])
+        await service.load(Path("new"))
+        await asyncio.sleep(0.2)
+        assert len(service.leaving) == 1, "the model is at it still"
+        scorers["old"].go.set()
+        await asyncio.gather(*service.leaving)
+        await service.close()
+
+    asyncio.run(run())
+
+
 def test_what_does_not_load_changes_nothing(scorers):
     scorers["old"] = Named("old")
 

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from cluster.errors import UsageError, UserError
 from cluster.progress import console
-from workflows.config import RunConfig, load_config, load_study, service_config, validate
+from workflows.config import RunConfig, load_config, load_study, validate
+from workflows.serving import Changes, Verbose, add_serving
 from workflows.stages import STAGES
 from workflows.terminal import LOG, clear_errors, quiet
 
@@ -24,15 +25,11 @@ app = typer.Typer(
 )
 models = typer.Typer(help="Local model folders.", no_args_is_help=True)
 app.add_typer(models, name="models")
-experiment = typer.Typer(help="Online experiments.", no_args_is_help=True)
-app.add_typer(experiment, name="experiment")
 
 ConfigFile = Annotated[Path, typer.Argument(help="TOML config, see workflows/configs", metavar="CONFIG.toml")]
-Changes = Annotated[Optional[list[str]], typer.Option("--set", metavar="a.b=c", help="change one setting; repeatable")]
 Out = Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="run folder; without it runs/NAME")]
 First = Annotated[Optional[str], typer.Option("--from", metavar="STAGE", help="make this and all after it again")]
 Last = Annotated[Optional[str], typer.Option("--to", metavar="STAGE", help="stop after this stage")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="show what Ray and vLLM write, too")]
 RunDir = Annotated[Path, typer.Argument(help="a run folder", metavar="RUN_DIR")]
 
 
@@ -187,6 +184,23 @@ def study(
 
 
 @app.command()
+def seeds(
+    run_dir: RunDir,
+    path: Annotated[Path, typer.Argument(help="the file to write", metavar="FILE.jsonl")],
+    origin: Annotated[
+        Optional[str], typer.Option(metavar="NAME", help="who wrote them; without it the teacher's name")
+    ] = None,
+) -> None:
+    """Write what a run's teacher wrote as seed rationales, for another run's source.seeds."""
+    from mpcot.seeds import write_seeds
+
+    with clear_errors():
+        counts = write_seeds(run_dir, path, origin)
+        said = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+        console().print(f"{path}: {said}", highlight=False)
+
+
+@app.command()
 def verify(run_dir: RunDir) -> None:
     """Check every ledger of a run folder; exit 1 with what does not balance."""
     from workflows.verify import verify_run
@@ -226,60 +240,7 @@ def list_models() -> None:
     console().print(table)
 
 
-@app.command()
-def serve(
-    export_dir: Annotated[Path, typer.Argument(help="an export folder: RUN_DIR/10-export", metavar="EXPORT_DIR")],
-    config: Annotated[
-        Optional[Path], typer.Option("--config", help="TOML config whose sections serve and cluster hold")
-    ] = None,
-    changes: Changes = None,
-    verbose: Verbose = False,
-) -> None:
-    """Serve a student over HTTP until Ctrl-C or SIGTERM."""
-    from cluster.ray_session import ray_session
-    from serve.ingress import use_ingress
-
-    with clear_errors():
-        service, cluster = service_config(config, changes or ())
-        use_ingress(service)
-    from serve.run import serve_export
-
-    log = Path("runs") / "serve.log"
-    with clear_errors(log), quiet(None if verbose else log), ray_session(cluster):
-        serve_export(export_dir, service, ready=lambda url: console().print(f"listening on {url}, docs at {url}/docs"))
-
-
-@app.command()
-def roll(
-    export_dir: Annotated[Path, typer.Argument(help="the export to answer by from now on", metavar="EXPORT_DIR")],
-    address: Annotated[str, typer.Option(help="of the Ray that serves; auto takes one of this machine")] = "auto",
-    verbose: Verbose = False,
-) -> None:
-    """Roll a new export into the running service with no failed request; back to the one before where it fails."""
-    from cluster.config import ClusterSettings
-    from cluster.ray_session import ray_session
-
-    log = Path("runs") / "serve.log"
-    with clear_errors(log), quiet(None if verbose else log), ray_session(ClusterSettings(address=address)):
-        from serve.rollout import roll_export
-
-        replicas = roll_export(export_dir)
-        console().print(f"{len(replicas)} replicas answer by {export_dir}", highlight=False)
-
-
-@experiment.command("report")
-def report_experiment(
-    exposures: Annotated[Path, typer.Argument(help="folder that the service wrote", metavar="EXPOSURES")],
-    outcomes: Annotated[Path, typer.Argument(help="file with request_id and outcome", metavar="OUTCOMES")],
-    control: Annotated[str, typer.Option(metavar="ARM", help="the arm to compare with")] = "control",
-    plot: Annotated[Path, typer.Option(metavar="FILE", help="svg, png or pdf")] = Path("experiment.svg"),
-    level: Annotated[float, typer.Option(min=0.5, max=0.999, help="of the intervals")] = 0.95,
-) -> None:
-    """Say how the arms did: rates, lifts with intervals, and whether units were dealt as planned."""
-    from serve.experiments.page import report_experiment as print_report
-
-    with clear_errors():
-        print_report(exposures, outcomes, plot, control, level)
+add_serving(app)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from cluster.errors import UserError
+from cluster.ray_session import LOCAL_ENVIRONMENT
 from mpcot.config import AnswerSettings, Replicas, ScriptedEngine, VllmEngine
 from mpcot.engine import (
     Ask,
@@ -38,6 +39,7 @@ def test_on_a_cpu_nothing_is_of_gpus() -> None:
 def test_on_a_cpu_a_lone_replica_is_bound_to_all_its_cores() -> None:
     environment = engine_environment(VllmEngine(cpu_kv_cache_gib=3), False, [2, 3, 5], shared_node=False)
     assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "2,3,5" and environment["OMP_NUM_THREADS"] == "3"
+    assert int(environment["GOMP_SPINCOUNT"]) > int(LOCAL_ENVIRONMENT["GOMP_SPINCOUNT"])
     assert environment["VLLM_CPU_KVCACHE_SPACE"] == "3"
 
 
@@ -45,6 +47,7 @@ def test_replicas_that_share_a_node_are_not_bound_to_the_same_cores() -> None:
     engine = VllmEngine(replicas=Replicas(max=2, cpus=4))
     environment = engine_environment(engine, False, list(range(8)), shared_node=True)
     assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind" and environment["OMP_NUM_THREADS"] == "4"
+    assert "GOMP_SPINCOUNT" not in environment, "threads that share cores with others must not spin"
 
 
 def test_on_gpus_tensor_parallel_and_memory_share() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from cluster.artifacts import StageFolder
 from cluster.errors import UsageError
-from cluster.storage import read_table, write_table
+from cluster.storage import write_table
 from mpcot.records import SORTED
 from mpcot.seeds import whole_sentences, write_seeds
 from mpcot.sources.files import SEED_COLUMNS, ToSeeds

@@ -20,8 +20,8 @@ from mpcot.prompts import Message, answer, answer_regex, render
 
 # Prefixes are cached in whole blocks, and vLLM's default on a CPU is 128 tokens: a pair's prompts share fewer.
 CPU_BLOCK_TOKENS = 32
-# Turns of a waiting OpenMP thread, some 30 ms of them: where Ray's processes hold up one thread for a moment, the others
-# are back at once. Asleep they would come back late, at every one of a step's many barriers.
+# Turns of a waiting OpenMP thread, some 30 ms: where Ray's processes hold up one thread for a moment, the others are
+# back at once. Asleep they would come back late, at every one of a step's many barriers.
 SPIN = "10000000"
 # How the reasons of failed answers begin: what a rerun asks again, and what no further try can mend.
 ENGINE_ERROR = "engine error"
@@ -103,8 +103,9 @@ def engine_dtype(engine: VllmEngine, gpu: bool) -> str:
 def engine_environment(engine: VllmEngine, gpu: bool, cores: list[int], shared_node: bool) -> dict[str, str]:
     """Return the environment of one replica.
 
-    vLLM's own default on a CPU keeps a core back. A replica that has the node to itself is bound to all
-    of its cores, and its threads spin while they wait for each other; replicas that share a node are left to the scheduler with as many threads as they ask for.
+    vLLM's own default on a CPU keeps a core back. A replica that has the node to itself is bound to all of its cores,
+    and its threads spin while they wait for each other; replicas that share a node are left to the scheduler, with as
+    many threads as they ask for.
     """
     quiet = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     if gpu:

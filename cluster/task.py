@@ -30,7 +30,7 @@ class TrainTask(ABC):
 
     settings: TrainSettings
     seed: int
-    # The share of all steps that is done, 0 to 1: for losses that change on the way. The loop sets it.
+    # The share of all steps that is done, 0 to 1: for losses that change on the way. Who trains sets it.
     progress: float = field(default=0.0, init=False)
 
     @property

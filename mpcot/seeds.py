@@ -16,10 +16,10 @@ from cluster.errors import UsageError
 from cluster.files import whole_file
 from cluster.storage import read_table
 from mpcot.filters.config import LabelOnlyFilter, LengthFilter
-from mpcot.filters.steps import label_only, length
+from mpcot.filters.steps import STOP, label_only, length
 from mpcot.labels import load_scheme
 
-SENTENCES = re.compile(r".*[.!?…。！？]['\"”’»)\]]*(?=\s|$)", re.DOTALL)
+SENTENCES = re.compile(rf".*{STOP}(?=\s|$)", re.DOTALL)
 PAIR_COLUMNS = ["pair_id", "query", "product_id", "locale", "split"]
 PIECE_ROWS = 4096
 

@@ -15,9 +15,8 @@ from serve.experiments.service import ExperimentService, start_experiment
 from serve.metrics import Metrics
 from serve.problems import Problem
 from serve.scorer import Scorer
-from serve.service import StudentService
+from serve.service import CLOSE_POLL_S, StudentService
 
-DRAIN_POLL_S = 0.05
 PROOF = {"query": "red phone case", "title": "Phone case, red"}
 
 
@@ -30,7 +29,7 @@ class Loaded:
     async def close(self) -> None:
         """Answer what was taken, then let go of the student."""
         while self.asked:
-            await asyncio.sleep(DRAIN_POLL_S)
+            await asyncio.sleep(CLOSE_POLL_S)
         await self.service.close()
 
 
@@ -55,13 +54,17 @@ class SwappingService:
         loop = asyncio.get_running_loop()
         try:
             scorer = await loop.run_in_executor(thread, load_proven, export_dir, self.settings)
-            service: StudentService | ExperimentService
-            service = student = StudentService(scorer, self.settings, thread, self.metrics)
-            if self.settings.experiment:
-                service = await loop.run_in_executor(thread, start_experiment, student, export_dir, self.settings)
         except BaseException:
             thread.shutdown(wait=False)
             raise
+        service: StudentService | ExperimentService
+        service = student = StudentService(scorer, self.settings, thread, self.metrics)
+        if self.settings.experiment:
+            try:
+                service = await loop.run_in_executor(thread, start_experiment, student, export_dir, self.settings)
+            except BaseException:
+                await student.close()  # or the figures would hold on to it
+                raise
         before, self.loaded = self.loaded, Loaded(export_dir, service)
         if before:
             task = asyncio.create_task(before.close())

@@ -85,13 +85,14 @@ def train_student(task: LrkdTask) -> tuple[Student, int]:
     )
     name = {"constant": "constant_with_warmup"}.get(settings.schedule, settings.schedule)
     schedule = get_scheduler(name, optimizer, round(steps * settings.warmup_ratio), steps)
-    for epoch in range(settings.epochs):
-        for batch in epoch_batches(lengths, settings, task.seed, epoch):
-            accumulate(task, student, rows, batch)
-            torch.nn.utils.clip_grad_norm_(student.parameters(), settings.max_grad_norm)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+    batches = (b for epoch in range(settings.epochs) for b in epoch_batches(lengths, settings, task.seed, epoch))
+    for step, batch in enumerate(batches):
+        task.progress = step / steps
+        accumulate(task, student, rows, batch)
+        torch.nn.utils.clip_grad_norm_(student.parameters(), settings.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
     return student, len(lengths)
 
 

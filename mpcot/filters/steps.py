@@ -21,7 +21,8 @@ FILLER = Path(__file__).parent / "filler.toml"
 PHRASE_LOOP = re.compile(r"(\b\w[\w ,']{8,}?)(?:\W+\1){2,}", re.IGNORECASE)
 WORD_LOOP = re.compile(r"\b(\w+)(?:\W+\1\b){3,}", re.IGNORECASE)
 MARKUP = re.compile(r"```|</?[a-zA-Z|][^<>]*>|\*\*|^\s*[#*-]\s")
-SENTENCE_END = re.compile(r"[.!?…。！？]['\"”’»)\]]*$")
+STOP = r"[.!?…。！？]['\"”’»)\]]*"
+SENTENCE_END = re.compile(STOP + "$")
 WORD = re.compile(r"\w+")
 HINT_SPOKEN_OF = re.compile(
     r"\bhint|\b(told|given|provided|stated|correct|right) (verdict|label|answer)\b", re.IGNORECASE

@@ -60,6 +60,14 @@ def test_training_learns_what_the_loss_asks(task: LrkdTask) -> None:
     assert after["alignment_over_ce_gradient"] > 0
 
 
+def test_a_loss_is_told_how_far_the_training_is(task: LrkdTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    monkeypatch.setattr("distill.study.train.accumulate", lambda task, *_: seen.append(task.progress))
+    train_student(task)
+    steps = task.settings.epochs * 4
+    assert seen == [step / steps for step in range(steps)]
+
+
 def test_micro_batches_add_up_to_the_gradient_of_the_whole(task: LrkdTask) -> None:
     rows, found = task.collate(list(task.train_rows())), []
     for micro in (8, 2):

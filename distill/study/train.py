@@ -2,7 +2,7 @@
 
 Ray Train and DeepSpeed, which stage 9 trains with, are left out on purpose: they start a controller and workers anew
 for every training, while a Ray task goes on in a process that has all imported, and a study has hundreds of short runs.
-The task is stage 9's own: its model, batches, losses and figures. bf16, where the processor has it, is autocast here.
+The task is stage 9's own: its model, batches, losses and figures. bf16, where it is fast, is autocast here.
 """
 
 from __future__ import annotations
@@ -99,9 +99,14 @@ def train_student(task: LrkdTask) -> tuple[Student, int]:
 def accumulate(task: LrkdTask, student: Student, rows: dict[str, Any], batch: list[int]) -> None:
     """Add up the gradients of the mean loss over a global batch, a micro batch at a time."""
     for chosen in np.array_split(np.asarray(batch), accumulation_steps(task.settings)):
-        with torch.autocast(_device().type, torch.bfloat16, enabled=task.precision == "bf16"):
+        with products(task):
             loss, _ = task.loss(student, take(rows, chosen))
         torch.autograd.backward(loss / len(batch))
+
+
+def products(task: LrkdTask) -> torch.autocast:
+    """Return the context in which matrices are multiplied as the task's precision says; weights stay in fp32."""
+    return torch.autocast(_device().type, torch.bfloat16, enabled=task.precision != "fp32")
 
 
 def take(batch: dict[str, Any], chosen: np.ndarray) -> dict[str, Any]:
@@ -119,7 +124,7 @@ def dev_figures(task: LrkdTask, student: Student) -> dict[str, float]:
     order = np.argsort(rows["attention_mask"].sum(1).numpy(), kind="stable")
     records: list[dict[str, Any]] = []
     student.eval()
-    with torch.no_grad():
+    with torch.no_grad(), products(task):
         for start in range(0, len(order), size := 2 * task.settings.micro_batch):
             records += task.predict(student, take(rows, order[start : start + size]))
     return {name: round(value, 5) for name, value in task.summarise(records).items()}

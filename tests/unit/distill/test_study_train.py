@@ -68,6 +68,24 @@ def test_a_loss_is_told_how_far_the_training_is(task: LrkdTask, monkeypatch: pyt
     assert seen == [step / steps for step in range(steps)]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16_mixed"])
+def test_matrices_are_multiplied_as_the_precision_says(
+    task: LrkdTask, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[bool] = set()
+    own = task.loss
+
+    def loss(*given: Any) -> Any:
+        seen.add(torch.is_autocast_enabled("cpu"))
+        return own(*given)
+
+    monkeypatch.setattr(task, "loss", loss)
+    task.settings = task.settings.model_copy(update={"precision": precision, "epochs": 1})
+    trained, _ = train_student(task)
+    assert seen == {precision != "fp32"}
+    assert {weight.dtype for weight in trained.parameters()} == {torch.float32}
+
+
 def test_micro_batches_add_up_to_the_gradient_of_the_whole(task: LrkdTask) -> None:
     rows, found = task.collate(list(task.train_rows())), []
     for micro in (8, 2):

@@ -184,7 +184,7 @@ def request_types(limits: LimitSettings) -> tuple[type[ScoreInput], type[QueryIn
     product = create_model(
         "Product",
         __base__=ProductInput,
-        id=(str, Field(min_length=1, max_length=256)),
+        id=(str, Field(min_length=1, max_length=limits.id_chars)),
         title=(str, Field(min_length=1, max_length=limits.title_chars)),
         brand=(str | None, Field(None, max_length=limits.title_chars)),
         description=(str | None, Field(None, max_length=limits.description_chars)),

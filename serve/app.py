@@ -119,7 +119,7 @@ def build_app(export_dir: Path, settings: ServeSettings, digests: Sequence[bytes
         ray_serve.ingress()(StudentDeployment),
         name=DEPLOYMENT,
         max_ongoing_requests=settings.max_ongoing_requests,
-        graceful_shutdown_timeout_s=settings.drain_s,
+        graceful_shutdown_timeout_s=settings.drained_within_s,
         health_check_period_s=HEALTH_CHECK_S,
         user_config={"export_dir": str(export_dir)},
         logging_config=LoggingConfig(

@@ -10,6 +10,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from cluster.config import Resources
 from serve.experiments.config import ExperimentSettings
 
+Ingress = Literal["ray", "haproxy"]
+
 
 class BatchSettings(Resources):
     """Dynamic batching across requests, and how a batch is cut for the model."""
@@ -43,6 +45,7 @@ class LimitSettings(Resources):
     """Bounds on one request. Past one, the answer names it: 413 or, where it is late, 503 for the body, else 422."""
 
     products_per_request: PositiveInt = 200
+    id_chars: PositiveInt = 256
     query_chars: PositiveInt = 1_000
     title_chars: PositiveInt = 4_000
     description_chars: PositiveInt = 20_000
@@ -70,7 +73,7 @@ class ServeSettings(Resources):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65_535)
-    ingress: Literal["ray", "haproxy"] = Field(
+    ingress: Ingress = Field(
         "ray",
         description="what takes requests in: Ray Serve's own proxy, or HAProxy, which costs less per request but opens"
         " the replicas' own ports on all interfaces",
@@ -98,7 +101,9 @@ class ServeSettings(Resources):
     access_log: bool = Field(False, description="one JSON line per request: id, path, status, time, pairs")
     log_queries: bool = Field(False, description="put the query into that line, too")
     log_folder: Path | None = Field(None, description="where replicas log; empty is Ray's folder of logs")
-    drain_s: PositiveFloat = Field(20.0, description="how long a stopping replica may finish what it has")
+    drain_s: PositiveFloat | None = Field(
+        None, description="how long a stopping replica may finish what it has; empty is 5 s over request_timeout_s"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ServeSettings:
@@ -120,6 +125,11 @@ class ServeSettings(Resources):
         if self.log_queries and not self.access_log:
             raise ValueError("serve.log_queries has no effect without serve.access_log: set that to true, too")
         return self
+
+    @property
+    def drained_within_s(self) -> float:
+        """Seconds after which a stopping replica is ended. A request that was taken ends before by its own deadline."""
+        return self.drain_s or self.request_timeout_s + 5
 
     @property
     def model_threads(self) -> int:

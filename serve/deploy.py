@@ -9,6 +9,7 @@ from ray.serve import Application
 
 from cluster.config import Settings
 from serve.app import build_app
+from serve.auth import read_digests
 from serve.config import ServeSettings
 from serve.experiments.service import check_exports
 
@@ -25,8 +26,8 @@ def app(arguments: dict[str, Any]) -> Application:
 
     Raises:
         ValidationError: an unknown key, or a value of the wrong kind.
-        UserError: `export_dir` is not an export folder.
+        UserError: `export_dir` is not an export folder, or unusable tokens.
     """
     given = ServiceArguments.model_validate(arguments)
     check_exports(given.export_dir, given.settings)
-    return build_app(given.export_dir, given.settings)
+    return build_app(given.export_dir, given.settings, read_digests(given.settings.auth))

@@ -71,7 +71,7 @@ class Admission:
     Under far too much load most requests are refused, and reading and checking them would take the model's time.
     """
 
-    PATHS = frozenset({"/v1/score", "/v1/explain", "/v1/rerank"})
+    PATHS = frozenset({"/v1/score", "/v1/explain", "/v1/rerank", "/v2/rerank", "/rerank"})
 
     def __init__(self, app: ASGIApp, full: Callable[[], Problem | None]):
         self.app, self.full = app, full

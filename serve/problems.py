@@ -61,6 +61,7 @@ class ProblemDetails(BaseModel):
 
 
 LIMIT_OF_FIELD = {
+    "id": "id_chars",
     "query": "query_chars",
     "products": "products_per_request",
     "documents": "products_per_request",

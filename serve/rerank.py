@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from serve.api import ProductInput, ScoreInput, ScoreResponse, not_blank
 from serve.config import LimitSettings
@@ -17,6 +27,7 @@ class DocumentInput(BaseModel):
     """A document as an object: its `text`, or a product's `title`; other members are given back and not read."""
 
     model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]
     text: str | None = None
     title: str | None = None
     brand: str | None = None

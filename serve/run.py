@@ -51,9 +51,11 @@ def serve_export(
     With `blocking`, return after SIGTERM or SIGINT, drained; otherwise at once, and the caller stops it.
 
     Raises:
-        UserError: not an export folder, unusable tokens, port taken, too few CPUs or GPUs, or no answer in time.
+        UserError: not an export folder, a service runs on this Ray already, unusable tokens, port taken, too few CPUs
+            or GPUs, or no answer in time.
     """
     check_exports(export_dir, settings)
+    check_alone()
     digests = read_digests(settings.auth)
     check_port(settings)
     check_resources(settings)
@@ -93,6 +95,14 @@ class stop_signals:
 def reachable(host: str) -> str:
     """An address to call where the service listens on all interfaces."""
     return "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
+
+
+def check_alone() -> None:
+    """Refuse to start beside another service of ours: Ray Serve would put this one in its place, on its port."""
+    if APP_NAME in ray_serve.status().applications:
+        raise UserError(
+            "this Ray serves an export already. Exchange it with `broadfast roll`, stop it, or start another Ray."
+        )
 
 
 def check_port(settings: ServeSettings) -> None:

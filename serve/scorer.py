@@ -25,6 +25,8 @@ from serve.explain import Explainer, load_explainer
 from serve.fast import FastStudent
 from serve.tokens import Pair, PairTokens
 
+PROOF = {"query": "red phone case", "title": "Phone case, red"}
+
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 
 
@@ -194,3 +196,15 @@ def export_name(export_dir: Path) -> str:
     name = folder.parent.name if folder.name == "10-export" else folder.name
     made_by = manifest["fingerprint"] if manifest else read_student_config(export_dir).fingerprint
     return f"{name}@{made_by[:8]}" if made_by else name
+
+
+def load_proven(export_dir: Path, settings: ServeSettings) -> Scorer:
+    """Load an export and score one pair with it, so that broken weights are found before a shopper finds them.
+
+    Raises:
+        UserError: it is not an export, or a probability that it answers is not a number.
+    """
+    scorer = Scorer.load(export_dir, settings)
+    if not np.isfinite(scorer.score([PROOF]).probabilities).all():
+        raise UserError(f"{export_dir}: its probabilities are not numbers. Its weights are damaged; export it anew.")
+    return scorer

@@ -6,18 +6,13 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
-from cluster.errors import UserError
 from serve.api import Asker, Examples, ModelInfo, ScoreInput, ScoreResponse
 from serve.config import ServeSettings
 from serve.experiments.service import ExperimentService, start_experiment
 from serve.metrics import Metrics
 from serve.problems import Problem
-from serve.scorer import Scorer
+from serve.scorer import load_proven
 from serve.service import CLOSE_POLL_S, StudentService
-
-PROOF = {"query": "red phone case", "title": "Phone case, red"}
 
 
 class Loaded:
@@ -121,15 +116,3 @@ class SwappingService:
         await asyncio.gather(*self.leaving)
         if self.loaded:
             await self.loaded.close()
-
-
-def load_proven(export_dir: Path, settings: ServeSettings) -> Scorer:
-    """Load an export and score one pair with it, so that broken weights are found before a shopper finds them.
-
-    Raises:
-        UserError: it is not an export, or a probability that it answers is not a number.
-    """
-    scorer = Scorer.load(export_dir, settings)
-    if not np.isfinite(scorer.score([PROOF]).probabilities).all():
-        raise UserError(f"{export_dir}: its probabilities are not numbers. Its weights are damaged; export it anew.")
-    return scorer

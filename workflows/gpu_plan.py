@@ -108,7 +108,7 @@ def _generation(config: RunConfig, fleet: Fleet, stage: Stage) -> StagePlan:
     memory = _engine_memory(engine, model, fleet.gpu, width, engine.tensor_parallel)
     answers = generated(config, ask, fleet.pairs)
     row = StagePlan(stage.name, copies, each, memory, f"{answers:,} answers")
-    if problem := _generation_problem(engine, model, fleet, width, each):
+    if problem := _generation_problem(engine, model, fleet, width, each) or _too_few(copies, engine.replicas.min, each):
         return replace(row, problem=problem)
     tokens = math.floor(memory.kv_cache / kv_bytes_per_token(model, width, engine.tensor_parallel))
     prompt, answer = min(prompt_tokens(ask), engine.max_model_len - ask.max_tokens), answer_tokens(ask)
@@ -119,6 +119,13 @@ def _generation(config: RunConfig, fleet: Fleet, stage: Stage) -> StagePlan:
     note = f"KV cache for {tokens:,} tokens, {sequences} sequences of {prompt} + {answer} tokens at once"
     timed = (None, None) if width == 4 else (rate * answer, answers / rate / 3600)
     return replace(row, tokens_per_s=timed[0], hours=timed[1], note=note)
+
+
+def _too_few(copies: int, least: int, each: float) -> str:
+    """Return why not all that there must be can be placed, or nothing: one of `each` GPUs must lie on one node."""
+    if copies >= least:
+        return ""
+    return f"at least {least} of {each:g} GPUs each are asked for, and the nodes have room for {copies}: lower it or add --nodes"
 
 
 def _engine_memory(engine: VllmEngine, model: ModelSize, gpu: Gpu, width: int, parallel: int) -> Memory:
@@ -166,6 +173,8 @@ def _training(
 ) -> StagePlan:
     workers, recompute = settings.workers, settings.gradient_checkpointing
     plan = _training_plan(settings, trained, work)
+    each = workers.gpus_per_worker
+    room = fleet.nodes * math.floor(fleet.gpus_per_node / each) if each else workers.count
     memory = training_memory(model, plan)
     row = StagePlan(
         stage.name, workers.count, workers.gpus_per_worker, memory, f"<= {work.rows:,} {work.unit}",
@@ -176,6 +185,8 @@ def _training(
         names = ", ".join(f"{stage.short}.train.{change}" for change in changes)
         way_out = f"Set {names}" if changes else "No setting mends that: tune with LoRA, or take a smaller model"
         return replace(row, problem=f"{_too_large(memory, fleet.gpu.memory)}. {way_out}")
+    if problem := _too_few(room, workers.count, each):
+        return replace(row, problem=problem)
     if plan.precision_bytes == 4:
         return row
     rate = training_tokens_per_second(model, fleet.gpu, workers.count, trained < model.parameters, recompute)

@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 # Gitignore patterns: what the nodes have themselves, or what is only here.
 EXCLUDES = ("/.venv", "/models", "/runs", "/.git", "__pycache__", "*.egg-info", "/.*_cache", "/build")
 POLL_S = 1.0
+PATIENCE_S = 300.0  # with a job server that does not answer: a head may restart while the job goes on
 INTERRUPTED = 130
 
 
@@ -136,7 +137,11 @@ def connect(address: str) -> JobSubmissionClient:
 
 
 async def follow(client: JobSubmissionClient, job_id: str) -> int:
-    """Print the job's output until it ends and return its exit code; a lost connection only ends the printing."""
+    """Print the job's output until it ends and return its exit code; a lost connection only ends the printing.
+
+    Raises:
+        UserError: the job server did not answer for `PATIENCE_S`; the job may go on.
+    """
     from aiohttp import ClientError
 
     try:
@@ -144,13 +149,30 @@ async def follow(client: JobSubmissionClient, job_id: str) -> int:
             console().print(lines, end="", highlight=False, markup=False, soft_wrap=True)
     except (RuntimeError, ClientError) as error:
         console().print(f"the log broke off ({error}); still waiting for {job_id}", highlight=False, markup=False)
-    while not (info := client.get_job_info(job_id)).status.is_terminal():
-        await asyncio.sleep(POLL_S)
+    info = await _ended(client, job_id)
     if info.status == "SUCCEEDED":
         return 0
     console().print(f"{job_id} {info.status.lower()}: {info.message}", highlight=False, markup=False)
     code = info.driver_exit_code or 1
     return code if code > 0 else 128 - code  # a job that a signal ended has its number, negated
+
+
+async def _ended(client: JobSubmissionClient, job_id: str) -> Any:
+    """Return what the job server says of the job once it has ended."""
+    heard = time.monotonic()
+    while True:
+        try:
+            info = client.get_job_info(job_id)
+            heard = time.monotonic()
+        except (RuntimeError, OSError) as error:  # what requests raises is an OSError
+            if time.monotonic() - heard > PATIENCE_S:
+                raise UserError(
+                    f"{job_id}: its job server does not answer any more ({error}). It may go on."
+                ) from error
+        else:
+            if info.status.is_terminal():
+                return info
+        await asyncio.sleep(POLL_S)
 
 
 def _ask_to_stop(client: JobSubmissionClient, job_id: str, follow_later: str) -> None:

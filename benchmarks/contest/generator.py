@@ -13,6 +13,7 @@ import random
 import sys
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ async def run(command: dict[str, Any], bodies: list[bytes]) -> dict[str, Any]:
         "failed": count.failed,
         "good_per_s": in_time / command["seconds"],
         "latencies_ms": count.latencies_ms,
+        "longest_gap_s": max((after - before for before, after in pairwise(sorted(count.came))), default=took),
         "generator_cores": (time.process_time() - cpu) / took,
     }
 

@@ -44,6 +44,10 @@ class DataSet(Settings):
 
     name: str = Field(pattern=r"^[\w.-]+$", description="names its records and its part of the table")
     run: Path = Field(description="the run folder")
+    rows: tuple[str, ...] = Field((), description="names of its rows; empty takes those of the study")
+    hidden_labels: float = Field(
+        0, ge=0, lt=1, description="share of the queries whose training labels no row sees: their pairs are unlabelled"
+    )
 
 
 class Tuning(Settings):

@@ -31,7 +31,8 @@ NO_VOTE = "-"
 class StudyPairs(Settings):
     """`pairs.json`, beside a data set's records: every pair that is tested, without its text.
 
-    `fingerprint` is of the data's content, `model` of the starting encoder. Lists run over the pairs in one order,
+    `fingerprint` is of the data's content and the hidden labels, `model` of the starting encoder; `unlabelled` says
+    whether any pair of a student's training has no label. Lists run over the pairs in one order,
     their parts joined by spaces so that the file stays small. With the records alone it gives every table again, on a
     machine without the run folder.
     """
@@ -43,6 +44,8 @@ class StudyPairs(Settings):
     perspectives: tuple[str, ...]
     folds: int
     seed: int
+    hidden_labels: float = 0
+    unlabelled: bool = False
     dev_pairs: int
     ids: str
     queries: str
@@ -85,7 +88,7 @@ def open_data(data: DataSet, config: StudyConfig) -> StudyData:
     settings = read_json(saved)
     labels = _absolute(LabelSettings(**settings["labels"]))
     names = PerspectiveSettings(**settings["perspectives"]).names
-    pairs = read_pairs(data.run, load_scheme(labels.scheme), names, config)
+    pairs = read_pairs(data, load_scheme(labels.scheme), names, config)
     write_json(config.records / data.name / INDEX, pairs.model_dump(mode="json"))
     return StudyData(data.name, data.run.resolve(), labels, pairs)
 
@@ -100,13 +103,16 @@ def reopen_data(data: DataSet, config: StudyConfig) -> StudyData:
     if not path.is_file():
         raise UserError(f"records: {path} does not exist. Run the study first, where its run folders are.")
     pairs = StudyPairs(**read_json(path))
-    if (pairs.folds, pairs.seed) != (config.folds, config.seed):
-        raise UserError(f"records: {path} has folds = {pairs.folds} and seed = {pairs.seed}; set both so.")
+    asked = {"folds": config.folds, "seed": config.seed, "hidden_labels": data.hidden_labels}
+    for name, value in asked.items():
+        if (found := getattr(pairs, name)) != value:
+            raise UserError(f"records: {path} has {name} = {found}, not {value}. Set it so, or other records.")
     return StudyData(data.name, None, LabelSettings(), pairs)
 
 
-def read_pairs(run: Path, scheme: Scheme, perspectives: tuple[str, ...], config: StudyConfig) -> StudyPairs:
+def read_pairs(data: DataSet, scheme: Scheme, perspectives: tuple[str, ...], config: StudyConfig) -> StudyPairs:
     """Return the tested pairs of a run folder, dealt to folds; ids are hashed."""
+    run, hidden = data.run, data.hidden_labels
     rows = read_table(run / "1-pairs" / "pairs.parquet").sort_by("pair_id").to_pylist()
     judged = read_table(run / "7-judgements" / "judgements.parquet", ["pair_id", "vote"]).to_pylist()
     votes = {row["pair_id"]: row["vote"] for row in judged}
@@ -116,12 +122,14 @@ def read_pairs(run: Path, scheme: Scheme, perspectives: tuple[str, ...], config:
         raise UserError(f"data: {run} has no test or no dev pairs. Look at the counts of its 1-pairs.")
     numbers = {query: i for i, query in enumerate(dict.fromkeys(row["query_id"] for row in tested))}
     return StudyPairs(
-        fingerprint=content_digest(run),
+        fingerprint=digest([content_digest(run), "hidden", hidden, config.seed], 16) if hidden else content_digest(run),
         model=model_fingerprint(check_model("student.model", config.student.model)),
         scheme=scheme,
         perspectives=perspectives,
         folds=config.folds,
         seed=config.seed,
+        hidden_labels=hidden,
+        unlabelled=hidden > 0 or any(row["split"] == "unlabelled" for row in rows),
         dev_pairs=sum(row["split"] == "dev" for row in rows),
         ids=" ".join(short_id(row["pair_id"]) for row in tested),
         queries=" ".join(str(numbers[row["query_id"]]) for row in tested),
@@ -147,14 +155,20 @@ def deal(rows: list[dict[str, Any]], folds: int, seed: int) -> dict[str, int]:
     return {query: i % folds for i, query in enumerate(ordered)}
 
 
-def fold_folder(run: Path, fold: int, folds: int, seed: int, folder: Path) -> Path:
-    """Make `folder` look like a run folder whose split is the fold's; judgements and targets are links."""
+def fold_folder(run: Path, fold: int, folds: int, seed: int, folder: Path, hidden: float = 0) -> Path:
+    """Make `folder` look like a run folder whose split is the fold's; judgements and targets are links.
+
+    Args:
+        hidden: the share of queries whose training pairs become unlabelled: the same queries in every fold.
+    """
     table = read_table(run / "1-pairs" / "pairs.parquet")
     rows = table.to_pylist()
     tested = deal(rows, folds, seed)
     for row in rows:
         if folds > 1 and row["query_id"] in tested and row["label"] is not None:
             row["split"] = "test" if tested[row["query_id"]] == fold else "train"
+        if row["split"] == "train" and unit_hash("hidden", row["query_id"], seed) < hidden:
+            row |= {"split": "unlabelled", "label": None}
     write_table(folder / "1-pairs" / "pairs.parquet", pa.Table.from_pylist(rows, PAIR))
     for stage in ("7-judgements", "8-targets"):
         (folder / stage).symlink_to((run / stage).resolve(), target_is_directory=True)

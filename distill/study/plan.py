@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
@@ -51,7 +51,7 @@ def described(student: StudentSettings) -> dict[str, Any]:
 
 
 def trials(row: StudyRow, config: StudyConfig) -> list[StudentSettings]:
-    """Return the row's trials: `tuning.trials` different combinations of what has an effect on it.
+    """Return the row's trials: `tuning.trials` combinations of what has an effect on it, as unlike as may be.
 
     Rows with the same knobs get the same combinations.
 
@@ -70,9 +70,25 @@ def trials(row: StudyRow, config: StudyConfig) -> list[StudentSettings]:
             f"tuning.trials: {tuning.trials} is more than the {len(combinations)} combinations of "
             f"{', '.join(knobs)} that row {row.name} has. Lower it or add values, so that every row gets as many."
         )
-    draw = np.random.default_rng(config.seed)
-    drawn = sorted(draw.choice(len(combinations), tuning.trials, replace=False))
-    return [_turned(base, row, dict(zip(knobs, combinations[i], strict=True))) for i in drawn]
+    spread = _spread([combinations[i] for i in np.random.default_rng(config.seed).permutation(len(combinations))])
+    return [_turned(base, row, dict(zip(knobs, next(spread), strict=True))) for _ in range(tuning.trials)]
+
+
+def _spread(combinations: list[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """Yield combinations, each the one that differs in most settings from those before it (from the nearest of them).
+
+    Few trials drawn at random may all have the same learning rate; these try every value before one comes twice.
+    """
+    chosen = [combinations[0]]
+    yield chosen[0]
+    while rest := [one for one in combinations if one not in chosen]:
+
+        def unlike(one: tuple[Any, ...]) -> tuple[int, int]:
+            apart = [sum(a != b for a, b in zip(one, other, strict=True)) for other in chosen]
+            return min(apart), sum(apart)
+
+        chosen.append(max(rest, key=unlike))
+        yield chosen[-1]
 
 
 def _turned(base: StudentSettings, row: StudyRow, values: dict[str, Any]) -> StudentSettings:

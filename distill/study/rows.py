@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,20 +29,27 @@ class StudyRow(Settings):
     changes: dict[str, Any] = Field(default_factory=dict)
     each_perspective: bool = False
     of_best: bool = False
+    needs_unlabelled: bool = False
 
 
-def load_rows(config: StudyConfig, perspectives: Iterable[str]) -> tuple[StudyRow, ...]:
+def load_rows(
+    config: StudyConfig, perspectives: Iterable[str], own: Sequence[str] = (), unlabelled: bool = False
+) -> tuple[StudyRow, ...]:
     """Return the study's rows in the file's order, those for each perspective spread out.
+
+    Args:
+        own: the names of a data set's own rows; empty takes the study's.
+        unlabelled: the data set has unlabelled pairs; without them rows that need some are left out.
 
     Raises:
         UserError: the file does not describe rows, a name is not in it, or not exactly one row is the baseline.
     """
     path = Path(config.rows_file) if config.rows_file else SHIPPED
     rows = _read(path)
-    names = config.rows or tuple(rows)
+    names = own or config.rows or tuple(rows)
     if unknown := [name for name in names if name not in rows]:
         raise UserError(f"rows: {unknown[0]!r} is not in {path}, which has {', '.join(rows)}")
-    chosen = [row for name, row in rows.items() if name in names]
+    chosen = [row for name, row in rows.items() if name in names and (unlabelled or not row.needs_unlabelled)]
     for role, least, most in (("baseline", 1, 1), ("candidate", 1, len(rows)), ("shuffled", 0, 1)):
         found = sum(row.role == role for row in chosen)
         if not least <= found <= most:

@@ -49,10 +49,11 @@ def run_study(config: StudyConfig, make: bool = True) -> tuple[list[StudyData], 
     """
     data = [(open_data if make else reopen_data)(one, config) for one in config.data]
     study = Study(config, {one.name: one for one in data}, make)
-    rows = {one.name: load_rows(config, one.pairs.perspectives) for one in data}
-    done = study.finish({name: [row for row in own if not row.of_best] for name, own in rows.items()})
+    own = {one.name: one.rows for one in config.data}
+    rows = {one.name: load_rows(config, one.pairs.perspectives, own[one.name], one.pairs.unlabelled) for one in data}
+    done = study.finish({name: [row for row in found if not row.of_best] for name, found in rows.items()})
     best = {name: best_candidate(found, config).row for name, found in done.items()}
-    last = {name: [based_on(row, best[name]) for row in own if row.of_best] for name, own in rows.items()}
+    last = {name: [based_on(row, best[name]) for row in found if row.of_best] for name, found in rows.items()}
     controls = study.finish(last)
     return data, {name: done[name] + controls[name] for name in done}
 
@@ -169,6 +170,7 @@ class Study:
             fold=run.fold,
             folds=config.folds,
             deal_seed=config.seed,
+            hidden_labels=data.pairs.hidden_labels,
             test=run.purpose == "final",
             threads=config.workers.cpus_per_run,
         )

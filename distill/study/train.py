@@ -45,6 +45,7 @@ class Job(Settings):
     fold: int
     folds: int
     deal_seed: int
+    hidden_labels: float = 0
     test: bool
     threads: int
 
@@ -59,7 +60,7 @@ def run_one(job: Job) -> dict[str, Any]:
     if not torch.cuda.is_available():
         torch.set_num_threads(job.threads)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = fold_folder(job.run, job.fold, job.folds, job.deal_seed, Path(scratch))
+        folder = fold_folder(job.run, job.fold, job.folds, job.deal_seed, Path(scratch), job.hidden_labels)
         student = job.student.model_copy(update={"baseline": False})
         stage = StudentStage(seed=job.seed, labels=job.labels, perspectives=job.perspectives, student=student)
         task = tasks(stage, StageFolder(folder, "9-student", inputs=dict.fromkeys(READS, "study")))["lrkd"]

@@ -19,6 +19,7 @@ from scipy.stats import chisquare, norm
 from cluster.errors import UsageError, UserError
 
 SRM_ALARM = 0.001
+UNSEEN = "arms without a request"
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,10 @@ def analyse(exposures: pd.DataFrame, outcomes: pd.DataFrame, control: str, level
         of_arm = sums.loc[arm]
         lifts = {} if arm == control else {kind: lift(rates[arm][kind], rates[control][kind], level) for kind in kinds}
         arms.append(ArmResult(arm, len(of_arm), int(of_arm["requests"].sum()), rates[arm], lifts))
-    p = sample_ratio({result.arm: result.units for result in arms}, shares)
+    # What is planned and was never seen is dealt wrong, too: shares of all that answer are 1 in sum.
+    unseen = 1 - sum(shares.values())
+    planned = shares | ({UNSEEN: unseen} if unseen > 1e-6 else {})
+    p = sample_ratio({result.arm: result.units for result in arms}, planned)
     unmatched = int((~outcomes["request_id"].isin(shown["request_id"])).sum())
     return Findings(experiment, control, level, tuple(arms), p, unmatched)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import uuid
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from cluster.errors import UserError
 from cluster.storage import check_writable, read_table, write_table
 from serve.experiments.assign import unit_digest
 from serve.experiments.config import Arm, ExperimentSettings
+
+log = logging.getLogger("ray.serve.exposures")
 
 # exposures folder -> `broadfast experiment report`. `share` is the arm's as planned; `scores` are in the order of
 # `products`. Rows of shadow arms have the same request id as the row of the arm that answered.
@@ -50,7 +53,7 @@ class ExposureLog:
         self.writer, self.parts = uuid.uuid4().hex[:12], 0
         self.waiting: list[dict[str, Any]] = []
         self.lock, self.writing = threading.Lock(), threading.Lock()
-        self.closed = threading.Event()
+        self.closed, self.wake = threading.Event(), threading.Event()
         self.failure: UserError | None = None
         self.timer = threading.Thread(target=self._flush_regularly, name="exposures", daemon=True)
         self.timer.start()
@@ -58,7 +61,7 @@ class ExposureLog:
     def append(
         self, request_id: str, unit_id: str, arm: Arm, products: Sequence[str] = (), scores: Sequence[float] = ()
     ) -> None:
-        """Note that `arm` answered (or, as a shadow, scored) a request; never waits for a disk below `flush_rows`."""
+        """Note that `arm` answered (or, as a shadow, scored) a request; never waits for a disk."""
         assert not self.closed.is_set(), "an exposure after close would be lost"
         row = {
             "experiment": self.experiment.name,
@@ -74,8 +77,8 @@ class ExposureLog:
         with self.lock:
             self.waiting.append(row)
             full = len(self.waiting) >= self.experiment.flush_rows
-        if full:
-            self._try_flush()
+        if full and self.failure is None:  # on a full disk, the next try is the timer's
+            self.wake.set()
 
     def flush(self) -> None:
         """Write what waits as one part.
@@ -104,11 +107,14 @@ class ExposureLog:
             UserError: the rest cannot be written.
         """
         self.closed.set()
+        self.wake.set()
         self.timer.join()
         self.flush()
 
     def _flush_regularly(self) -> None:
-        while not self.closed.wait(self.experiment.flush_seconds):
+        while not self.closed.is_set():
+            self.wake.wait(self.experiment.flush_seconds)
+            self.wake.clear()
             self._try_flush()
 
     def _try_flush(self) -> None:
@@ -117,6 +123,8 @@ class ExposureLog:
             self.flush()
             self.failure = None
         except UserError as error:
+            if self.failure is None:
+                log.error("exposures wait in memory: %s", error)
             self.failure = error
 
     def __enter__(self) -> ExposureLog:

@@ -12,7 +12,7 @@ from serve.experiments.assign import assign, shadows
 from serve.experiments.config import Arm, ExperimentSettings
 from serve.experiments.exposures import ExposureLog
 from serve.problems import Problem
-from serve.scorer import Scorer, check_export
+from serve.scorer import check_export, load_proven
 from serve.service import StudentService
 
 
@@ -107,14 +107,14 @@ def start_experiment(default: StudentService, export_dir: Path, settings: ServeS
     """Load the arms' students beside that of `default`, once for each export. To be called on the scorer's thread.
 
     Raises:
-        UserError: an arm's export is none, or the folder of exposures cannot be written.
+        UserError: an arm's export is none or answers what cannot be right, or exposures cannot be written.
     """
     experiment = settings.experiment
     assert experiment is not None, "no experiment is set"
     loaded = {export_dir.resolve(): default}
     for folder in (Path(arm.export).resolve() for arm in experiment.arms):
         if folder not in loaded:
-            loaded[folder] = StudentService(Scorer.load(folder, settings), settings, default.thread, default.metrics)
+            loaded[folder] = StudentService(load_proven(folder, settings), settings, default.thread, default.metrics)
     arms = {arm.name: loaded[Path(arm.export).resolve()] for arm in experiment.arms}
     return ExperimentService(default, arms, experiment, ExposureLog(experiment.folder, experiment))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 import tomllib
@@ -217,3 +218,21 @@ def test_the_application_refuses_what_is_misspelt_and_what_is_no_export(tmp_path
         build({"exports_dir": str(tmp_path)})
     with pytest.raises(UserError, match=re.escape(str(tmp_path))):
         build({"export_dir": str(tmp_path)})
+
+
+def test_the_application_is_open_to_the_tokens_of_its_settings_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cluster.errors import UserError
+    from serve import deploy
+
+    given: list[object] = []
+    monkeypatch.setattr(deploy, "check_exports", lambda *_: None)
+    monkeypatch.setattr(deploy, "build_app", lambda *arguments: given.append(arguments[2]))
+    file = tmp_path / "tokens"
+    arguments = {"export_dir": str(tmp_path), "settings": {"auth": {"tokens_file": str(file)}}}
+    with pytest.raises(UserError, match=r"serve\.auth\.tokens_file .* cannot be read"):
+        deploy.app(arguments)
+    file.write_text("0123456789abcdef\n", encoding="utf-8")
+    deploy.app(arguments)
+    assert given == [(hashlib.sha256(b"0123456789abcdef").digest(),)]

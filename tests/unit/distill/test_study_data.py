@@ -80,8 +80,35 @@ def test_what_is_kept_of_the_pairs_holds_no_text(encoder: Path, shop: Path) -> N
     text = (settings.records / "shop/pairs.json").read_text()
     assert not [word for word in ("drill", "lamp", "blue", "0-mug") if word in text]
     assert reopen_data(settings.data[0], settings).pairs == pairs
-    with pytest.raises(UserError, match="has folds = 2 and seed = 13; set both so"):
+    with pytest.raises(UserError, match=r"has folds = 2, not 3\. Set it so"):
         reopen_data(settings.data[0], config(encoder, shop, folds=3))
+
+
+def test_hidden_labels_leave_pairs_of_the_same_queries_to_the_vote_in_every_fold(
+    encoder: Path, shop: Path, tmp_path: Path
+) -> None:
+    seen: dict[str, set[str]] = {}
+    for fold in range(2):
+        plain, made = (
+            {row["pair_id"]: row for row in rows(fold_folder(shop, fold, 2, 13, tmp_path / f"{hidden}-{fold}", hidden))}
+            for hidden in (0, 0.4)
+        )
+        for pair, row in made.items():
+            if row != plain[pair]:
+                assert row == plain[pair] | {"split": "unlabelled", "label": None}
+            if plain[pair]["split"] == "train":
+                seen.setdefault(row["query_id"], set()).add(row["split"])
+            else:
+                assert row == plain[pair]
+    hidden = {query for query, splits in seen.items() if splits == {"unlabelled"}}
+    assert all(len(splits) == 1 for splits in seen.values()) and 0 < len(hidden) < len(seen)
+
+    whole, less = config(encoder, shop), config(encoder, shop)
+    less = less.model_copy(update={"data": (less.data[0].model_copy(update={"hidden_labels": 0.4}),)})
+    first, second = (open_data(one.data[0], one).pairs for one in (whole, less))
+    assert first.fingerprint != second.fingerprint and first.gold == second.gold
+    with pytest.raises(UserError, match=r"has hidden_labels = 0.4, not 0"):
+        reopen_data(whole.data[0], whole)
 
 
 def test_the_digest_is_of_content(shop: Path) -> None:

@@ -39,6 +39,13 @@ def test_the_shipped_rows_are_those_of_a_result_table() -> None:
     assert len({row.title for row in rows.values()}) == len(rows)
 
 
+def test_rows_that_learn_the_vote_need_unlabelled_pairs() -> None:
+    rows = {row.name: row for row in load_rows(config(), NAMES, unlabelled=True)}
+    assert set(rows) - {row.name for row in load_rows(config(), NAMES)} == {"ce_votes", "lrkd_votes"}
+    plain = student_of(rows["lrkd_poly"], config().student)
+    assert student_of(rows["lrkd_votes"], config().student) == plain.model_copy(update={"use_unlabelled": True})
+
+
 def test_every_row_is_a_student_on_labels_only_and_what_it_is_named_for() -> None:
     settings = config(student=StudentSettings(max_tokens=64, label_weights="balanced"))
     plain = settings.student.labels_only()

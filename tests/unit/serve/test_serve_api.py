@@ -43,6 +43,7 @@ def test_results_come_in_the_order_of_the_products(client):
         ({"query": "x" * 21, "products": [product()]}, "query", "query_chars"),
         ({"query": "x", "products": [product()] * 4}, "products", "products_per_request"),
         ({"query": "x", "products": [product(title="t" * 31)]}, "products.0.title", "title_chars"),
+        ({"query": "x", "products": [product(id="i" * 257)]}, "products.0.id", "id_chars"),
         ({"query": "x", "products": [product(description="t" * 41)]}, "products.0.description", "description_chars"),
         ({"query": "x", "products": []}, "products", None),
         ({"query": "  ", "products": [product()]}, "query", None),

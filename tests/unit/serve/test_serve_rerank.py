@@ -121,3 +121,10 @@ def test_a_wrong_request_names_the_field_and_the_limit(client, body, field, limi
     assert (answer.status_code, answer.headers["content-type"]) == (422, PROBLEM)
     assert [error["field"] for error in problem["errors"]] == [field]
     assert problem.get("limit") == limit
+
+
+@pytest.mark.parametrize("document", ['{"text": "b", "x": "\\ud800"}', '{"text": "b", "x": [{"y": "\\ud800"}]}'])
+def test_what_cannot_be_given_back_is_refused(client, document):
+    body = f'{{"query": "a", "documents": [{document}], "return_documents": true}}'
+    answer = client.post("/v1/rerank", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422 and answer.headers["content-type"] == PROBLEM

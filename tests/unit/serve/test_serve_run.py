@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from types import SimpleNamespace
 
 import pytest
 
 from cluster.errors import UserError
 from serve.config import ReplicaSettings, ServeSettings
-from serve.run import check_port, check_resources, reachable, score_once, stop_signals, wait_until_ready
+from serve.run import check_alone, check_port, check_resources, reachable, score_once, stop_signals, wait_until_ready
 
 
 @pytest.fixture
@@ -24,6 +25,19 @@ def taken():
 def test_a_port_in_use_is_named(taken):
     with pytest.raises(UserError, match=rf"serve\.port: cannot listen on 127\.0\.0\.1:{taken}"):
         check_port(ServeSettings(port=taken))
+
+
+def test_a_second_service_on_one_ray(monkeypatch):
+    monkeypatch.setattr("ray.serve.status", lambda: SimpleNamespace(applications={"other": None}))
+    check_alone()
+    monkeypatch.setattr("ray.serve.status", lambda: SimpleNamespace(applications={"broadfast": None}))
+    with pytest.raises(UserError, match=r"serves an export already\. Exchange it with `broadfast roll`"):
+        check_alone()
+
+
+def test_a_replica_may_drain_for_as_long_as_a_request_may_take():
+    assert ServeSettings(request_timeout_s=50).drained_within_s == 55
+    assert ServeSettings(drain_s=3).drained_within_s == 3
 
 
 def test_more_than_the_cluster_has(monkeypatch):

@@ -16,7 +16,8 @@ from serve.api import Asker, ProductInput, Result, ScoreInput
 from serve.config import ServeSettings
 from serve.experiments.config import Arm, ExperimentSettings
 from serve.experiments.exposures import read_exposures
-from serve.swap import SwappingService, load_proven
+from serve.scorer import load_proven
+from serve.swap import SwappingService
 from tests.report_run import write_export
 
 REQUEST = ScoreInput(query="q", products=[ProductInput(id="a", title="a")])
@@ -116,7 +117,7 @@ def test_what_does_not_load_changes_nothing(scorers):
 
 def test_exposures_of_both_are_kept(scorers, tmp_path, monkeypatch):
     scorers |= {"old": Named("old"), "new": Named("new")}
-    monkeypatch.setattr("serve.experiments.service.Scorer.load", lambda folder, settings: Named(folder.name))
+    monkeypatch.setattr("serve.experiments.service.load_proven", lambda folder, settings: Named(folder.name))
     arms = (Arm(name="control", export="c", share=0.5), Arm(name="new", export="n", share=0.5))
     plan = ExperimentSettings(name="e", folder=tmp_path / "exposures", flush_seconds=3600, arms=arms)
 
@@ -142,3 +143,12 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path):
     save_file({name: torch.full_like(part, torch.nan) for name, part in weights.items()}, export / "model.safetensors")
     with pytest.raises(UserError, match="export: its probabilities are not numbers"):
         load_proven(export, ServeSettings())
+    sound = write_export(tmp_path / "sound", tmp_path / "bert")
+    arms = (Arm(name="control", export=str(sound), share=0.5), Arm(name="new", export=str(export), share=0.5))
+    plan = ExperimentSettings(name="e", folder=tmp_path / "exposures", arms=arms)
+
+    async def run() -> None:
+        await SwappingService(ServeSettings(experiment=plan)).load(sound)
+
+    with pytest.raises(UserError, match="export: its probabilities are not numbers"):
+        asyncio.run(run())

@@ -19,7 +19,8 @@ from workflows import config as config_module
 from workflows.config import load_config, load_study, service_config, validate
 
 CONFIGS = Path(config_module.__file__).parent / "configs"
-SHIPPED = sorted(set(CONFIGS.glob("*.toml")) - {CONFIGS / "study.toml"})
+STUDIES = sorted(CONFIGS.glob("study*.toml"))
+SHIPPED = sorted(set(CONFIGS.glob("*.toml")) - set(STUDIES))
 LEAST = {"name": "run", "source": {"kind": "catalogue"}, "teacher": {"model": "m"}}
 ROOT = Path(__file__).parents[3]
 
@@ -34,11 +35,16 @@ def test_every_shipped_config_loads(path: Path) -> None:
     assert validate(loaded.model_dump(mode="json"), "config.json") == loaded
 
 
-def test_the_shipped_study_loads_and_every_row_can_be_tuned_as_it_says() -> None:
-    study = load_study(CONFIGS / "study.toml")
-    assert study.name == "study" and [data.name for data in study.data] == ["esci", "chorus"]
-    rows = [row for row in load_rows(study, ("intent", "rules")) if not row.of_best]
-    assert {len(trials(row, study)) for row in rows} == {study.tuning.trials}
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_shipped_study_loads_and_its_rows_can_be_tuned_as_it_says(path: Path) -> None:
+    study = load_study(path)
+    assert study.name == path.stem
+    for data in study.data:
+        rows = load_rows(study, ("intent", "rules"), data.rows, data.hidden_labels > 0)
+        assert {row.name for row in rows if not row.name.startswith("lrkd_only")} >= {*study.rows, *data.rows} - {
+            "lrkd_only"
+        }
+        assert {len(trials(row, study)) for row in rows if not row.of_best} == {study.tuning.trials}
 
 
 @pytest.mark.parametrize(

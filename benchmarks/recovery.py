@@ -1,0 +1,166 @@
+"""A replica killed and an export rolled in, under load: how long until all is well, and what the callers saw.
+
+Two replicas, asked over loopback by `CLIENTS` callers who wait for their answers, behind Ray Serve's own proxy and
+behind HAProxy in turn. A killed replica is back once both are among those that answer for the service's figures.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from contest.running import Contestant
+from contest.weights import make_pairs_of_real_length, prepare
+from load import write_bodies
+from results import Figure, write_results
+from safetensors.torch import load_file, save_file
+
+from cluster.ray_session import LOCAL_ENVIRONMENT
+from serve.config import Ingress, ReplicaSettings, ServeSettings
+from serve.ingress import ingress_environment
+from serve.rollout import roll_export
+from serve.run import serve_export
+
+CLIENTS = 8
+LEAD_S = 3.0  # load before anything happens to it
+PATIENCE_S = 180.0
+INGRESSES: tuple[Ingress, ...] = ("ray", "haproxy")
+Row = dict[str, Any]
+
+
+@contextmanager
+def serving(export: Path, ingress: Ingress) -> Iterator[str]:
+    """Run two replicas on a Ray of this process; yield the service's address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    replicas = ReplicaSettings(min=2, max=2)
+    settings = ServeSettings(port=port, ingress=ingress, cpus_per_replica=1, replicas=replicas)
+    ray.init(num_cpus=3, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
+    try:
+        service = serve_export(export, settings, ready=lambda url: None, blocking=False)
+        yield service.url
+        service.stop()
+    finally:
+        ray.shutdown()
+
+
+def replicas(url: str) -> set[str]:
+    """Return the replicas that answer for the service's figures; none where it was asked of one that is gone."""
+    try:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
+            lines = answer.read().decode().splitlines()
+    except (urllib.error.URLError, OSError):
+        return set()
+    return {one.split('replica="')[1].split('"')[0] for one in lines if one.startswith("broadfast_waiting_requests{")}
+
+
+def wait_for_two(url: str, gone: str = "") -> None:
+    """Wait until two replicas answer, `gone` not among them."""
+    deadline = time.monotonic() + PATIENCE_S
+    while len(found := replicas(url)) != 2 or any(gone.endswith(name) for name in found if gone):
+        assert time.monotonic() < deadline, f"still {found}"
+        time.sleep(0.1)
+
+
+def kill_one(url: str) -> None:
+    """Kill a replica's process and wait until there are two again."""
+    names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+    victim = next(name for name in names if "SERVE_REPLICA" in name)
+    ray.kill(ray.get_actor(victim, namespace="serve"))
+    wait_for_two(url, victim)
+
+
+def under_load(event: str, generator: Contestant, url: str, seconds: float, act: Callable[[], None]) -> Row:
+    """Let something happen while callers ask; return how long it took and how their requests ended."""
+    with ThreadPoolExecutor(1) as pool:
+        phase = pool.submit(generator.ask, url=f"{url}/v1/score", clients=CLIENTS, seconds=seconds)
+        time.sleep(LEAD_S)
+        start = time.perf_counter()
+        act()
+        took = time.perf_counter() - start
+        said = phase.result()
+    ends = {name: said[name] for name in ("good", "refused", "failed", "longest_gap_s")}
+    return {"event": event, "took_s": took, **ends, "slowest_ms": max(said["latencies_ms"])}
+
+
+def changed_copy(export: Path, folder: Path) -> Path:
+    """Return an export like the given one but for one weight: another model to the service."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(export, folder)
+    weights = load_file(folder / "model.safetensors")
+    first = min(weights)
+    weights[first] = weights[first] * 1.001
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+def one_ingress(ingress: Ingress, kills: int, seconds: float) -> list[Row]:
+    """Kill and roll behind one ingress, in this process."""
+    pairs = make_pairs_of_real_length()
+    folder = prepare(pairs)
+    export = folder / "export"
+    other = changed_copy(export, folder / "export-rolled-in")
+    generator = Contestant.start("generator", "generator.py", str(write_bodies(folder, pairs)))
+    assert "ready" in generator.hear()
+    with serving(export, ingress) as url:
+        wait_for_two(url)
+        generator.ask(url=f"{url}/v1/score", clients=CLIENTS, seconds=LEAD_S)  # warms up
+        rows = [under_load("kill", generator, url, seconds, lambda: kill_one(url)) for _ in range(kills)]
+        for target in (other, export):
+            rows.append(under_load("roll", generator, url, seconds, lambda to=target: roll_export(to)))  # type: ignore[misc]
+    generator.stop()
+    return [{"ingress": ingress, **row} for row in rows]
+
+
+def figures_of(rows: list[Row]) -> Iterator[Figure]:
+    """Per ingress: the slowest recovery and the longest silence after a kill, and what a roll cost."""
+    for ingress in INGRESSES:
+        own = [row for row in rows if row["ingress"] == ingress]
+        kills, rolls = ([row for row in own if row["event"] == event] for event in ("kill", "roll"))
+        hung = sum(row["failed"] for row in kills)
+        yield Figure(f"recovery_s_{ingress}", max(row["took_s"] for row in kills), "s until two replicas", "", None)
+        yield Figure(
+            f"silence_s_{ingress}", max(row["longest_gap_s"] for row in kills), "s without an answer", "", None
+        )
+        asked = sum(row[end] for row in kills for end in ("good", "refused", "failed"))
+        yield Figure(f"failed_at_kills_{ingress}", hung, f"of {asked} requests", "", None)
+        lost = sum(row["refused"] + row["failed"] for row in rolls)
+        yield Figure(f"failed_at_rolls_{ingress}", lost, "requests", "none", lost == 0)
+        yield Figure(f"roll_s_{ingress}", max(row["took_s"] for row in rolls), "s until both have it", "", None)
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=30.0, help="length of one phase")
+    parser.add_argument("--only", choices=INGRESSES, help="one ingress, its rows as JSON on the last line")
+    options = parser.parse_args()
+    if options.only:
+        print(json.dumps(one_ingress(options.only, options.kills, options.seconds)))
+        return
+    rows: list[Row] = []
+    for ingress in INGRESSES:  # Ray Serve takes its ingress from the environment when it is imported
+        environment = {**os.environ, **LOCAL_ENVIRONMENT, **ingress_environment(ServeSettings(ingress=ingress))}
+        command = [sys.executable, *sys.argv, "--only", ingress]
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        rows += json.loads(done.stdout.splitlines()[-1])
+    write_results("recovery", list(figures_of(rows)), rows)
+
+
+if __name__ == "__main__":
+    main()

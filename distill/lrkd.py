@@ -85,10 +85,7 @@ class LrkdTask(TrainTask):
 
     def build(self) -> Student:
         torch.manual_seed(self.seed)
-        student = build_student(self.student.model, self.config)
-        if self.settings.gradient_checkpointing:
-            student.encoder.gradient_checkpointing_enable({"use_reentrant": False})
-        return student
+        return build_student(self.student.model, self.config)
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
         tokens = encode_pairs(self._tokenizer(), rows, self.config.max_tokens, self.config.fields, PAD_MULTIPLE)
@@ -107,11 +104,12 @@ class LrkdTask(TrainTask):
 
     def loss(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
         output = model(**{name: batch[name] for name in INPUTS if name in batch})
-        parts = self.parts(output, batch)
+        weight = scheduled(self.student.alignment_weight, self.student.alignment_schedule, self.progress)
+        parts = self.parts(output, batch, weight)
         figures = {name: float(part.detach().sum()) for name, part in parts.items()}
         return torch.stack([part.sum() for part in parts.values()]).sum(), figures
 
-    def parts(self, output: StudentOutput, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def parts(self, output: StudentOutput, batch: dict[str, Any], alignment_weight: float) -> dict[str, Tensor]:
         """Return the parts of the loss, each already times its weight, per example (B): what is added up."""
         own, latents = self.student, output.latents
         weights = None if self.class_weights is None else torch.tensor(self.class_weights, device=batch["label"].device)
@@ -126,7 +124,7 @@ class LrkdTask(TrainTask):
                 normalise=own.normalise_targets,
                 temperature=own.temperature,
             )
-            parts["alignment"] = scheduled(own.alignment_weight, own.alignment_schedule, self.progress) * aligned
+            parts["alignment"] = alignment_weight * aligned
         if own.soft_label_weight:
             parts["soft"] = own.soft_label_weight * soft_label_loss(output.logits, batch["soft"], batch["judged"])
         if own.margin_mse_weight:
@@ -146,7 +144,8 @@ class LrkdTask(TrainTask):
         with torch.enable_grad():
             states = states.detach().requires_grad_()
             output = student.read(states, batch["attention_mask"])
-            parts = self.parts(output, batch)
+            # At lambda itself, wherever its schedule is: losses on dev are compared over the training.
+            parts = self.parts(output, batch, self.student.alignment_weight)
             pulls = {name: gradient_norms(parts[name], states) for name in ("ce", "alignment") if name in parts}
         columns = {name: part.tolist() for name, part in parts.items()}
         columns |= {f"{name}_gradient": norms.tolist() for name, norms in pulls.items()}

@@ -61,6 +61,10 @@ class Student(nn.Module):
         verdicts = latents > 0 and config.per_perspective
         self.verdicts = PerLatentLinear(latents, config.target_width, labels) if verdicts else None
 
+    def gradient_checkpointing_enable(self) -> None:
+        """Compute the encoder's activations anew in the backward pass instead of keeping them."""
+        self.encoder.gradient_checkpointing_enable({"use_reentrant": False})
+
     def encode(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """Return the token states BxTxH of token ids BxT."""
         extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}

@@ -5,6 +5,7 @@ Cohere: https://docs.cohere.com/reference/rerank, Jina: https://jina.ai/reranker
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 from pydantic import (
@@ -12,7 +13,6 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
-    JsonValue,
     Tag,
     create_model,
     field_validator,
@@ -27,7 +27,6 @@ class DocumentInput(BaseModel):
     """A document as an object: its `text`, or a product's `title`; other members are given back and not read."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, JsonValue]
     text: str | None = None
     title: str | None = None
     brand: str | None = None
@@ -37,6 +36,10 @@ class DocumentInput(BaseModel):
     def _something(self) -> DocumentInput:
         if not ((self.title or "").strip() or (self.text or "").strip()):
             raise ValueError("needs a text or a title that is not blank")
+        try:  # pydantic checks the text of fields, not of what is only given back
+            json.dumps(self.model_extra, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("holds half of a surrogate pair, which is no text") from error
         return self
 
 

@@ -90,11 +90,15 @@ def plan_stages(config: RunConfig, fleet: Fleet, stages: Sequence[Stage]) -> lis
 
 
 def _on(fleet: Fleet, least: float, plan: StagePlan) -> StagePlan:
-    """Return the plan, refused where its least number of GPUs is more than there are."""
-    if plan.problem or least <= fleet.count:
+    """Return the plan, refused where its least number of GPUs is more than there are or than nodes can hold."""
+    room = fleet.nodes * math.floor(fleet.gpus_per_node / plan.each)  # each engine or worker lies on one node
+    if plan.problem or least <= min(fleet.count, room * plan.each):
         return plan
-    problem = f"asks for at least {least:g} GPUs and there are {fleet.count}: lower its workers or replicas, or add "
-    return replace(plan, tokens_per_s=None, hours=None, problem=problem + "--nodes")
+    has = f"there are {fleet.count}"
+    if least <= fleet.count:
+        has = f"of {plan.each:g} each the nodes hold {room * plan.each:g}"
+    problem = f"asks for at least {least:g} GPUs and {has}: lower its workers or replicas, or add --nodes"
+    return replace(plan, tokens_per_s=None, hours=None, problem=problem)
 
 
 def _generation(config: RunConfig, fleet: Fleet, stage: Stage) -> StagePlan:
@@ -108,7 +112,7 @@ def _generation(config: RunConfig, fleet: Fleet, stage: Stage) -> StagePlan:
     memory = _engine_memory(engine, model, fleet.gpu, width, engine.tensor_parallel)
     answers = generated(config, ask, fleet.pairs)
     row = StagePlan(stage.name, copies, each, memory, f"{answers:,} answers")
-    if problem := _generation_problem(engine, model, fleet, width, each) or _too_few(copies, engine.replicas.min, each):
+    if problem := _generation_problem(engine, model, fleet, width, each):
         return replace(row, problem=problem)
     tokens = math.floor(memory.kv_cache / kv_bytes_per_token(model, width, engine.tensor_parallel))
     prompt, answer = min(prompt_tokens(ask), engine.max_model_len - ask.max_tokens), answer_tokens(ask)
@@ -119,13 +123,6 @@ def _generation(config: RunConfig, fleet: Fleet, stage: Stage) -> StagePlan:
     note = f"KV cache for {tokens:,} tokens, {sequences} sequences of {prompt} + {answer} tokens at once"
     timed = (None, None) if width == 4 else (rate * answer, answers / rate / 3600)
     return replace(row, tokens_per_s=timed[0], hours=timed[1], note=note)
-
-
-def _too_few(copies: int, least: int, each: float) -> str:
-    """Return why not all that there must be can be placed, or nothing: one of `each` GPUs must lie on one node."""
-    if copies >= least:
-        return ""
-    return f"at least {least} of {each:g} GPUs each are asked for, and the nodes have room for {copies}: lower it or add --nodes"
 
 
 def _engine_memory(engine: VllmEngine, model: ModelSize, gpu: Gpu, width: int, parallel: int) -> Memory:
@@ -173,8 +170,6 @@ def _training(
 ) -> StagePlan:
     workers, recompute = settings.workers, settings.gradient_checkpointing
     plan = _training_plan(settings, trained, work)
-    each = workers.gpus_per_worker
-    room = fleet.nodes * math.floor(fleet.gpus_per_node / each) if each else workers.count
     memory = training_memory(model, plan)
     row = StagePlan(
         stage.name, workers.count, workers.gpus_per_worker, memory, f"<= {work.rows:,} {work.unit}",
@@ -185,8 +180,6 @@ def _training(
         names = ", ".join(f"{stage.short}.train.{change}" for change in changes)
         way_out = f"Set {names}" if changes else "No setting mends that: tune with LoRA, or take a smaller model"
         return replace(row, problem=f"{_too_large(memory, fleet.gpu.memory)}. {way_out}")
-    if problem := _too_few(room, workers.count, each):
-        return replace(row, problem=problem)
     if plan.precision_bytes == 4:
         return row
     rate = training_tokens_per_second(model, fleet.gpu, workers.count, trained < model.parameters, recompute)

@@ -56,7 +56,7 @@ def collect(config: ReportStage, folder: StageFolder) -> dict[str, Any]:
         "perspectives": names,
         "data": data(pairs, at["1-pairs"], scheme),
         "headline": quality,
-        "segments": segments(pairs, judged, students, scheme, **draws),
+        "segments": segments(pairs, judged, students, names, scheme, **draws),
         "teacher": teacher(pairs, judged, names, scheme),
         "teacher_by_stage": stages_of_teacher(pairs, judged, answers, names),
         "agreement": agreement(pairs, judged, names),

@@ -21,12 +21,14 @@ LONGEST = "7 words or more"
 
 
 def segments(
-    pairs: Pairs, judged: Pairs, students: Mapping[str, Pairs], scheme: Scheme, *, resamples: int, seed: int
-) -> list[Row]:
+    pairs: Pairs, judged: Pairs, students: Mapping[str, Pairs], perspectives: Sequence[str], scheme: Scheme, *,
+    resamples: int, seed: int,
+) -> list[Row]:  # fmt: skip
     """Return one row per segment's value, of the test pairs that every judge answered.
 
-    Returns rows of `segment`, `value`, `pairs`, `queries`, `judges` (accuracy and macro-F1 by name) and
-        `difference` (accuracy of LRKD minus labels only with its interval; None without a labels-only student).
+    Returns rows of `segment`, `value`, `pairs`, `queries`, `judges` (accuracy and macro-F1 by name), `perspectives`
+        (the teacher's accuracy by perspective, one without an answer is wrong) and `difference` (accuracy of LRKD
+        minus labels only with its interval; None without a labels-only student).
     """
     ids = [i for i in judged if pairs[i]["split"] == "test" and all(i in rows for rows in students.values())]
     answers = {"teacher": {i: judged[i]["vote"] for i in ids}}
@@ -35,7 +37,8 @@ def segments(
     for segment, values in grouped(pairs, judged, ids).items():
         for value, inside in values.items():
             row = measured(pairs, answers, inside, scheme, resamples=resamples, seed=seed)
-            found.append({"segment": segment, "value": value} | row)
+            right = {name: hits(pairs, judged, inside, place) for place, name in enumerate(perspectives)}
+            found.append({"segment": segment, "value": value, "perspectives": right} | row)
     return found
 
 
@@ -87,6 +90,11 @@ def agreement_of(verdicts: Sequence[str | None]) -> str | None:
     if len(said) < 2:
         return None
     return "agree" if len(set(said)) == 1 else "conflict"
+
+
+def hits(pairs: Pairs, judged: Pairs, ids: Sequence[str], place: int) -> float:
+    """Return the accuracy of the perspective at `place`."""
+    return sum(judged[i]["verdicts"][place] == pairs[i]["label"] for i in ids) / len(ids)
 
 
 def measured(

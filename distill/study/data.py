@@ -76,7 +76,7 @@ def open_data(data: DataSet, config: StudyConfig) -> StudyData:
     """Read a finished run folder and write its `pairs.json`.
 
     Raises:
-        UserError: the folder is no run's, or a stage that the study reads has not finished.
+        UserError: the folder is no run's, a stage that the study reads has not finished, or records are of other data.
     """
     saved = data.run / "config.json"
     missing = [stage for stage in READS if not (data.run / stage / MANIFEST).is_file()]
@@ -89,8 +89,21 @@ def open_data(data: DataSet, config: StudyConfig) -> StudyData:
     labels = _absolute(LabelSettings(**settings["labels"]))
     names = PerspectiveSettings(**settings["perspectives"]).names
     pairs = read_pairs(data, load_scheme(labels.scheme), names, config)
+    _check_records(config.records / data.name, pairs)
     write_json(config.records / data.name / INDEX, pairs.model_dump(mode="json"))
     return StudyData(data.name, data.run.resolve(), labels, pairs)
+
+
+def _check_records(folder: Path, pairs: StudyPairs) -> None:
+    """Refuse to add runs on these pairs to records of others, whose tables could not be made any more."""
+    if not (folder / INDEX).is_file():
+        return
+    before = StudyPairs(**read_json(folder / INDEX))
+    if before.fingerprint != pairs.fingerprint and any(folder.glob("*.jsonl")):
+        raise UserError(
+            f"records: {folder} holds runs on other content than data.{folder.name}.run. Give the data set another "
+            "name, set other records, or delete that folder."
+        )
 
 
 def reopen_data(data: DataSet, config: StudyConfig) -> StudyData:

@@ -190,5 +190,5 @@ def execute(jobs: Sequence[Any], workers: StudyWorkers) -> Iterator[tuple[int, d
         try:
             result = ray.get(done)
         except ray.exceptions.RayError as error:
-            result = str(error).strip().splitlines()[-1]
+            result = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         yield place, result

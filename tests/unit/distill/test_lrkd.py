@@ -18,6 +18,7 @@ from distill.lrkd import LrkdTask, run, tasks
 from distill.student import Student
 from mpcot.config import PerspectiveSettings
 from mpcot.sources.config import LabelSettings
+from tests.one_worker import process_group, train_here
 
 TRAIN = TrainSettings(epochs=1, learning_rate=3e-3, global_batch=8, micro_batch=8, precision="fp32")
 Stage = Callable[..., StageFolder]
@@ -62,6 +63,23 @@ def test_the_weight_of_the_alignment_follows_its_schedule(
     for progress, share in zip((0.0, 0.25, 1.0), shares, strict=True):
         task.progress = progress
         assert losses(task)[1]["alignment"] == pytest.approx(share * constant, rel=1e-5)
+        # Losses on dev are compared over the training, so there lambda does not change.
+        seen = task.predict(task.build().eval(), task.collate(list(task.dev_rows()[:4])))
+        plain = lrkd(encoder, stage("9-student"), alignment_weight=0.5)
+        again = plain.predict(plain.build().eval(), plain.collate(list(plain.dev_rows()[:4])))
+        assert [row["alignment"] for row in seen] == pytest.approx([row["alignment"] for row in again])
+
+
+def test_activations_computed_anew_teach_the_same(
+    encoder: Path, stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    with process_group(tmp_path):
+        for again in (False, True):
+            own = TRAIN.model_copy(update={"gradient_checkpointing": again})
+            found.append(train_here(lrkd(encoder, stage("9-student"), train=own), tmp_path / str(again), monkeypatch))
+    plain, recomputed = ([row["loss"] for row in history if row["split"] == "dev"] for history in found)
+    assert plain and recomputed == pytest.approx(plain, rel=1e-4)
 
 
 def test_the_loss_is_a_sum_over_examples(encoder: Path, stage: Stage) -> None:
@@ -120,7 +138,7 @@ def test_the_gradient_is_that_at_the_encoders_output(encoder: Path, stage: Stage
 
     hook = model.encoder.register_forward_hook(keep)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
-    task.parts(model(**inputs), batch)["ce"].sum().backward()
+    task.parts(model(**inputs), batch, 1.0)["ce"].sum().backward()
     hook.remove()
     with torch.no_grad():
         record = task.predict(model, batch)[0]

@@ -33,6 +33,8 @@ def test_every_segment_shares_out_the_pairs_that_all_judges_answered(tmp_path: P
     accuracy = {name: row["accuracy"] for name, row in agree["judges"].items()}
     assert accuracy == pytest.approx({"teacher": 16 / 20, "lrkd": 14 / 20, "ce_only": 12 / 20})
     assert agree["difference"]["difference"] == pytest.approx(2 / 20)
+    # In conflict are the wrong verdicts of the rules; intent is silent in one pair of four there.
+    assert conflict["perspectives"] == {"intent": 0.75, "attributes": 1.0, "rules": 0.0}
 
 
 def test_without_a_labels_only_student_there_is_no_difference(tmp_path: Path) -> None:

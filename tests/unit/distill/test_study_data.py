@@ -111,6 +111,19 @@ def test_hidden_labels_leave_pairs_of_the_same_queries_to_the_vote_in_every_fold
         reopen_data(whole.data[0], whole)
 
 
+def test_records_of_other_content_are_not_added_to(encoder: Path, shop: Path) -> None:
+    settings = config(encoder, shop)
+    open_data(settings.data[0], settings)
+    pairs = shop / "1-pairs/pairs.parquet"
+    table = read_table(pairs)
+    write_table(pairs, table.slice(1))
+    open_data(settings.data[0], settings)  # without a run on the first content nothing is lost
+    Records(settings.records).add("shop", "kl", {"key": "a"})
+    write_table(pairs, table)
+    with pytest.raises(UserError, match=r"records: .*shop holds runs on other content than data\.shop\.run"):
+        open_data(settings.data[0], settings)
+
+
 def test_the_digest_is_of_content(shop: Path) -> None:
     before = content_digest(shop)
     pairs, targets = (shop / f for f in ("1-pairs/pairs.parquet", "8-targets/targets.parquet"))

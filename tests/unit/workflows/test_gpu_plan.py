@@ -108,6 +108,18 @@ def test_a_batch_of_the_reference_job_that_does_not_fit_names_one_that_does() ->
         (["engine.tensor_parallel=16"], 4, "2-rationales", "a node has 8"),
         (["engine.replicas.min=5", "engine.replicas.max=5"], 1, "4-samples", "at least 10 GPUs and there are 8"),
         (["sft.train.workers.count=16"], 1, "3-sft", "at least 16 GPUs and there are 8"),
+        (
+            ["engine.tensor_parallel=5", "engine.replicas.gpus=5", "engine.replicas.min=3", "engine.replicas.max=3"],
+            2,
+            "2-rationales",
+            "at least 15 GPUs and of 5 each the nodes hold 10",
+        ),
+        (
+            ["sft.train.workers.count=1", "sft.train.workers.gpus_per_worker=16"],
+            2,
+            "3-sft",
+            "of 16 each the nodes hold 0",
+        ),
     ],
 )
 def test_what_the_nodes_cannot_place_is_refused(changes: list[str], nodes: int, stage: str, words: str) -> None:

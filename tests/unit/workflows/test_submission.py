@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from cluster.errors import UsageError
+from cluster.errors import UsageError, UserError
 from tests.command import broadfast, text
+from workflows import submit
 from workflows.submit import ROOT, plan_submission, requirements
 
 DEMO = Path("workflows/configs/demo.toml")
@@ -59,3 +63,36 @@ def test_an_address_where_nothing_answers_is_named() -> None:
     result = broadfast("submit", ROOT / DEMO, "--address", "http://127.0.0.1:9", "--out", OUT)
     assert result.exit_code == 1
     assert "--address 'http://127.0.0.1:9': no Ray job server answers there" in text(result)
+
+
+class LostServer:
+    """A job server that breaks off the log and does not answer for a while."""
+
+    def __init__(self, lost: int) -> None:
+        self.answers: Iterator[bool] = iter([False] * lost + [True] * 9)
+
+    async def tail_job_logs(self, job_id: str):
+        yield "first line\n"
+        raise RuntimeError("the head went")
+
+    def get_job_info(self, job_id: str) -> SimpleNamespace:
+        if not next(self.answers):
+            raise ConnectionError("refused")
+        return SimpleNamespace(status=Ended("FAILED"), message="it failed", driver_exit_code=7)
+
+
+class Ended(str):
+    def is_terminal(self) -> bool:
+        return True
+
+
+def test_a_job_server_that_goes_and_comes_back_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(submit, "POLL_S", 0.01)
+    assert asyncio.run(submit.follow(LostServer(3), "raysubmit_1")) == 7  # type: ignore[arg-type]
+    said = capsys.readouterr().out
+    assert "first line" in said and "the log broke off" in said and "it failed" in said
+    monkeypatch.setattr(submit, "PATIENCE_S", 0.0)
+    with pytest.raises(UserError, match=r"raysubmit_1: its job server does not answer any more .* It may go on"):
+        asyncio.run(submit.follow(LostServer(3), "raysubmit_1"))  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ from results import Figure, write_results
 
 from cluster.ray_session import LOCAL_ENVIRONMENT
 from serve.app import build_app
-from serve.config import ServeSettings
+from serve.config import ReplicaSettings, ServeSettings
 from serve.ingress import ingress_environment
 from serve.run import wait_until_ready
 
@@ -52,12 +52,13 @@ def write_bodies(folder: Path, pairs: Pairs) -> Path:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[tuple[str, str]]:
-    """Run both applications on one Ray Serve; yield the addresses to post to, ours first."""
+def serving(folder: Path, replicas: int) -> Iterator[tuple[str, str]]:
+    """Run both applications on one Ray Serve, ours on replicas that share the cores; yield the addresses, ours first."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    settings = ServeSettings(port=port, cpus_per_replica=THREADS)
+    among = ReplicaSettings(min=replicas, max=replicas)
+    settings = ServeSettings(port=port, cpus_per_replica=THREADS / replicas, replicas=among)
     # More CPUs than there are, for Ray to count: the two models never work at the same time.
     ray.init(num_cpus=2 * THREADS + 1, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
     ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
@@ -149,6 +150,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="length of one phase")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--ingress", choices=("ray", "haproxy"), default="haproxy")
+    parser.add_argument("--replicas", type=int, default=1, help="among which the cores are divided")
     options = parser.parse_args()
     # As `broadfast serve` starts its Ray.
     environment = LOCAL_ENVIRONMENT | ingress_environment(ServeSettings(ingress=options.ingress))
@@ -159,7 +161,7 @@ def main() -> None:
     scorer = Contestant.start("scorer", "contestant.py", "scorer, products kept", str(folder))
     generator = Contestant.start("generator", "generator.py", str(write_bodies(folder, pairs)))
     assert "ready" in scorer.hear() and "ready" in generator.hear()
-    with serving(folder) as urls:
+    with serving(folder, options.replicas) as urls:
         turns = capacities(scorer, generator, urls, pairs, options.seconds, options.rounds + 1)
         capacity = statistics.median(turn["service"] for turn in turns) / PRODUCTS
         rows = open_loop(generator, urls[0], capacity, options.seconds, options.rounds)

@@ -56,9 +56,12 @@ def run_stages(config: RunConfig, run_dir: Path, stages: Sequence[Stage], redo: 
     preflight(config, stages)
     with locked(run_dir), ray_session(config.cluster) as resources:
         check_resources(config, stages, resources)
-        write_json(run_dir / "config.json", config.model_dump(mode="json"))
         if redo:
             forget(run_dir, stages[0])
+        for stage in stages:  # up to the first that is to be made: a folder that is refused keeps its own config
+            if not finished_before(config, run_dir, stage):
+                break
+        write_json(run_dir / "config.json", config.model_dump(mode="json"))
         for stage in stages:
             _run_one(config, run_dir, stage)
 
@@ -160,14 +163,24 @@ def forget(run_dir: Path, first: Stage) -> None:
             (run_dir / stage.name / name).unlink(missing_ok=True)
 
 
-def _run_one(config: RunConfig, run_dir: Path, stage: Stage) -> None:
+def finished_before(config: RunConfig, run_dir: Path, stage: Stage) -> bool:
+    """Return whether the stage has finished with these settings.
+
+    Raises:
+        UserError: it was made by other settings, or a stage that it reads has not finished.
+    """
     folder = stage_folder(config, run_dir, stage)
     manifest = folder.manifest()
-    if manifest:
-        if manifest["fingerprint"] == folder.fingerprint:
-            console().print(f"[dim]{stage.name:14} finished before, skipped[/dim]", highlight=False)
-            return
+    if manifest and manifest["fingerprint"] != folder.fingerprint:
         raise UserError(foreign(folder, manifest))
+    return manifest is not None
+
+
+def _run_one(config: RunConfig, run_dir: Path, stage: Stage) -> None:
+    if finished_before(config, run_dir, stage):
+        console().print(f"[dim]{stage.name:14} finished before, skipped[/dim]", highlight=False)
+        return
+    folder = stage_folder(config, run_dir, stage)
     prepare(folder)
     console().print(f"[bold]{stage.name:14}[/bold] {stage.about}", highlight=False)
     started = time.monotonic()

@@ -53,7 +53,7 @@ def write_bodies(folder: Path, pairs: Pairs) -> Path:
 
 @contextmanager
 def serving(folder: Path, replicas: int) -> Iterator[tuple[str, str]]:
-    """Run both applications on one Ray Serve, ours on replicas that share the cores; yield the addresses, ours first."""
+    """Run both applications on one Ray Serve, ours on so many replicas; yield the addresses to post to, ours first."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -8,7 +8,7 @@ over the labelled train and test pairs of a finished run; macro-F1 with an inter
 from __future__ import annotations
 
 from argparse import ArgumentParser
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,12 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from cluster.artifacts import read_json
 from cluster.storage import read_table
 from distill.config import TargetSettings
+from distill.evaluate import paired_bootstrap
 from distill.targets import SentenceEncoder
+from mpcot.labels import load_scheme
 
 ENCODER = Path(__file__).parents[1] / "models/all-minilm-l6-v2"
 RESAMPLES = 2000
@@ -46,42 +49,34 @@ def read(run: Path) -> tuple[list[Row], dict[str, np.ndarray]]:
     return pairs, {"soft verdict": soft, "query and title": text, "rationales": rationales, "both": both}
 
 
-def probe(features: np.ndarray, labels: np.ndarray, queries: np.ndarray) -> np.ndarray:
+def probe(features: np.ndarray, labels: Sequence[str], queries: Sequence[str]) -> list[str]:
     """Return the label of each pair as a probe says that never saw its query."""
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
-    found: np.ndarray = cross_val_predict(model, features, labels, groups=queries, cv=GroupKFold(5))
-    return found
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=200))
+    return list(cross_val_predict(model, features, labels, groups=queries, cv=GroupKFold(5)))
 
 
-def macro_f1(labels: np.ndarray, said: np.ndarray) -> float:
+def macro_f1(labels: Sequence[str], said: Sequence[str]) -> float:
     return float(f1_score(labels, said, average="macro", zero_division=0))
 
 
-def gain(labels: np.ndarray, said: np.ndarray, base: np.ndarray, queries: np.ndarray) -> tuple[float, float, float]:
-    """Return the points of macro-F1 of `said` over `base` with the 95 % interval of a bootstrap over queries."""
-    draw = np.random.default_rng(13)
-    places = [np.flatnonzero(queries == query) for query in np.unique(queries)]
-    found = []
-    for _ in range(RESAMPLES):
-        rows = np.concatenate([places[i] for i in draw.integers(len(places), size=len(places))])
-        found.append(macro_f1(labels[rows], said[rows]) - macro_f1(labels[rows], base[rows]))
-    low, high = np.percentile(found, (2.5, 97.5))
-    return 100 * (macro_f1(labels, said) - macro_f1(labels, base)), 100 * float(low), 100 * float(high)
-
-
 def one_run(name: str, run: Path) -> Iterator[Row]:
-    """Yield a row per kind of features; gains are over query and title."""
+    """Yield a row per kind of features; gains are of macro-F1, in points over query and title."""
+    scheme = load_scheme(read_json(run / "config.json")["labels"]["scheme"])
     pairs, features = read(run)
-    labels = np.array([pair["label"] for pair in pairs])
-    queries = np.array([pair["query_id"] for pair in pairs])
+    labels, queries = ([pair[column] for pair in pairs] for column in ("label", "query_id"))
     said = {kind: probe(values, labels, queries) for kind, values in features.items()}
     for kind, one in said.items():
-        points, low, high = gain(labels, one, said["query and title"], queries)
-        figures = {"accuracy": float(accuracy_score(labels, one)), "macro_f1": macro_f1(labels, one)}
+        gain = paired_bootstrap(labels, said["query and title"], one, queries, scheme, "macro_f1", RESAMPLES, seed=13)
         yield {
-            "data": name, "features": kind, "pairs": len(pairs), **figures,
-            "gain_points": points, "gain_low": low, "gain_high": high,
-        }  # fmt: skip
+            "data": name,
+            "features": kind,
+            "pairs": len(pairs),
+            "accuracy": float(accuracy_score(labels, one)),
+            "macro_f1": macro_f1(labels, one),
+            "gain_points": 100 * gain["difference"],
+            "gain_low": 100 * gain["low"],
+            "gain_high": 100 * gain["high"],
+        }
 
 
 def main() -> None:

@@ -56,8 +56,8 @@ class Service(Protocol):
         """The name of the model."""
 
     @property
-    def about(self) -> ModelInfo:
-        """What the model can do."""
+    def models(self) -> list[ModelInfo]:
+        """What can answer: the model, then those of an experiment's other arms."""
 
     async def score(self, request: ScoreInput, asker: Asker | None = None) -> ScoreResponse:
         """Score, or raise `Problem`; where there is an experiment, by the arm of the asker's unit."""
@@ -152,9 +152,9 @@ def models(service: Service, limits: LimitSettings) -> APIRouter:
     """`/v1/models` and `/v1/examples`."""
     router = APIRouter()
 
-    @router.get("/v1/models", summary="The model, its labels and perspectives")
+    @router.get("/v1/models", summary="Each model, its labels and perspectives")
     async def listed() -> ModelList:
-        return ModelList(data=[service.about])
+        return ModelList(data=service.models)
 
     # Not async: it reads through the whole index, which the event loop should not wait for.
     def examples(query: str = "", count: int = min(20, limits.products_per_request)) -> Examples:

@@ -52,9 +52,9 @@ class StudentService:
         self.metrics.watch_waiting(self.waiting)
 
     @property
-    def about(self) -> ModelInfo:
-        """What the model can do."""
-        return self.scorer.about
+    def models(self) -> list[ModelInfo]:
+        """What can answer: one model."""
+        return [self.scorer.about]
 
     def examples(self, query: str, count: int) -> Examples:
         """Queries and titles of the export's index; none where it carries none."""

@@ -78,9 +78,9 @@ class SwappingService:
         return self.current.service.model
 
     @property
-    def about(self) -> ModelInfo:
-        """What it can do."""
-        return self.current.service.about
+    def models(self) -> list[ModelInfo]:
+        """What can answer now."""
+        return self.current.service.models
 
     def examples(self, query: str, count: int) -> Examples:
         """Queries and titles of its index."""

@@ -17,7 +17,7 @@ class Echo:
     def __init__(self) -> None:
         self.metrics = Metrics()
 
-    about = ModelInfo(
+    model_info = ModelInfo(
         id="echo",
         labels=[LabelInfo(code="E", name="Exact", meaning="all of it", gain=1, relevant=True)],
         perspectives=["intent", "rules"],
@@ -26,6 +26,7 @@ class Echo:
         fields="title",
         max_tokens=9,
     )
+    models = [model_info]
 
     async def score(self, request: ScoreInput, asker: Asker | None = None) -> ScoreResponse:
         if request.query == "full":

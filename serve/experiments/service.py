@@ -38,9 +38,10 @@ class ExperimentService:
         self.in_shadow: set[asyncio.Task[None]] = set()
 
     @property
-    def about(self) -> ModelInfo:
-        """What the model of `default` can do."""
-        return self.default.about
+    def models(self) -> list[ModelInfo]:
+        """The model of `default`, then those of the arms, each once."""
+        students = {id(student): student for student in (self.default, *self.arms.values())}
+        return [model for student in students.values() for model in student.models]
 
     def examples(self, query: str, count: int) -> Examples:
         """Queries and titles of the index of `default`."""

@@ -157,7 +157,7 @@ def test_explain_takes_no_field_of_score(client):
 
 
 def test_the_model_is_listed(client, service):
-    assert client.get("/v1/models").json() == {"object": "list", "data": [service.about.model_dump()]}
+    assert client.get("/v1/models").json() == {"object": "list", "data": [service.model_info.model_dump()]}
 
 
 def test_examples_are_bounded_by_the_limits(client):

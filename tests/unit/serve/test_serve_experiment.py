@@ -146,6 +146,7 @@ def test_an_export_of_several_arms_is_loaded_once(tmp_path):
     service = start_experiment(default, exports[0], settings)
     assert service.arms["control"] is default
     assert service.arms["new"] is service.arms["shade"] is not default
+    assert [model.id for model in service.models] == [default.model, service.arms["new"].model]
     service.exposures.close()
 
 

@@ -16,6 +16,7 @@ class Echo:
 
     def __init__(self) -> None:
         self.metrics = Metrics()
+        self.models = [self.model_info]
 
     model_info = ModelInfo(
         id="echo",
@@ -26,7 +27,6 @@ class Echo:
         fields="title",
         max_tokens=9,
     )
-    models = [model_info]
 
     async def score(self, request: ScoreInput, asker: Asker | None = None) -> ScoreResponse:
         if request.query == "full":

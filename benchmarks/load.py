@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="length of one phase")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--ingress", choices=("ray", "haproxy"), default="haproxy")
-    parser.add_argument("--replicas", type=int, default=1, help="among which the cores are divided")
+    parser.add_argument("--replicas", type=int, default=THREADS, help="among which the cores are divided")
     options = parser.parse_args()
     # As `broadfast serve` starts its Ray.
     environment = LOCAL_ENVIRONMENT | ingress_environment(ServeSettings(ingress=options.ingress))

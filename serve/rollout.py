@@ -52,7 +52,11 @@ def service_handle() -> Handle:
         UserError: no service runs on the connected Ray.
     """
     try:
-        return ray_serve.get_deployment_handle(DEPLOYMENT, APP_NAME)
+        handle = ray_serve.get_deployment_handle(DEPLOYMENT, APP_NAME)
+        if not handle.is_initialized:
+            # With the environment of HAProxy a handle looks for the caller's event loop, and here there is none.
+            handle._init(_run_router_in_separate_loop=True)
+        return handle
     except RayServeException as error:
         raise UserError(
             "no broadfast service runs on this Ray. Start one with broadfast serve, or name its Ray with --address."

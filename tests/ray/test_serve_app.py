@@ -188,6 +188,6 @@ def test_a_folder_that_is_no_export_starts_nothing(local_ray, tmp_path, settings
         serve_export(tmp_path, settings)
 
 
-def test_a_second_service_on_the_same_port_is_refused(url, export, settings):
-    with pytest.raises(UserError, match=r"serve\.port: cannot listen"):
+def test_a_second_service_on_the_same_ray_is_refused(url, export, settings):
+    with pytest.raises(UserError, match="this Ray serves an export already"):
         serve_export(export, settings)

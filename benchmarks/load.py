@@ -16,7 +16,7 @@ from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import ray
@@ -29,7 +29,7 @@ from results import Figure, write_results
 
 from cluster.ray_session import LOCAL_ENVIRONMENT
 from serve.app import build_app
-from serve.config import ReplicaSettings, ServeSettings
+from serve.config import Ingress, ReplicaSettings, ServeSettings
 from serve.ingress import ingress_environment
 from serve.run import wait_until_ready
 
@@ -149,7 +149,7 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=8.0, help="length of one phase")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--ingress", choices=("ray", "haproxy"), default="haproxy")
+    parser.add_argument("--ingress", choices=get_args(Ingress), default="haproxy")
     parser.add_argument("--replicas", type=int, default=THREADS, help="among which the cores are divided")
     options = parser.parse_args()
     # As `broadfast serve` starts its Ray.

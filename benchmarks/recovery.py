@@ -19,8 +19,9 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import ray
 from contest.running import Contestant
@@ -38,7 +39,7 @@ from serve.run import serve_export
 CLIENTS = 8
 LEAD_S = 3.0  # load before anything happens to it
 PATIENCE_S = 180.0
-INGRESSES: tuple[Ingress, ...] = ("ray", "haproxy")
+INGRESSES: tuple[Ingress, ...] = get_args(Ingress)
 Row = dict[str, Any]
 
 
@@ -72,7 +73,7 @@ def replicas(url: str) -> set[str]:
 def wait_for_two(url: str, gone: str = "") -> None:
     """Wait until two replicas answer, `gone` not among them."""
     deadline = time.monotonic() + PATIENCE_S
-    while len(found := replicas(url)) != 2 or any(gone.endswith(name) for name in found if gone):
+    while len(found := replicas(url)) != 2 or any(gone.endswith(name) for name in found):
         assert time.monotonic() < deadline, f"still {found}"
         time.sleep(0.1)
 
@@ -85,7 +86,7 @@ def kill_one(url: str) -> None:
     wait_for_two(url, victim)
 
 
-def under_load(event: str, generator: Contestant, url: str, seconds: float, act: Callable[[], None]) -> Row:
+def under_load(event: str, generator: Contestant, url: str, seconds: float, act: Callable[[], object]) -> Row:
     """Let something happen while callers ask; return how long it took and how their requests ended."""
     with ThreadPoolExecutor(1) as pool:
         phase = pool.submit(generator.ask, url=f"{url}/v1/score", clients=CLIENTS, seconds=seconds)
@@ -120,9 +121,9 @@ def one_ingress(ingress: Ingress, kills: int, seconds: float) -> list[Row]:
     with serving(export, ingress) as url:
         wait_for_two(url)
         generator.ask(url=f"{url}/v1/score", clients=CLIENTS, seconds=LEAD_S)  # warms up
-        rows = [under_load("kill", generator, url, seconds, lambda: kill_one(url)) for _ in range(kills)]
+        rows = [under_load("kill", generator, url, seconds, partial(kill_one, url)) for _ in range(kills)]
         for target in (other, export):
-            rows.append(under_load("roll", generator, url, seconds, lambda to=target: roll_export(to)))  # type: ignore[misc]
+            rows.append(under_load("roll", generator, url, seconds, partial(roll_export, target)))
     generator.stop()
     return [{"ingress": ingress, **row} for row in rows]
 
@@ -132,13 +133,13 @@ def figures_of(rows: list[Row]) -> Iterator[Figure]:
     for ingress in INGRESSES:
         own = [row for row in rows if row["ingress"] == ingress]
         kills, rolls = ([row for row in own if row["event"] == event] for event in ("kill", "roll"))
-        hung = sum(row["failed"] for row in kills)
+        failed = sum(row["failed"] for row in kills)
         yield Figure(f"recovery_s_{ingress}", max(row["took_s"] for row in kills), "s until two replicas", "", None)
         yield Figure(
             f"silence_s_{ingress}", max(row["longest_gap_s"] for row in kills), "s without an answer", "", None
         )
         asked = sum(row[end] for row in kills for end in ("good", "refused", "failed"))
-        yield Figure(f"failed_at_kills_{ingress}", hung, f"of {asked} requests", "", None)
+        yield Figure(f"failed_at_kills_{ingress}", failed, f"of {asked} requests", "", None)
         lost = sum(row["refused"] + row["failed"] for row in rolls)
         yield Figure(f"failed_at_rolls_{ingress}", lost, "requests", "none", lost == 0)
         yield Figure(f"roll_s_{ingress}", max(row["took_s"] for row in rolls), "s until both have it", "", None)

@@ -59,7 +59,7 @@ def run_stages(config: RunConfig, run_dir: Path, stages: Sequence[Stage], redo: 
         if redo:
             forget(run_dir, stages[0])
         for stage in stages:  # up to the first that is to be made: a folder that is refused keeps its own config
-            if not finished_before(config, run_dir, stage):
+            if not own_folder(config, run_dir, stage).manifest():
                 break
         write_json(run_dir / "config.json", config.model_dump(mode="json"))
         for stage in stages:
@@ -163,8 +163,8 @@ def forget(run_dir: Path, first: Stage) -> None:
             (run_dir / stage.name / name).unlink(missing_ok=True)
 
 
-def finished_before(config: RunConfig, run_dir: Path, stage: Stage) -> bool:
-    """Return whether the stage has finished with these settings.
+def own_folder(config: RunConfig, run_dir: Path, stage: Stage) -> StageFolder:
+    """Return the stage's folder; if it has a manifest, it was made with these settings.
 
     Raises:
         UserError: it was made by other settings, or a stage that it reads has not finished.
@@ -173,14 +173,14 @@ def finished_before(config: RunConfig, run_dir: Path, stage: Stage) -> bool:
     manifest = folder.manifest()
     if manifest and manifest["fingerprint"] != folder.fingerprint:
         raise UserError(foreign(folder, manifest))
-    return manifest is not None
+    return folder
 
 
 def _run_one(config: RunConfig, run_dir: Path, stage: Stage) -> None:
-    if finished_before(config, run_dir, stage):
+    folder = own_folder(config, run_dir, stage)
+    if folder.manifest():
         console().print(f"[dim]{stage.name:14} finished before, skipped[/dim]", highlight=False)
         return
-    folder = stage_folder(config, run_dir, stage)
     prepare(folder)
     console().print(f"[bold]{stage.name:14}[/bold] {stage.about}", highlight=False)
     started = time.monotonic()

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from results import Figure, write_results
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, f1_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -23,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from cluster.artifacts import read_json
 from cluster.storage import read_table
 from distill.config import TargetSettings
-from distill.evaluate import paired_bootstrap
+from distill.evaluate import label_metrics, paired_bootstrap
 from distill.targets import SentenceEncoder
 from mpcot.labels import load_scheme
 
@@ -55,10 +54,6 @@ def probe(features: np.ndarray, labels: Sequence[str], queries: Sequence[str]) -
     return list(cross_val_predict(model, features, labels, groups=queries, cv=GroupKFold(5)))
 
 
-def macro_f1(labels: Sequence[str], said: Sequence[str]) -> float:
-    return float(f1_score(labels, said, average="macro", zero_division=0))
-
-
 def one_run(name: str, run: Path) -> Iterator[Row]:
     """Yield a row per kind of features; gains are of macro-F1, in points over query and title."""
     scheme = load_scheme(read_json(run / "config.json")["labels"]["scheme"])
@@ -71,8 +66,7 @@ def one_run(name: str, run: Path) -> Iterator[Row]:
             "data": name,
             "features": kind,
             "pairs": len(pairs),
-            "accuracy": float(accuracy_score(labels, one)),
-            "macro_f1": macro_f1(labels, one),
+            **label_metrics(labels, one),
             "gain_points": 100 * gain["difference"],
             "gain_low": 100 * gain["low"],
             "gain_high": 100 * gain["high"],

@@ -49,7 +49,11 @@ class Replicas(Resources):
         description="where workers append their answers, if not in the run folder: s3://bucket/folder, one per run",
     )
     stalled_s: PositiveFloat = Field(600.0, description="an engine that finishes no answer for so long has hung")
-    restarts: NonNegativeInt = Field(2, description="engines that died or hung and are started anew, before it stops")
+    restarts: NonNegativeInt = Field(
+        3,
+        description="engines that died or hung and are started anew, before the stage stops; those that a request "
+        "stopped which was found out do not count",
+    )
 
 
 class VllmEngine(Settings):
@@ -72,13 +76,14 @@ class VllmEngine(Settings):
 class ScriptedEngine(Settings):
     """An engine that answers by rule, for tests of everything around a model."""
 
-    no_effect = frozenset({"delay_s", "hangs_after", "stops_after", "log"})
+    no_effect = frozenset({"delay_s", "hangs_after", "stops_after", "stops_on", "log"})
     kind: Literal["scripted"] = "scripted"
     accuracy: float = Field(0.7, ge=0, le=1, description="share of answers whose verdict is the gold label")
     failure_share: float = Field(0.0, ge=0, le=1)
     delay_s: float = Field(0.0, ge=0)
     hangs_after: NonNegativeInt | None = Field(None, description="a replica answers so many requests, then no more")
     stops_after: NonNegativeInt | None = Field(None, description="likewise, but says that it is gone")
+    stops_on: str | None = Field(None, description="a replica is gone once a request holds this text")
     log: str | None = Field(None, description="file that gets a line per request asked")
     replicas: Replicas = Replicas()
 
@@ -103,6 +108,9 @@ class AnswerSettings(Settings):
     splits: tuple[Split, ...] = ("train",)
     pairs_per_split: PositiveInt | None = Field(None, description="at most so many pairs of each split")
     retries: NonNegativeInt = Field(1, description="further tries of an answer that failed, each with a new seed")
+    retry_temperature: float = Field(
+        0.7, gt=0, description="of further tries where `temperature` is 0: at 0 they would end as the first did"
+    )
     max_failed_share: float = Field(0.2, ge=0, le=1, description="stop when a larger share of the answers failed")
 
     @model_validator(mode="after")

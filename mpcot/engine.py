@@ -26,6 +26,7 @@ SPIN = "10000000"
 # How the reasons of failed answers begin: what a rerun asks again, and what no further try can mend.
 ENGINE_ERROR = "engine error"
 PROMPT_TOO_LONG = "prompt too long"
+STOPS_ENGINE = "stops the engine"
 
 
 class EngineStopped(RuntimeError):
@@ -34,13 +35,17 @@ class EngineStopped(RuntimeError):
 
 @dataclass(frozen=True)
 class Ask:
-    """One request to the engine. `shorter` is set where the rule is to cut: the chat with so much description."""
+    """One request to the engine. `shorter` is set where the rule is to cut: the chat with so much description.
+
+    `tried` counts the tries before this one.
+    """
 
     key: str
     chat: list[Message]
     seed: int
     gold: str | None = None
     shorter: Callable[[int], list[Message]] | None = None
+    tried: int = 0
 
 
 @dataclass(frozen=True)
@@ -117,12 +122,12 @@ def engine_environment(engine: VllmEngine, gpu: bool, cores: list[int], shared_n
     return quiet | bound | {"GOMP_SPINCOUNT": SPIN}
 
 
-def sampling(ask: AnswerSettings, regex: str, labels: list[int], seed: int | None) -> Any:
+def sampling(ask: AnswerSettings, regex: str, labels: list[int], seed: int | None, tried: int = 0) -> Any:
     """Return vLLM's parameters of one request: the enforced form, and log-probabilities of the `labels` tokens."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     return SamplingParams(
-        temperature=ask.temperature,
+        temperature=temperature_of(ask, tried),
         top_p=ask.top_p,
         max_tokens=ask.max_tokens,
         seed=seed,
@@ -130,6 +135,11 @@ def sampling(ask: AnswerSettings, regex: str, labels: list[int], seed: int | Non
         logprob_token_ids=labels,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
+
+
+def temperature_of(ask: AnswerSettings, tried: int) -> float:
+    """Return the temperature of a request that was tried `tried` times."""
+    return ask.retry_temperature if tried and not ask.temperature else ask.temperature
 
 
 class Vllm:
@@ -153,10 +163,10 @@ class Vllm:
         # As an engine for many prompts at once it prefills more of them in a step than as a server.
         self.engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
 
-    def _sampling(self, seed: int) -> Any:
+    def _sampling(self, ask: Ask) -> Any:
         # On a CPU, vLLM's per-request generators die when a prompt is prefilled in pieces (no offset).
-        own = seed if self.gpu and self.ask.temperature else None
-        return sampling(self.ask, self.regex, self.labels.all, own)
+        own = ask.seed if self.gpu and temperature_of(self.ask, ask.tried) else None
+        return sampling(self.ask, self.regex, self.labels.all, own, ask.tried)
 
     def _encode(self, chat: list[Message]) -> Sequence[int]:
         return self.tokenizer.encode(render(self.tokenizer, chat), add_special_tokens=False)
@@ -176,7 +186,7 @@ class Vllm:
         request = f"{ask.key}-{ask.seed}"
         try:
             asked = TokensPrompt(prompt_token_ids=list(prompt))
-            async for output in self.engine.generate(asked, self._sampling(ask.seed), request):
+            async for output in self.engine.generate(asked, self._sampling(ask), request):
                 final = output
         except EngineDeadError as dead:
             raise EngineStopped(str(dead)) from dead
@@ -227,6 +237,8 @@ class Scripted:
             await asyncio.Event().wait()
         if script.stops_after is not None and number > script.stops_after:
             raise EngineStopped(f"its processes are gone after {script.stops_after} answers")
+        if script.stops_on and any(script.stops_on in message["content"] for message in ask.chat):
+            raise EngineStopped(f"its processes are gone since it was asked about {script.stops_on!r}")
 
     def close(self) -> None:
         return None

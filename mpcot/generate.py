@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from cluster.artifacts import digest, result_settings
 from cluster.errors import UserError
@@ -33,8 +33,8 @@ from mpcot.engine import Ask, replica_resources
 from mpcot.labels import Scheme
 from mpcot.perspective import Perspective
 from mpcot.prompts import Message, answer_regex, messages
-from mpcot.records import PAIR
-from mpcot.shelves import REQUEST, deal, engine_failed
+from mpcot.records import ANSWER, PAIR
+from mpcot.shelves import REQUEST, deal, settled
 
 MISSING, TRIED = "missing", "tried"
 REQUESTED, REQUESTED_HINTED = "requested.parquet", "requested-hinted.parquet"
@@ -64,14 +64,21 @@ class GenerationPlan:
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker comes to its own digest, so that another version of the code there is noticed.
-        return {name: value for name, value in vars(self).items() if name != "parameters"}
+        return {name: value for name, value in vars(self).items() if name not in ("parameters", "easy")}
 
     @cached_property
     def parameters(self) -> str:
         """Digest of what decides an answer beside its prompt: the model and how it is sampled."""
         kept = {k: v for k, v in result_settings(self.ask).items() if k not in NOT_SAMPLING}
         regex = answer_regex(self.scheme, self.ask.min_chars, self.ask.max_chars)
-        return digest([self.model_digest, kept, regex, self.engine.kind, result_settings(self.engine), self.seed])
+        engine = [self.engine.kind, result_settings(self.engine)]
+        return digest([ANSWER.names, self.model_digest, kept, regex, *engine, self.seed])
+
+    @cached_property
+    def easy(self) -> Ask:
+        """A request that any engine which works can answer."""
+        made = dict.fromkeys(PAIR.names) | {"pair_id": "easy", "query": "shoe", "title": "Shoe"}
+        return next(self.asks(made | {"label": self.scheme.codes[0]}))[2]
 
     def asks(self, pair: dict[str, Any]) -> Iterator[tuple[Perspective, int, Ask]]:
         """Yield every request of a pair: perspectives, then samples, so that they share the cached prompt."""
@@ -138,10 +145,15 @@ def _shared(plan: GenerationPlan, folder: Path) -> Store:
     return Store.at(store).child(folder.name) if store else Store.at(folder)
 
 
-def _answered(answers: Path) -> IdSet:
+def _answered(answers: Path, retries: int) -> IdSet:
+    """Return the keys that need not be asked; parts of another version, none of whose keys can be, are removed."""
+    for part in answers.glob("*.parquet"):
+        if pq.read_schema(part).names != ANSWER.names:
+            part.unlink()
+
     def keys() -> Iterator[list[str]]:
-        for batch in batches_of(answers, ["key", "reason"], PAIRS_AT_A_TIME):
-            yield batch["key"].filter(pc.invert(engine_failed(batch["reason"]))).to_pylist()
+        for batch in batches_of(answers, ["key", "reason", "tries"], PAIRS_AT_A_TIME):
+            yield batch["key"].filter(settled(batch, retries)).to_pylist()
 
     return IdSet(keys())
 
@@ -152,7 +164,7 @@ def _write_missing(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder
     missing.delete()
     (folder / REQUESTED_HINTED).unlink(missing_ok=True)
     (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
-    done = _answered(folder / ANSWERS)
+    done = _answered(folder / ANSWERS, plan.ask.retries)
     pairs_per_file = TASKS_PER_FILE * plan.engine.replicas.pairs_per_task
     counts: Counter[str] = Counter()
 

@@ -15,7 +15,6 @@ from mpcot.records import ANSWER
 from mpcot.shelves import engine_failed
 
 CLOCKS_DIFFER_S = 5.0
-GONE = "engines-gone"
 
 
 class PartWriter:
@@ -72,12 +71,6 @@ class Tries:
                 if other.name != self.worker:
                     earlier[other.name] = min(other.modified_s, earlier.get(other.name, other.modified_s))
         return IdSet(self._written(earlier))
-
-    def engine_gone(self) -> int:
-        """Note that this worker's engine is gone; return how many of the run's are, this one included."""
-        place = self.store.child(GONE)
-        place.touch(self.worker)
-        return len(place.files())
 
     def _written(self, earlier: dict[str, float]) -> Iterator[list[str]]:
         if not earlier:

@@ -43,7 +43,8 @@ FAILED_ROW = pa.schema(
 )
 
 # The parts that the workers of 2-rationales, 4-samples and 7-judgements write -> the same stages.
-# `logprobs` holds one log-probability per label, in the scheme's order; `reason` says why an answer failed.
+# `logprobs` holds one log-probability per label, in the scheme's order; `reason` says why an answer failed, and
+# `tries` how often it was asked for.
 ANSWER = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -55,6 +56,7 @@ ANSWER = pa.schema(
         pa.field("logprobs", pa.list_(pa.float32())),
         pa.field("prompt_tokens", pa.int32()),
         pa.field("output_tokens", pa.int32()),
+        pa.field("tries", pa.int32()),
         pa.field("reason", pa.string()),
     ]
 )

@@ -17,7 +17,7 @@ import pyarrow.dataset as pads
 
 from cluster.files import disk_error
 from cluster.storage import batches_of
-from mpcot.engine import ENGINE_ERROR
+from mpcot.engine import ENGINE_ERROR, PROMPT_TOO_LONG, STOPS_ENGINE
 from mpcot.records import ANSWER
 
 # One row per pair: what is asked about it, and what the stages need to know to sort its answers.
@@ -136,9 +136,10 @@ def _shelf(wanted: list[pa.Table], answered: list[pa.Table]) -> Shelf:
 
 
 def _first_of_each(table: pa.Table) -> pa.Table:
-    """Return one row per key: the first that the engine did not fail on, else the first."""
-    failed = engine_failed(table["reason"])
-    table = pa.concat_tables([table.filter(pc.invert(failed)), table.filter(failed)])
+    """Return one row per key: the first that did not fail, else the first that the engine did not fail on."""
+    whole, broken = pc.is_null(table["reason"]), engine_failed(table["reason"])
+    unusable = pc.invert(pc.or_(whole, broken))
+    table = pa.concat_tables([table.filter(kind) for kind in (whole, unusable, broken)])
     table = table.append_column("row", pa.array(range(len(table)), pa.int64()))
     first = table.group_by("key").aggregate([("row", "min")])
     return table.take(first["row_min"].sort()).select(ANSWER.names).cast(ANSWER)
@@ -146,4 +147,16 @@ def _first_of_each(table: pa.Table) -> pa.Table:
 
 def engine_failed(reasons: pa.Array | pa.ChunkedArray) -> pa.Array:
     """Mark the rows that failed by no fault of their own: a rerun asks them again."""
-    return pc.fill_null(pc.starts_with(reasons, ENGINE_ERROR), False)
+    return _begin(reasons, ENGINE_ERROR)
+
+
+def settled(answers: pa.RecordBatch, retries: int) -> pa.Array:
+    """Mark the answers that a rerun takes over: usable ones, and those that failed as often as they may."""
+    reasons = answers["reason"]
+    hopeless = pc.or_(_begin(reasons, PROMPT_TOO_LONG), _begin(reasons, STOPS_ENGINE))
+    tired = pc.and_(pc.greater(answers["tries"], retries), pc.invert(engine_failed(reasons)))
+    return pc.or_(pc.is_null(reasons), pc.or_(hopeless, tired))
+
+
+def _begin(reasons: pa.Array | pa.ChunkedArray, how: str) -> pa.Array:
+    return pc.fill_null(pc.starts_with(reasons, how), False)

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -18,16 +18,25 @@ import pyarrow as pa
 from cluster.errors import UserError
 from cluster.store import Store
 from mpcot.answers import TooManyFailed, too_many_failed
-from mpcot.engine import ENGINE_ERROR, PROMPT_TOO_LONG, Ask, EngineStopped, Reply, start_engine
+from mpcot.engine import ENGINE_ERROR, PROMPT_TOO_LONG, STOPS_ENGINE, Ask, EngineStopped, Reply, start_engine
 from mpcot.generate import GenerationPlan
 from mpcot.labels import Scheme
 from mpcot.parsing import parse_answer
 from mpcot.parts import PartWriter, Tries
 from mpcot.perspective import Perspective
+from mpcot.suspects import ROOM, Gate, Suspects
 
-ASKS_IN_FLIGHT = 1024
 TOKENS = ("prompt_tokens", "cached_tokens", "output_tokens")
 TICK_S = 1.0
+STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A request that the engine is asked, the room that it takes there, and whose it is."""
+
+    room: int
+    owner: dict[str, Any]
 
 
 class AnswerWorker:
@@ -45,7 +54,11 @@ class AnswerWorker:
         self.name = uuid.uuid4().hex[:12]
         self.parts = PartWriter(answers, self.name, plan.engine.replicas)
         self.tries = Tries(tried, answers, self.name)
+        self.suspects = Suspects(tried.child(STOPPED), self.name)
+        self.gate = Gate()
+        self.inside: dict[str, Inside] = {}
         self.done = self.tokens = 0
+        self.works = False
         self.reasons: Counter[str] = Counter()
         began = time.monotonic()
         self.engine = start_engine(plan.engine, plan.model, plan.scheme, plan.ask)
@@ -59,16 +72,12 @@ class AnswerWorker:
         if len(answered):
             known = answered.has(ask.key for *_, ask in asked)
             asked = [ask for ask, there in zip(asked, known, strict=True) if not there]
-        gate = asyncio.Semaphore(ASKS_IN_FLIGHT)
-
-        async def bounded(work: Coroutine[Any, Any, Reply]) -> Reply:
-            async with gate:
-                return await work
-
+        self.suspects.read()
+        asked.sort(key=lambda ask: self.suspects.blamed(ask[-1].key), reverse=True)
         try:
-            replies = await self._watched([bounded(self._answer(*ask)) for ask in asked])
+            replies = await self._watched([self._enter(*ask) for ask in asked])
         except EngineStopped as stopped:
-            self._start_anew(stopped)
+            await self._start_anew(stopped)
             raise
         sums = {name: [sum(getattr(reply, name) for reply in replies)] for name in TOKENS}
         yield {"answers": [len(replies)], "engine_start_s": [self.start_s]} | sums
@@ -95,14 +104,25 @@ class AnswerWorker:
             # was finished before an error is paid for.
             self.parts.flush()
 
-    def _start_anew(self, stopped: EngineStopped) -> None:
+    async def _start_anew(self, stopped: EngineStopped) -> None:
         """End this process, unless too many have: Ray starts another, which asks for what is not written.
 
-        An engine cannot be replaced in place: what is left of one that hangs may hold its GPU.
+        An engine cannot be replaced in place: what is left of one that hangs may hold its GPU. Of those inside, the
+        ones that were so when another engine stopped are blamed first.
         """
-        gone, restarts = self.tries.engine_gone(), self.plan.engine.replicas.restarts
+        most = max((one.room for one in self.inside.values()), default=0)
+        blamed = {key: one for key, one in self.inside.items() if one.room == most}
+        guilty = most == ROOM and self.works and all(map(self.suspects.guilty, blamed))
+        if guilty:
+            ((key, one),) = blamed.items()
+            row = answer_row(Reply("", None, 0, 0, f"{STOPS_ENGINE}: {str(stopped)[:200]}"), self.plan.scheme)
+            self._add(row | {"key": key, "tries": 1} | one.owner)
+            self.parts.flush()
+        gone, restarts = self.suspects.blame(list(blamed), guilty), self.plan.engine.replicas.restarts
+        await self._tell()
         if gone <= restarts:
-            print(f"An engine stopped: {stopped}. Starting another, {gone} of {restarts}.", file=sys.stderr, flush=True)
+            which = f"the request {next(iter(blamed))} stops it" if guilty else f"{gone} of {restarts}"
+            print(f"An engine stopped: {stopped}. Starting another, {which}.", file=sys.stderr, flush=True)
             end_process()
 
     def _check_moving(self) -> None:
@@ -111,9 +131,11 @@ class AnswerWorker:
             raise EngineStopped(f"it finished no answer for {stalled_s:g} s (engine.replicas.stalled_s)")
 
     async def _show(self) -> None:
+        if time.monotonic() - self.shown >= TICK_S:
+            await self._tell()
+
+    async def _tell(self) -> None:
         """Put this worker's counts on the board; stop when those of all workers hold too many failures."""
-        if time.monotonic() - self.shown < TICK_S:
-            return
         self.shown = time.monotonic()
         speed = self.tokens / (self.shown - self.started)
         figures = {"tokens/s": round(speed, 1), "failed": self.reasons.total()}
@@ -125,20 +147,36 @@ class AnswerWorker:
         if share > self.plan.ask.max_failed_share:
             raise TooManyFailed(too_many_failed(share, self.plan.ask.max_failed_share, self.reasons))
 
-    async def _answer(self, pair: dict[str, Any], perspective: Perspective, sample: int, ask: Ask) -> Reply:
-        for attempt in range(self.plan.ask.retries + 1):
-            reply = await self._reply(replace(ask, seed=ask.seed + attempt))
+    async def _enter(self, pair: dict[str, Any], perspective: Perspective, sample: int, ask: Ask) -> Reply:
+        """Ask once there is room in the engine."""
+        room = self.suspects.room(ask.key)
+        owner = {"pair_id": pair["pair_id"], "perspective": perspective.name, "sample": sample}
+        async with self.gate.seat(room):
+            # Where the engine stops, it stays here: those inside are the ones to blame.
+            self.inside[ask.key] = Inside(room, owner)
+            if room == ROOM and not self.works:
+                await self._reply(self.plan.easy)
+                self.works = True
+            reply = await self._answer(ask, owner)
+            del self.inside[ask.key]
+        return reply
+
+    async def _answer(self, ask: Ask, owner: dict[str, Any]) -> Reply:
+        for tried in range(self.plan.ask.retries + 1):
+            reply = await self._reply(replace(ask, seed=ask.seed + tried, tried=tried))
             row = answer_row(reply, self.plan.scheme)
             if row["reason"] is None or row["reason"].startswith(PROMPT_TOO_LONG):
                 break
-        self.parts.add(
-            row | {"key": ask.key, "pair_id": pair["pair_id"], "perspective": perspective.name, "sample": sample}
-        )
-        self.moved = time.monotonic()
-        self.done, self.tokens = self.done + 1, self.tokens + reply.output_tokens
+        self._add(row | {"key": ask.key, "tries": tried + 1} | owner)
+        self.works, self.moved = True, time.monotonic()
+        self.tokens += reply.output_tokens
+        return reply
+
+    def _add(self, row: dict[str, Any]) -> None:
+        self.parts.add(row)
+        self.done += 1
         if row["reason"] is not None:
             self.reasons[row["reason"]] += 1
-        return reply
 
     async def _reply(self, ask: Ask) -> Reply:
         try:

@@ -48,7 +48,7 @@ def grouped(pairs: Pairs, judged: Pairs, ids: Sequence[str]) -> dict[str, dict[s
     kinds: dict[str, Segment] = {
         "query length": lambda row: length_of(row["query"]),
         "brand in the query": lambda row: "yes" if names_brand(row["query"], known) else "no",
-        "perspectives": lambda row: agreement_of(judged[row["pair_id"]]["verdicts"]),
+        "perspectives": lambda row: agreement_of(judged.get(row["pair_id"], {}).get("verdicts", ())),
         "locale": lambda row: row["locale"],
     }
     found: dict[str, dict[str, list[str]]] = {}

@@ -15,8 +15,8 @@ from distill.evaluate import Metric, bootstrap_differences, interval, label_metr
 from distill.study.config import StudyConfig
 from distill.study.data import NO_VOTE, StudyData
 from distill.study.run import Finished, best_candidate
+from distill.study.segments import METRICS, by_segment
 
-METRICS: tuple[Metric, ...] = ("accuracy", "macro_f1")
 MEANS = ("auc", "ndcg_at_10", "calibration_error")
 RATIOS = ("alignment_over_ce_loss", "alignment_over_ce_gradient")
 REFERENCES = ("baseline", "shuffled", "control")
@@ -95,8 +95,25 @@ def data_part(
         "hours": sum(record["seconds"] for row in rows for record in row.trials + row.finals) / 3600,
         "beside": beside(gold, pairs.column("votes")),
         "rows": table,
+        "segments": segment_lines(config, data, rows, best, answers, seed),
     }
     return part, kept
+
+
+def segment_lines(
+    config: StudyConfig, data: StudyData, rows: Sequence[Finished], best: Finished,
+    answers: Mapping[str, list[list[str]]], seed: int,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Return the teacher, the baseline, the best row and its controls by segment."""
+    pairs = data.pairs
+    shown = [row.row.name for row in rows if row.row.role in REFERENCES or row is best]
+    verdicts = {name: said.split() for name, said in pairs.verdicts.items()}
+    return by_segment(
+        pairs.segments, pairs.column("gold"), pairs.column("queries"), pairs.scheme,
+        verdicts | {"vote": pairs.column("votes")}, {name: answers[name] for name in shown},
+        baseline=next(row.row.name for row in rows if row.row.role == "baseline"), best=best.row.name,
+        resamples=config.bootstrap_resamples, seed=seed,
+    )  # fmt: skip
 
 
 def answers_by_seed(data: StudyData, row: Finished) -> list[list[str]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import xxhash
+from pydantic import Field
 
 from cluster.artifacts import MANIFEST, digest, read_json, write_json
 from cluster.config import Settings
@@ -17,6 +18,7 @@ from cluster.errors import UserError
 from cluster.models import check_model, model_fingerprint
 from cluster.storage import read_table, write_table
 from distill.study.config import DataSet, StudyConfig
+from distill.study.segments import NONE, Segment, segments_of
 from mpcot.config import PerspectiveSettings
 from mpcot.labels import Scheme, load_scheme
 from mpcot.records import PAIR
@@ -25,7 +27,7 @@ from mpcot.splits import unit_hash
 
 READS = {"1-pairs": "pairs", "7-judgements": "judgements", "8-targets": "targets"}
 INDEX = "pairs.json"
-NO_VOTE = "-"
+NO_VOTE = NONE
 
 
 class StudyPairs(Settings):
@@ -52,6 +54,8 @@ class StudyPairs(Settings):
     gold: str
     votes: str
     fold: str
+    verdicts: dict[str, str] = Field(default_factory=dict)
+    segments: dict[str, Segment] = Field(default_factory=dict)
 
     def column(self, name: str) -> list[str]:
         """Return one of the lists."""
@@ -127,13 +131,16 @@ def read_pairs(data: DataSet, scheme: Scheme, perspectives: tuple[str, ...], con
     """Return the tested pairs of a run folder, dealt to folds; ids are hashed."""
     run, hidden = data.run, data.hidden_labels
     rows = read_table(run / "1-pairs" / "pairs.parquet").sort_by("pair_id").to_pylist()
-    judged = read_table(run / "7-judgements" / "judgements.parquet", ["pair_id", "vote"]).to_pylist()
-    votes = {row["pair_id"]: row["vote"] for row in judged}
+    judgements = read_table(run / "7-judgements" / "judgements.parquet", ["pair_id", "vote", "verdicts"]).to_pylist()
+    judged = {row["pair_id"]: row for row in judgements}
     folds = deal(rows, config.folds, config.seed)
     tested = [row for row in rows if row["query_id"] in folds and row["label"] is not None]
     if not tested or all(row["split"] != "dev" for row in rows):
         raise UserError(f"data: {run} has no test or no dev pairs. Look at the counts of its 1-pairs.")
     numbers = {query: i for i, query in enumerate(dict.fromkeys(row["query_id"] for row in tested))}
+    ids = [row["pair_id"] for row in tested]
+    unjudged = {"vote": NO_VOTE, "verdicts": [NO_VOTE] * len(perspectives)}
+    found = [judged.get(pair_id, unjudged) for pair_id in ids]
     return StudyPairs(
         fingerprint=digest([content_digest(run), "hidden", hidden, config.seed], 16) if hidden else content_digest(run),
         model=model_fingerprint(check_model("student.model", config.student.model)),
@@ -144,11 +151,16 @@ def read_pairs(data: DataSet, scheme: Scheme, perspectives: tuple[str, ...], con
         hidden_labels=hidden,
         unlabelled=hidden > 0 or any(row["split"] == "unlabelled" for row in rows),
         dev_pairs=sum(row["split"] == "dev" for row in rows),
-        ids=" ".join(short_id(row["pair_id"]) for row in tested),
+        ids=" ".join(map(short_id, ids)),
         queries=" ".join(str(numbers[row["query_id"]]) for row in tested),
         gold=" ".join(row["label"] for row in tested),
-        votes=" ".join(votes.get(row["pair_id"], NO_VOTE) for row in tested),
+        votes=" ".join(row["vote"] for row in found),
         fold=" ".join(str(folds[row["query_id"]]) for row in tested),
+        verdicts={
+            name: " ".join(row["verdicts"][place] or NO_VOTE for row in found)
+            for place, name in enumerate(perspectives)
+        },
+        segments=segments_of({row["pair_id"]: row for row in rows}, judged, ids),
     )
 
 

@@ -13,7 +13,8 @@ from cluster.artifacts import write_json
 from cluster.files import whole_file
 from cluster.pages import html
 from distill.report import plots
-from distill.study.compare import METRICS, NAMES
+from distill.study.compare import NAMES
+from distill.study.segments import METRICS
 
 HERE = Path(__file__).parent
 LOOKS = Path(html.__file__).parent

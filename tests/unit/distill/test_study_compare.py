@@ -49,6 +49,8 @@ def pairs(gold: str, fold: str, queries: str) -> StudyPairs:
             "gold": gold,
             "votes": gold,
             "fold": fold,
+            "verdicts": {"intent": " ".join("1" * len(gold.split()))},
+            "segments": {"query length": {"values": ("long", "short"), "places": "0 0 1 -"}},
         },
     )
 
@@ -71,6 +73,19 @@ def report() -> dict[str, Any]:
     weaker = row("ce_only", "baseline", [right, ("1 1", "0 1")])
     rows = {"one": [base, best, poor, shuffled], "two": [weaker, best, poor, shuffled]}
     return compare(config, data, rows)
+
+
+def test_segments_by_hand(report: dict[str, Any]) -> None:
+    long, short = report["data"][0]["segments"]
+    assert (long["segment"], long["value"], long["pairs"], long["queries"]) == ("query length", "long", 2, 2)
+    assert (short["value"], short["pairs"]) == ("short", 1), "a pair without a value is in none"
+    # Gold 1 and 0; the first seed of CE only says 1 to both, the second 1 and 0.
+    assert long["teacher"] == {"intent": 0.5, "vote": 1.0}
+    assert set(long["students"]) == {"ce_only", "lrkd", "shuffled"}, "others than the best row and its references"
+    assert long["students"]["ce_only"]["accuracy"] == 0.75 and long["students"]["lrkd"]["accuracy"] == 1.0
+    assert long["over"]["accuracy"]["difference"] == pytest.approx(0.25)
+    assert "| query length: long | 2, 2 | 0.500 | 1.000 |" in markdown(report)
+    assert "Segments of one" in page(report)
 
 
 def test_differences_of_runs_by_hand() -> None:

@@ -16,6 +16,7 @@ from mpcot.engine import (
     engine_arguments,
     engine_environment,
     replica_resources,
+    sampling,
     start_engine,
 )
 from mpcot.labels import load_scheme
@@ -71,6 +72,12 @@ def test_a_missing_engine_package_names_the_extra(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(UserError, match="Install the extra `cpu` or `gpu`"):
         start_engine(VllmEngine(), "m", ESCI, AnswerSettings())
+
+
+def test_a_further_try_at_temperature_0_is_warmer_or_it_would_end_alike() -> None:
+    greedy, warm = AnswerSettings(temperature=0, retry_temperature=0.4), AnswerSettings(temperature=1.0)
+    assert [sampling(greedy, ".", [1], 7, tried).temperature for tried in (0, 1, 2)] == [0, 0.4, 0.4]
+    assert [sampling(warm, ".", [1], 7, tried).temperature for tried in (0, 1)] == [1.0, 1.0]
 
 
 def replies(engine: ScriptedEngine, count: int = 2000, gold: str | None = "S") -> list[object]:

@@ -59,6 +59,7 @@ def test_every_request_has_a_key_and_a_seed_of_its_own() -> None:
         {"engine": VllmEngine()},
         {"scheme": load_scheme("graded")},
         {"ask": AnswerSettings(samples=2, temperature=0.1)},
+        {"ask": AnswerSettings(samples=2, retry_temperature=0.1)},
         {"ask": AnswerSettings(samples=2, max_tokens=12)},
         {"ask": AnswerSettings(samples=2, max_chars=50)},
         {"ask": AnswerSettings(samples=2, few_shot=1)},
@@ -111,7 +112,7 @@ def test_a_changed_product_is_another_request_but_its_label_is_not() -> None:
 
 def answer_row(key: str, **changes: Any) -> dict[str, Any]:
     row = {"key": key, "pair_id": "p0", "perspective": "intent", "sample": 0, "rationale": "r", "verdict": "E"}
-    return row | {"logprobs": None, "prompt_tokens": 1, "output_tokens": 1, "reason": None} | changes
+    return row | {"logprobs": None, "prompt_tokens": 1, "output_tokens": 1, "tries": 2, "reason": None} | changes
 
 
 def write_part(folder: Path, name: str, *rows: dict[str, Any]) -> None:
@@ -253,6 +254,34 @@ def test_what_an_engine_failed_to_answer_is_asked_again(tmp_path: Path) -> None:
     write_part(tmp_path, "w2-0", answer_row(first))
     assert _write_missing(PLAN, [one], tmp_path) == (6, 0)
     assert [row["reason"] for row in collected(tmp_path, 6)] == [None, "empty", None, None, None, None]
+
+
+def test_more_retries_ask_again_what_failed_as_often_as_it_might_before(tmp_path: Path) -> None:
+    """Not what can never be answered, and not what was."""
+    one = pair()
+    first, second, third, *others = keys(row=one).values()
+    empty = answer_row(first, verdict=None, reason="empty", tries=2)
+    long = answer_row(second, sample=1, verdict=None, reason="prompt too long: 900 tokens, limit 600", tries=1)
+    fatal = answer_row(third, verdict=None, reason="stops the engine: it is gone", tries=1, perspective="attributes")
+    write_part(tmp_path, "w1-0", empty, long, fatal, *(answer_row(key, perspective="rules") for key in others))
+    assert _write_missing(PLAN, [one], tmp_path) == (6, 0)
+    patient = replace(PLAN, ask=PLAN.ask.model_copy(update={"retries": 2}))
+    assert _write_missing(patient, [one], tmp_path) == (6, 1)
+    assert read_table(tmp_path / MISSING)["keys"].to_pylist() == [[first]]
+    write_part(tmp_path, "w2-0", answer_row(first))
+    assert _write_missing(patient, [one], tmp_path) == (6, 0)
+    assert None in {row["reason"] for row in collected(tmp_path, 6) if row["key"] == first}, (
+        "the answer, not the failure"
+    )
+
+
+def test_parts_of_another_version_are_removed(tmp_path: Path) -> None:
+    one = pair()
+    write_part(tmp_path, "w1-0", *map(answer_row, keys(row=one).values()))
+    (part,) = (tmp_path / ANSWERS).iterdir()
+    write_table(part, read_table(part).drop_columns("tries"))
+    assert _write_missing(PLAN, [one], tmp_path) == (6, 6)
+    assert not part.exists()
 
 
 def test_a_folder_without_answers(tmp_path: Path) -> None:

@@ -104,11 +104,54 @@ def test_an_engine_that_is_gone_ends_its_process_as_often_as_it_may(
         with pytest.raises(ProcessEnded):
             answer(made, batch(made, 5))
         assert f"Starting another, {number} of 2." in capfd.readouterr().err
-        assert len(written(tmp_path)) == 4 * number
+        # All but the first are asked an easy question before a suspect is asked alone.
+        assert len(written(tmp_path)) == 4 + 3 * (number - 1)
     last = make(tmp_path, stops_after=4, replicas={"restarts": 2})
     with pytest.raises(EngineStopped, match="its processes are gone"):
         answer(last, batch(last, 5))
-    assert len(written(tmp_path)) == len(set(written(tmp_path))) == 12
+    assert len(written(tmp_path)) == len(set(written(tmp_path))) == 10
+
+
+def test_a_request_that_stops_every_engine_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end() -> None:
+        raise ProcessEnded
+
+    monkeypatch.setattr(worker_module, "end_process", end)
+    script = {"stops_on": "Product: poison", "replicas": {"restarts": 2}}
+
+    def poisoned(made: Any) -> pa.Table:
+        rows = batch(made, 5).to_pylist()
+        rows[2]["title"] = "poison"
+        rows[2]["keys"] = [ask.key for *_, ask in made.plan.asks(rows[2])]
+        return pa.Table.from_pylist(rows, MISSING_PAIR)
+
+    # The first stops for one of 15; then each perspective of the poisoned pair stops two, asked alone.
+    for _ in range(1 + 2 * ASKS):
+        made = make(tmp_path, **script)
+        with pytest.raises(ProcessEnded):
+            answer(made, poisoned(made))
+    last = make(tmp_path, **script)
+    answer(last, poisoned(last))
+    found = read_table(tmp_path / "answers").to_pylist()
+    assert len(found) == len({row["key"] for row in found}) == 15
+    failed = [row for row in found if row["reason"]]
+    assert {row["pair_id"] for row in failed} == {"p2"} and len(failed) == 3
+    assert all(row["reason"].startswith("stops the engine: its processes are gone") for row in failed)
+
+
+def test_an_engine_that_cannot_answer_an_easy_question_stops_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "end_process", lambda: (_ for _ in ()).throw(ProcessEnded))
+    script = {"stops_after": 0, "replicas": {"restarts": 2}}
+    for _ in range(2):
+        made = make(tmp_path, **script)
+        with pytest.raises(ProcessEnded):
+            answer(made, batch(made, 1))
+    last = make(tmp_path, **script)
+    with pytest.raises(EngineStopped):
+        answer(last, batch(last, 1))
+    assert not list((tmp_path / "answers").glob("*.parquet")), "no request is to blame"
 
 
 def test_a_full_disk_loses_no_answer_that_finds_room_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

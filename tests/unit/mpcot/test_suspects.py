@@ -1,0 +1,68 @@
+"""Who is blamed when an engine stops, and who may enter the next one beside whom."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from cluster.store import Store
+from mpcot.suspects import FEW, ROOM, Gate, Suspects
+
+
+def suspects(folder: Path, worker: str) -> Suspects:
+    made = Suspects(Store.at(folder), worker)
+    made.read()
+    return made
+
+
+def test_a_request_needs_more_room_the_fewer_it_was_among(tmp_path: Path) -> None:
+    many = [f"k{number}" for number in range(FEW + 1)]
+    assert suspects(tmp_path, "a").blame(many, guilty=False) == 1
+    second = suspects(tmp_path, "b")
+    assert {second.room(key) for key in many} == {ROOM // FEW} and second.room("other") == 1
+    assert second.blame(many[:FEW], guilty=False) == 2
+    third = suspects(tmp_path, "c")
+    assert {third.room(key) for key in many[:FEW]} == {ROOM} and third.room(many[FEW]) == ROOM // FEW
+    assert third.blame(many[:1], guilty=False) == 3
+    assert [third.blamed(key) for key in (many[0], many[1], many[FEW], "other")] == [3, 2, 1, 0]
+    assert third.guilty(many[0]) and not third.guilty(many[1])
+    assert suspects(tmp_path, "d").blame(many[:1], guilty=True) == 0, "all four stopped for a known request"
+
+
+def test_an_engine_that_stops_for_no_known_request_counts(tmp_path: Path) -> None:
+    assert suspects(tmp_path, "a").blame(["k1", "k2"], guilty=False) == 1
+    assert suspects(tmp_path, "b").blame(["k1"], guilty=True) == 0
+    assert suspects(tmp_path, "c").blame(["k3"], guilty=False) == 1
+    assert suspects(tmp_path, "d").blame([], guilty=False) == 2
+
+
+def test_what_others_note_is_seen_after_reading(tmp_path: Path) -> None:
+    early = suspects(tmp_path, "a")
+    suspects(tmp_path, "b").blame(["k1"], guilty=False)
+    assert early.room("k1") == 1
+    early.read()
+    assert early.room("k1") == ROOM
+
+
+def test_one_who_needs_all_room_is_alone_and_nobody_passes() -> None:
+    inside: set[str] = set()
+    seen: dict[str, set[str]] = {}
+    order: list[str] = []
+
+    async def enter(gate: Gate, name: str, room: int) -> None:
+        async with gate.seat(room):
+            inside.add(name)
+            order.append(name)
+            await asyncio.sleep(0.01)
+            seen[name] = set(inside)
+            inside.remove(name)
+
+    async def all_of_them() -> None:
+        gate = Gate(4)
+        await asyncio.gather(*(enter(gate, name, room) for name, room in (("a", 1), ("b", 1), ("all", 4), ("c", 2))))
+        assert gate.room == 4
+
+    asyncio.run(all_of_them())
+    assert order == ["a", "b", "all", "c"]
+    assert "b" in seen["a"] | seen["b"] and seen["c"] == {"c"}
+    assert seen["all"] == {"all"}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import statistics
 import sys
 from argparse import ArgumentParser
@@ -22,7 +21,7 @@ import numpy as np
 import ray
 from contest.contestant import THREADS
 from contest.plain_serve import Plain
-from contest.running import Contestant
+from contest.running import Contestant, free_port
 from contest.weights import HELD_OUT, Pairs, make_pairs_of_real_length, prepare
 from ray import serve as ray_serve
 from results import Figure, write_results
@@ -54,9 +53,7 @@ def write_bodies(folder: Path, pairs: Pairs) -> Path:
 @contextmanager
 def serving(folder: Path, replicas: int) -> Iterator[tuple[str, str]]:
     """Run both applications on one Ray Serve, ours on so many replicas; yield the addresses to post to, ours first."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     among = ReplicaSettings(min=replicas, max=replicas)
     settings = ServeSettings(port=port, cpus_per_replica=THREADS / replicas, replicas=among)
     # More CPUs than there are, for Ray to count: the two models never work at the same time.

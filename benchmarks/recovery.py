@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import ray
-from contest.running import Contestant
+from contest.running import Contestant, free_port
 from contest.weights import make_pairs_of_real_length, prepare
 from load import write_bodies
 from results import Figure, write_results
@@ -46,9 +45,7 @@ Row = dict[str, Any]
 @contextmanager
 def serving(export: Path, ingress: Ingress) -> Iterator[str]:
     """Run two replicas on a Ray of this process; yield the service's address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     replicas = ReplicaSettings(min=2, max=2)
     settings = ServeSettings(port=port, ingress=ingress, cpus_per_replica=1, replicas=replicas)
     ray.init(num_cpus=3, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)

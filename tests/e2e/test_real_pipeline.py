@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.e2e.small import ROOT, SMALL, changes, no_models
+from tests.free_port import free_port
 
 pytestmark = [
     pytest.mark.timeout(900),
@@ -69,6 +69,23 @@ def test_dpo_starts_at_the_reference_and_widens_the_margin(run_dir: Path) -> Non
     assert rows[-1]["margin"] > rows[0]["margin"] + 0.02
 
 
+def test_the_merged_teacher_has_the_same_logits_in_vllm_and_in_transformers(run_dir: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model, told = run_dir / "6-dpo" / "model", tmp_path / "told.json"
+    texts = [f"Query: {row['query']} Product: {row['title']}" for row in table(run_dir, "1-pairs/pairs.parquet")[:6]]
+    subprocess.run([sys.executable, "-m", "tests.vllm_logprobs", str(model), str(told), *texts], cwd=ROOT, check=True)
+    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    assert plain.config.tie_word_embeddings
+    for row in json.loads(told.read_text(encoding="utf-8")):
+        ids = torch.tensor([row["ids"]])
+        with torch.inference_mode():
+            logprobs = plain(ids).logits[0, :-1].log_softmax(-1)
+        found = logprobs.gather(1, ids[0, 1:, None])[:, 0]
+        torch.testing.assert_close(found, torch.tensor(row["logprobs"]), atol=1e-4, rtol=1e-4)
+
+
 def test_preferences_hold_one_right_and_one_wrong_verdict(run_dir: Path) -> None:
     gold = {row["pair_id"]: row["label"] for row in table(run_dir, "1-pairs/pairs.parquet")}
     for row in table(run_dir, "5-preferences/preferences.parquet"):
@@ -100,9 +117,7 @@ def test_a_finished_run_is_skipped_and_a_foreign_one_refused(run_dir: Path) -> N
 
 @pytest.fixture
 def url(run_dir: Path) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [
         sys.executable,
         "-m",

@@ -15,6 +15,8 @@ from cluster.config import ClusterSettings
 from cluster.errors import UserError
 from cluster.ray_session import ray_session
 from cluster.storage import read_table
+from mpcot.config import PerspectiveSettings
+from mpcot.perspective import load_perspectives
 from tests.generation_run import PERSPECTIVES, STAGE, check_exactly_once, parts, run_here, write_pairs, written
 
 PAIRS = 30
@@ -52,19 +54,20 @@ def test_an_engine_that_hangs_again_and_again_stops_the_run_with_its_reason(run_
     with pytest.raises(UserError, match=said):
         run_here(run_dir, hanging)
     assert not (run_dir / STAGE / MANIFEST).exists()
-    assert len(written(run_dir)) == 40
+    kept = len(written(run_dir))
+    assert kept in (39, 40), "the second engine may have been asked an easy question before a suspect"
     manifest = run_here(run_dir, engine())
-    assert manifest["figures"]["asked"] == 3 * PAIRS - 40
+    assert manifest["figures"]["asked"] == 3 * PAIRS - kept
     check_exactly_once(run_dir)
 
 
 def test_a_request_that_stops_every_engine_becomes_a_failed_row_and_the_rest_goes_on(run_dir: Path) -> None:
-    poisoned = engine(stops_on="Product: drill 7\n", delay_s=0.01, replicas={"pairs_per_task": 8})
+    question = load_perspectives(PerspectiveSettings())[1].question
+    poisoned = engine(stops_on=f"Product: drill 7\n\n{question}", delay_s=0.01, replicas={"pairs_per_task": 8})
     manifest = run_here(run_dir, poisoned, max_failed_share=0.1)
     check_exactly_once(run_dir)
-    failed = read_table(run_dir / STAGE / "failed.parquet").to_pylist()
-    assert len(failed) == len(PERSPECTIVES) and len({row["pair_id"] for row in failed}) == 1
-    assert all(row["reason"].startswith("stops the engine: ") for row in failed)
+    (failed,) = read_table(run_dir / STAGE / "failed.parquet").to_pylist()
+    assert failed["perspective"] == PERSPECTIVES[1] and failed["reason"].startswith("stops the engine: ")
     assert manifest["figures"]["asked"] == 3 * PAIRS
     (run_dir / STAGE / MANIFEST).unlink()
     assert run_here(run_dir, poisoned, max_failed_share=0.1)["figures"]["asked"] == 0, "it stops no engine again"

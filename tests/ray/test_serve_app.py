@@ -18,6 +18,7 @@ from cluster.errors import UserError
 from serve.config import ServeSettings
 from serve.run import score_once, serve_export
 from serve.scorer import Scorer
+from tests.free_port import free_port
 from tests.report_run import NAMES, write_export
 
 PRODUCTS = [{"id": "a", "title": "red phone case"}, {"id": "b", "title": "blue lamp", "brand": "Mug"}]
@@ -26,12 +27,6 @@ PRODUCTS = [{"id": "a", "title": "red phone case"}, {"id": "b", "title": "blue l
 @pytest.fixture(scope="module")
 def export(tmp_path_factory):
     return write_export(tmp_path_factory.mktemp("export"), tmp_path_factory.mktemp("bert"))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from serve.run import score_once
+from tests.free_port import free_port
 from tests.report_run import write_export
 
 SERVER = """
@@ -34,9 +34,7 @@ ray.shutdown()
 @pytest.mark.parametrize("ingress", ["ray", "haproxy"])
 def test_requests_in_flight_are_answered_after_sigterm(tmp_path, ingress):
     export = write_export(tmp_path / "export", tmp_path / "bert")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-c", SERVER, str(export), str(port), ingress]
     root = Path(__file__).parents[2]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=root)

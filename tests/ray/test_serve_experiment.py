@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import urllib.request
 
 import ray
@@ -13,6 +12,7 @@ from serve.experiments.assign import assign
 from serve.experiments.config import Arm, ExperimentSettings
 from serve.experiments.exposures import read_exposures
 from serve.run import serve_export
+from tests.free_port import free_port
 from tests.report_run import write_export
 
 
@@ -37,9 +37,7 @@ def test_nothing_is_lost_when_the_service_stops(tmp_path, monkeypatch):
             Arm(name="shade", export="second", shadow=True),
         ),
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ray.init(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False)
     try:
         settings = ServeSettings(port=port, experiment=plan)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 import urllib.error
@@ -19,6 +18,7 @@ from cluster.errors import UserError
 from serve.config import AuthSettings, LimitSettings, ReplicaSettings, ServeSettings
 from serve.rollout import roll_export
 from serve.run import RunningService, score_once, serve_export
+from tests.free_port import free_port
 from tests.report_run import write_export
 
 TOKEN = "a-token-of-the-shop-0123456789"
@@ -31,9 +31,7 @@ def service(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     export = write_export(folder / "export", folder / "bert")
     (folder / "tokens").write_text(TOKEN, encoding="utf-8")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ray.init(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False)
     settings = ServeSettings(
         port=port,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ import ray
 
 from serve.config import ReplicaSettings, ServeSettings
 from serve.run import score_once, serve_export
+from tests.free_port import free_port
 from tests.report_run import write_export
 
 PRODUCTS = [{"id": str(i), "title": "red phone case mug lamp " * 8} for i in range(100)]
@@ -31,9 +31,7 @@ def until(count: int) -> None:
 
 def test_a_replica_comes_under_load_and_goes_after_it(tmp_path):
     export = write_export(tmp_path / "export", tmp_path / "bert")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ray.init(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False)
     replicas = ReplicaSettings(min=1, max=2, target_ongoing=2, up_after_s=1, down_after_s=3)
     try:

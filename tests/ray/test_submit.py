@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.artifacts import MANIFEST
 from tests.command import broadfast, text
+from tests.free_port import free_port
 from workflows import submit
 from workflows.submit import ROOT
 
@@ -24,10 +24,7 @@ DEMO = ROOT / "workflows/configs/demo.toml"
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The job server of a head that has one node beside it."""
-    with socket.socket() as one, socket.socket() as two:
-        one.bind(("127.0.0.1", 0))
-        two.bind(("127.0.0.1", 0))
-        port, agent = one.getsockname()[1], two.getsockname()[1]
+    port, agent = free_port(), free_port()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")  # where a node finds `python`
         head = NODE | {"include_dashboard": True, "dashboard_port": port, "dashboard_agent_listen_port": agent}

@@ -12,6 +12,7 @@ import pytest
 from cluster.errors import UserError
 from serve.config import ReplicaSettings, ServeSettings
 from serve.run import check_alone, check_port, check_resources, reachable, score_once, stop_signals, wait_until_ready
+from tests.free_port import free_port
 
 
 @pytest.fixture
@@ -50,9 +51,7 @@ def test_more_than_the_cluster_has(monkeypatch):
 
 
 def test_nobody_listens():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(UserError, match="does not answer"):
         score_once(url, "q", [{"id": "a", "title": "t"}])
     with pytest.raises(UserError, match="did not become ready"):

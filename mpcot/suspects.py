@@ -75,7 +75,12 @@ class Suspects:
         """Return how many engines stopped while they were asked this request."""
         return sum(key in stop.keys for stop in self.stops.values())
 
-    def guilty(self, key: str) -> bool:
+    @property
+    def convicted(self) -> int:
+        """How many requests were found guilty."""
+        return sum(stop.guilty for stop in self.stops.values())
+
+    def alone(self, key: str) -> bool:
         """Return whether an engine stopped that was asked this request alone."""
         return any(stop.keys == {key} for stop in self.stops.values())
 

@@ -77,7 +77,7 @@ class AnswerWorker:
         try:
             replies = await self._watched([self._enter(*ask) for ask in asked])
         except EngineStopped as stopped:
-            await self._start_anew(stopped)
+            self._start_anew(stopped)
             raise
         sums = {name: [sum(getattr(reply, name) for reply in replies)] for name in TOKENS}
         yield {"answers": [len(replies)], "engine_start_s": [self.start_s]} | sums
@@ -104,7 +104,7 @@ class AnswerWorker:
             # was finished before an error is paid for.
             self.parts.flush()
 
-    async def _start_anew(self, stopped: EngineStopped) -> None:
+    def _start_anew(self, stopped: EngineStopped) -> None:
         """End this process, unless too many have: Ray starts another, which asks for what is not written.
 
         An engine cannot be replaced in place: what is left of one that hangs may hold its GPU. Of those inside, the
@@ -112,14 +112,13 @@ class AnswerWorker:
         """
         most = max((one.room for one in self.inside.values()), default=0)
         blamed = {key: one for key, one in self.inside.items() if one.room == most}
-        guilty = most == ROOM and self.works and all(map(self.suspects.guilty, blamed))
+        guilty = most == ROOM and self.works and all(map(self.suspects.alone, blamed))
         if guilty:
             ((key, one),) = blamed.items()
             row = answer_row(Reply("", None, 0, 0, f"{STOPS_ENGINE}: {str(stopped)[:200]}"), self.plan.scheme)
             self._add(row | {"key": key, "tries": 1} | one.owner)
             self.parts.flush()
         gone, restarts = self.suspects.blame(list(blamed), guilty), self.plan.engine.replicas.restarts
-        await self._tell()
         if gone <= restarts:
             which = f"the request {next(iter(blamed))} stops it" if guilty else f"{gone} of {restarts}"
             print(f"An engine stopped: {stopped}. Starting another, {which}.", file=sys.stderr, flush=True)
@@ -131,11 +130,9 @@ class AnswerWorker:
             raise EngineStopped(f"it finished no answer for {stalled_s:g} s (engine.replicas.stalled_s)")
 
     async def _show(self) -> None:
-        if time.monotonic() - self.shown >= TICK_S:
-            await self._tell()
-
-    async def _tell(self) -> None:
         """Put this worker's counts on the board; stop when those of all workers hold too many failures."""
+        if time.monotonic() - self.shown < TICK_S:
+            return
         self.shown = time.monotonic()
         speed = self.tokens / (self.shown - self.started)
         figures = {"tokens/s": round(speed, 1), "failed": self.reasons.total()}
@@ -143,9 +140,12 @@ class AnswerWorker:
             newest = await self.board.put.remote(self.name, self.done, None, figures)
         except Exception:  # the board may leave with its node: that must not end the work
             return
-        share = sum(told["failed"] for _, _, told in newest.values()) / self.requested
+        # Who was found guilty is not in the counts: the worker that wrote it down ended at once.
+        guilty = self.suspects.convicted
+        share = (sum(told["failed"] for _, _, told in newest.values()) + guilty) / self.requested
         if share > self.plan.ask.max_failed_share:
-            raise TooManyFailed(too_many_failed(share, self.plan.ask.max_failed_share, self.reasons))
+            reasons = self.reasons + Counter({STOPS_ENGINE: guilty})
+            raise TooManyFailed(too_many_failed(share, self.plan.ask.max_failed_share, reasons))
 
     async def _enter(self, pair: dict[str, Any], perspective: Perspective, sample: int, ask: Ask) -> Reply:
         """Ask once there is room in the engine."""

@@ -25,8 +25,10 @@ def test_a_request_needs_more_room_the_fewer_it_was_among(tmp_path: Path) -> Non
     assert {third.room(key) for key in many[:FEW]} == {ROOM} and third.room(many[FEW]) == ROOM // FEW
     assert third.blame(many[:1], guilty=False) == 3
     assert [third.blamed(key) for key in (many[0], many[1], many[FEW], "other")] == [3, 2, 1, 0]
-    assert third.guilty(many[0]) and not third.guilty(many[1])
-    assert suspects(tmp_path, "d").blame(many[:1], guilty=True) == 0, "all four stopped for a known request"
+    assert third.alone(many[0]) and not third.alone(many[1]) and third.convicted == 0
+    fourth = suspects(tmp_path, "d")
+    assert fourth.blame(many[:1], guilty=True) == 0, "all four stopped for a known request"
+    assert fourth.convicted == 1
 
 
 def test_an_engine_that_stops_for_no_known_request_counts(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from mpcot.config import AnswerSettings, Replicas, ScriptedEngine
 from mpcot.engine import EngineStopped
 from mpcot.generate import MISSING_PAIR
 from mpcot.records import PAIR
-from mpcot.worker import AnswerWorker
+from mpcot.suspects import Suspects
+from mpcot.worker import STOPPED, AnswerWorker
 from tests.scripted_plan import scripted_plan
 
 ASKS = 3
@@ -211,3 +212,13 @@ def test_failures_of_all_workers_stop_the_work_once_the_share_is_passed(tmp_path
     with pytest.raises(TooManyFailed, match=said):
         for _ in range(2):
             answer(many, batch(many, 1, "000001"))
+
+
+def test_requests_that_stop_engines_count_as_failures(tmp_path: Path) -> None:
+    board = {"other": (50, None, {"failed": 10.0})}
+    made = make(tmp_path, board, {"max_failed_share": 0.11, "retries": 0}, delay_s=0.1)
+    for number in range(2):
+        Suspects(Store.at(tmp_path / "tried" / STOPPED), f"gone{number}").blame([f"k{number}"], guilty=True)
+    said = "12% of the answers failed, more than max_failed_share 11%: 2 x stops the engine"
+    with pytest.raises(TooManyFailed, match=said):
+        answer(made, batch(made, 1))

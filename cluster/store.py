@@ -110,6 +110,11 @@ class Store:
                 with whole_file(target / entry.name) as partial:
                     pafs.copy_files(self.path(entry.name), str(partial.absolute()), self.filesystem)
 
+    def remove(self, name: str) -> None:
+        """Delete a file; where there is none, do nothing."""
+        if self.filesystem.get_file_info(self.path(name)).is_file:
+            self.filesystem.delete_file(self.path(name))
+
     def delete(self) -> None:
         """Delete the folder with all in it; where there is none, do nothing."""
         if self.local:

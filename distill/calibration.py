@@ -65,5 +65,5 @@ def calibrated(
     temperature = fit_temperature([scheme.index(code) for code in dev_gold], dev_probabilities)
     error = None
     if temperature is not None and len(gold):
-        error = calibration_error(gold, predicted, scaled(probabilities, temperature))
+        error = calibration_error(gold, predicted, scaled(probabilities, temperature), scheme)
     return {"temperature": temperature, "temperature_pairs": len(dev_gold), "calibrated_error": error}

@@ -47,7 +47,7 @@ def evaluate(
         "auc": relevance_auc(gold, probabilities, scheme),
         "ndcg_at_10": ndcg,
         "ndcg_queries": queries,
-        "calibration_error": calibration_error(gold, predicted, probabilities),
+        "calibration_error": calibration_error(gold, predicted, probabilities, scheme),
         "confusion": confusion(gold, predicted, scheme).tolist(),
         "per_label": per_label(gold, predicted, scheme),
     }
@@ -97,12 +97,14 @@ def ndcg_at(
     return (float(np.mean(values)) if values else None), len(ranked)
 
 
-def calibration_error(gold: Sequence[str], predicted: Sequence[str], probabilities: np.ndarray) -> float | None:
+def calibration_error(
+    gold: Sequence[str], predicted: Sequence[str], probabilities: np.ndarray, scheme: Scheme
+) -> float | None:
     """Expected calibration error: mean |accuracy - confidence| over 15 equal bins of confidence, weighted by
-    their pairs; Guo et al. 2017 (arXiv 1706.04599), eq. 3."""
+    their pairs; confidence is the predicted label's probability. Guo et al. 2017 (arXiv 1706.04599), eq. 3."""
     if not len(gold):
         return None
-    confidence = probabilities.max(1)
+    confidence = probabilities[np.arange(len(gold)), [scheme.index(code) for code in predicted]]
     right = np.asarray(gold) == np.asarray(predicted)
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     gaps = np.bincount(bins, weights=right - confidence, minlength=CALIBRATION_BINS)

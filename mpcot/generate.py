@@ -126,6 +126,7 @@ def generate(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path
     """
     shared = _shared(plan, folder)
     shared.child(ANSWERS).bring(folder / ANSWERS, ".parquet")
+    _remove_others(folder / ANSWERS, shared.child(ANSWERS))
     requested, missing = _write_missing(plan, pairs, folder)
     if not requested:
         raise UserError(
@@ -145,11 +146,16 @@ def _shared(plan: GenerationPlan, folder: Path) -> Store:
     return Store.at(store).child(folder.name) if store else Store.at(folder)
 
 
-def _answered(answers: Path, retries: int) -> IdSet:
-    """Return the keys that need not be asked; parts of another version, none of whose keys can be, are removed."""
+def _remove_others(answers: Path, shared: Store) -> None:
+    """Remove the parts of another version, none of whose keys can be asked for, also where they were brought from."""
     for part in answers.glob("*.parquet"):
         if pq.read_schema(part).names != ANSWER.names:
             part.unlink()
+            shared.remove(part.name)
+
+
+def _answered(answers: Path, retries: int) -> IdSet:
+    """Return the keys that need not be asked."""
 
     def keys() -> Iterator[list[str]]:
         for batch in batches_of(answers, ["key", "reason", "tries"], PAIRS_AT_A_TIME):

@@ -17,7 +17,7 @@ import pyarrow.dataset as pads
 
 from cluster.files import disk_error
 from cluster.storage import batches_of
-from mpcot.engine import ENGINE_ERROR, PROMPT_TOO_LONG, STOPS_ENGINE
+from mpcot.engine import ENGINE_ERROR, PROMPT_TOO_LONG
 from mpcot.records import ANSWER
 
 # One row per pair: what is asked about it, and what the stages need to know to sort its answers.
@@ -153,9 +153,8 @@ def engine_failed(reasons: pa.Array | pa.ChunkedArray) -> pa.Array:
 def settled(answers: pa.RecordBatch, retries: int) -> pa.Array:
     """Mark the answers that a rerun takes over: usable ones, and those that failed as often as they may."""
     reasons = answers["reason"]
-    hopeless = pc.or_(_begin(reasons, PROMPT_TOO_LONG), _begin(reasons, STOPS_ENGINE))
     tired = pc.and_(pc.greater(answers["tries"], retries), pc.invert(engine_failed(reasons)))
-    return pc.or_(pc.is_null(reasons), pc.or_(hopeless, tired))
+    return pc.or_(pc.is_null(reasons), pc.or_(_begin(reasons, PROMPT_TOO_LONG), tired))
 
 
 def _begin(reasons: pa.Array | pa.ChunkedArray, how: str) -> pa.Array:

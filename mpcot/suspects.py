@@ -8,7 +8,7 @@ stops two engines alone is found guilty: four engines find one prompt among two 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -18,7 +18,10 @@ from cluster.store import Store
 
 ROOM = 2048  # requests in one engine at a time
 FEW = 32
-STOPPED = pa.schema([pa.field("key", pa.string()), pa.field("guilty", pa.bool_())])
+STEPS = 2  # from all that an engine was asked to few, from few to one
+STOPPED = pa.schema(
+    [pa.field("key", pa.string()), pa.field("guilty", pa.bool_(), nullable=False), pa.field("idle", pa.bool_())]
+)
 
 
 class Gate:
@@ -44,17 +47,25 @@ class Gate:
 
 @dataclass(frozen=True)
 class Stop:
-    """An engine that stopped, and what it was asked then. `guilty`: it worked, and the one request stopped another."""
+    """An engine that stopped, and what it was asked then.
+
+    `guilty`: it worked, and the one request had stopped another engine. `idle`: it had answered no request before.
+    """
 
     keys: frozenset[str]
     guilty: bool
+    idle: bool
 
 
 class Suspects:
-    """What the engines of a run were asked when they stopped, as all its workers know it: a file per engine."""
+    """What the engines of a run were asked when they stopped, as all its workers know it: a file per engine.
 
-    def __init__(self, store: Store, worker: str) -> None:
-        self.store, self.worker = store, worker
+    Args:
+        in_a_row: how many guilty requests may come one after the other: those of one pair lie side by side.
+    """
+
+    def __init__(self, store: Store, worker: str, in_a_row: int) -> None:
+        self.store, self.worker, self.in_a_row = store, worker, in_a_row
         self.stops: dict[str, Stop] = {}
 
     def read(self) -> None:
@@ -62,7 +73,8 @@ class Suspects:
         for entry in self.store.files(".parquet"):
             if entry.name not in self.stops:
                 rows = [row for batch in self.store.batches(entry.name) for row in batch.to_pylist()]
-                self.stops[entry.name] = Stop(frozenset(row["key"] for row in rows), any(row["guilty"] for row in rows))
+                keys = frozenset(row["key"] for row in rows if row["key"] is not None)
+                self.stops[entry.name] = Stop(keys, rows[0]["guilty"], rows[0]["idle"])
 
     def room(self, key: str) -> int:
         """Return how much of an engine's room a request takes: more, the fewer it was among when one stopped."""
@@ -84,10 +96,26 @@ class Suspects:
         """Return whether an engine stopped that was asked this request alone."""
         return any(stop.keys == {key} for stop in self.stops.values())
 
-    def blame(self, keys: Sequence[str], guilty: bool) -> int:
-        """Note what this worker's engine was asked when it stopped; return how many stopped for no known request."""
-        rows = [{"key": key, "guilty": guilty} for key in keys]
+    def blame(self, keys: Sequence[str], guilty: bool, idle: bool) -> int:
+        """Note what this worker's engine was asked when it stopped; return how many restarts that makes.
+
+        Engines that a guilty request stopped do not count, nor do `STEPS` for each of the others that narrow down what
+        it was asked. But where guilty requests follow one another and no engine answers anything between them, more of
+        them than `in_a_row` count: that is the engine's fault.
+        """
+        asked: Sequence[str | None] = keys or [None]
+        rows = [{"key": key, "guilty": guilty, "idle": idle} for key in asked]
         self.store.write_table(f"{self.worker}.parquet", pa.Table.from_pylist(rows, STOPPED))
         self.read()
-        found = frozenset(key for stop in self.stops.values() if stop.guilty for key in stop.keys)
-        return sum(not stop.keys & found for stop in self.stops.values())
+        stops = list(self.stops.values())
+        found = frozenset(key for stop in stops if stop.guilty for key in stop.keys)
+        left = [stop.keys for stop in stops if not stop.keys & found]
+        narrowed = {own for own in left if own and own <= _union(other for other in left if len(other) > len(own))}
+        idly = sum(stop.guilty and stop.idle for stop in stops)
+        excused = self.in_a_row * (1 + sum(not stop.idle for stop in stops))
+        others = len(left) - len(narrowed)
+        return others + max(0, len(narrowed) - STEPS * others) + max(0, idly - excused)
+
+
+def _union(sets: Iterable[frozenset[str]]) -> frozenset[str]:
+    return frozenset().union(*sets)

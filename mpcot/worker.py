@@ -54,7 +54,7 @@ class AnswerWorker:
         self.name = uuid.uuid4().hex[:12]
         self.parts = PartWriter(answers, self.name, plan.engine.replicas)
         self.tries = Tries(tried, answers, self.name)
-        self.suspects = Suspects(tried.child(STOPPED), self.name)
+        self.suspects = Suspects(tried.child(STOPPED), self.name, len(plan.perspectives) * plan.ask.samples)
         self.gate = Gate()
         self.inside: dict[str, Inside] = {}
         self.done = self.tokens = 0
@@ -113,12 +113,13 @@ class AnswerWorker:
         most = max((one.room for one in self.inside.values()), default=0)
         blamed = {key: one for key, one in self.inside.items() if one.room == most}
         guilty = most == ROOM and self.works and all(map(self.suspects.alone, blamed))
+        idle = not self.done
         if guilty:
             ((key, one),) = blamed.items()
             row = answer_row(Reply("", None, 0, 0, f"{STOPS_ENGINE}: {str(stopped)[:200]}"), self.plan.scheme)
-            self._add(row | {"key": key, "tries": 1} | one.owner)
+            self._add(row | {"key": key, "tries": self.plan.ask.retries + 1} | one.owner)
             self.parts.flush()
-        gone, restarts = self.suspects.blame(list(blamed), guilty), self.plan.engine.replicas.restarts
+        gone, restarts = self.suspects.blame(list(blamed), guilty, idle), self.plan.engine.replicas.restarts
         if gone <= restarts:
             which = f"the request {next(iter(blamed))} stops it" if guilty else f"{gone} of {restarts}"
             print(f"An engine stopped: {stopped}. Starting another, {which}.", file=sys.stderr, flush=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ray import serve as ray_serve
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import APIType
 
 from cluster.errors import UserError
 from serve.app import APP_NAME, DEPLOYMENT, State, build_app
@@ -26,10 +28,12 @@ def roll_export(export_dir: Path, timeout_s: float = 600.0) -> list[str]:
     request fails or waits; the settings stay. Where one replica refuses it, all are sent back.
 
     Raises:
-        UserError: no service runs here, it is no export folder or the one that answers, or a replica has refused it or
-            did not load it in time.
+        UserError: no service runs here, a Serve config owns it, it is no export folder or the one that answers, or a
+            replica has refused it or did not load it in time.
     """
-    handle = service_handle()
+    handle, client = service_handle(), _get_global_client()
+    assert client is not None, "a handle needs a client"
+    check_ours(client.get_serve_details())
     settings, digests = handle.deployed.remote().result(timeout_s=ANSWER_TIMEOUT_S)
     export_dir = export_dir.resolve()
     check_exports(export_dir, settings)
@@ -61,6 +65,19 @@ def service_handle() -> Handle:
         raise UserError(
             "no broadfast service runs on this Ray. Start one with broadfast serve, or name its Ray with --address."
         ) from error
+
+
+def check_ours(details: Mapping[str, Any]) -> None:
+    """Refuse a service that comes from a Serve config: whoever applies that, KubeRay say, would undo the roll.
+
+    Args:
+        details: what Ray Serve tells of its applications.
+    """
+    if details["applications"][APP_NAME]["source"] == APIType.DECLARATIVE:
+        raise UserError(
+            "this service comes from a Serve config, which would undo a roll. Change export_dir there (on KubeRay in "
+            "the RayService's serveConfigV2) and apply it: Ray Serve replaces replica by replica."
+        )
 
 
 def states(handle: Handle) -> Sequence[State]:

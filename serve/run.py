@@ -60,9 +60,13 @@ def serve_export(
     check_port(settings)
     check_resources(settings)
     ray_serve.start(http_options=http_options(settings))
-    ray_serve.run(build_app(export_dir.resolve(), settings, digests), name=APP_NAME, route_prefix="/")
     service = RunningService(f"http://{reachable(settings.host)}:{settings.port}")
-    wait_until_ready(service.url)
+    try:
+        ray_serve.run(build_app(export_dir.resolve(), settings, digests), name=APP_NAME, route_prefix="/")
+        wait_until_ready(service.url)
+    except BaseException:
+        ray_serve.delete(APP_NAME, _blocking=False)  # what does not answer must not stand in the next one's way
+        raise
     if not blocking:
         ready(service.url)
         return service

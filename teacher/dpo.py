@@ -33,7 +33,8 @@ def run(config: DpoStage, folder: StageFolder) -> None:
     if not len(train):
         raise UserError("dpo: all preferences are of held-out pairs. Add train to samples.splits.")
     write_rows(folder.path / "train.arrow", train)
-    write_rows(folder.path / "dev.arrow", _spread(dev, config.dpo.dev_rows))
+    watched = _spread(dev, config.dpo.dev_rows)
+    write_rows(folder.path / "dev.arrow", watched)
     settings = config.dpo
     task = DpoTask(
         settings.train, config.seed, str(folder.path.resolve()), str(start.resolve()), settings.tuning,
@@ -42,13 +43,13 @@ def run(config: DpoStage, folder: StageFolder) -> None:
     result = run_training(task, folder.path, "dpo")
     figures = {f"dev_{name}_{when}": row.get(name) for name in ("loss", "margin", "accuracy")
                for when, row in (("before", result.before), ("after", result.kept))}  # fmt: skip
-    folder.finish({"train": len(train), "dev": min(len(dev), settings.dev_rows)}, figures | result.steps())
+    folder.finish({"train": len(train), "dev": len(watched)}, figures | result.steps())
 
 
 def _spread(table: pa.Table, most: int) -> pa.Table:
     """Return at most `most` rows, evenly spread over the table."""
-    step = max(1, -(-len(table) // most))
-    return table.take(pa.array(range(0, len(table), step), pa.int64()))
+    count = min(len(table), most)
+    return table.take(pa.array([place * len(table) // count for place in range(count)], pa.int64()))
 
 
 @dataclass

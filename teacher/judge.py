@@ -68,12 +68,22 @@ def judge_shelf(answers: pa.Table, perspectives: Sequence[str], scheme: Scheme) 
 def judge(answers: Iterable[dict[str, Any]], perspectives: Sequence[str], scheme: Scheme) -> dict[str, Any] | None:
     """Combine one pair's answers into a judgement, or None where no perspective answered.
 
-    The vote is the majority's; ties go to the label with the higher mean log-probability.
+    The vote is the majority's; ties go to the label with the higher mean log-probability. A perspective that was asked
+    several times has the verdict of most of its samples, the mean of their distributions, and the first rationale with
+    that verdict.
     """
-    said = {row["perspective"]: row for row in answers if row["reason"] is None}
-    if not said:
+    by_perspective: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in answers:
+        if row["reason"] is None:
+            by_perspective[row["perspective"]].append(row)
+    if not by_perspective:
         return None
-    soft = {name: distribution(row["logprobs"], row["verdict"], scheme) for name, row in said.items()}
+    said, soft = {}, {}
+    for name, rows in by_perspective.items():
+        each = [distribution(row["logprobs"], row["verdict"], scheme) for row in rows]
+        verdict, _ = majority([row["verdict"] for row in rows], each, scheme)
+        said[name] = next(row for row in rows if row["verdict"] == verdict)
+        soft[name] = np.mean(each, axis=0)
     mean = np.mean(list(soft.values()), axis=0)
     vote, votes = majority([row["verdict"] for row in said.values()], list(soft.values()), scheme)
     return {

@@ -7,7 +7,7 @@ that DPO never holds two models.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +86,14 @@ def _fallback(config: PreferenceStage, folder: StageFolder, gold: dict[str, Any]
     if "rationales" in config.preferences.fallback:
         yield from _candidates(folder.input("2-rationales"), ("kept",), gold, config)
     if "seeds" in config.preferences.fallback:
-        yield from _seeds(folder.input("1-pairs"))
+        yield from _seeds(folder.input("1-pairs"), config.perspectives.names)
 
 
-def _seeds(pairs: Path) -> Iterator[Candidate]:
+def _seeds(pairs: Path, perspectives: Sequence[str]) -> Iterator[Candidate]:
     for row in read_table(pairs / "seeds.parquet").to_pylist():
         row.pop("origin")
+        if row["perspective"] not in perspectives:  # nor does SFT learn from it: there is no question to put to it
+            continue
         yield Candidate(**row, sample=-1, gold_probability=None)
 
 

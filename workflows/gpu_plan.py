@@ -112,10 +112,10 @@ def _generation(config: RunConfig, fleet: Fleet, stage: Stage) -> StagePlan:
     memory = _engine_memory(engine, model, fleet.gpu, width, engine.tensor_parallel)
     answers = generated(config, ask, fleet.pairs)
     row = StagePlan(stage.name, copies, each, memory, f"{answers:,} answers")
-    if problem := _generation_problem(engine, model, fleet, width, each):
+    if problem := _generation_problem(engine, ask, model, fleet, width, each):
         return replace(row, problem=problem)
     tokens = math.floor(memory.kv_cache / kv_bytes_per_token(model, width, engine.tensor_parallel))
-    prompt, answer = min(prompt_tokens(ask), engine.max_model_len - ask.max_tokens), answer_tokens(ask)
+    prompt, answer = prompt_tokens(ask), answer_tokens(ask)
     sequences = min(engine.max_num_seqs, tokens // (prompt + answer))
     rate = copies * answers_per_second(
         model, fleet.gpu, Generation(engine.tensor_parallel, sequences, prompt, answer, width)
@@ -129,14 +129,21 @@ def _engine_memory(engine: VllmEngine, model: ModelSize, gpu: Gpu, width: int, p
     return generation_memory(model, gpu, width, parallel, engine.gpu_memory_utilization)
 
 
-def _generation_problem(engine: VllmEngine, model: ModelSize, fleet: Fleet, width: int, each: int) -> str:
-    """Return why an engine cannot start, or nothing."""
+def _generation_problem(
+    engine: VllmEngine, ask: AnswerSettings, model: ModelSize, fleet: Fleet, width: int, each: int
+) -> str:
+    """Return why an engine cannot start or answer, or nothing."""
 
     def fits(gpu: Gpu, parallel: int) -> bool:
         one = engine.max_model_len * kv_bytes_per_token(model, width, parallel)
         return _engine_memory(engine, model, gpu, width, parallel).kv_cache >= one
 
-    parallel, here = engine.tensor_parallel, fleet.gpus_per_node
+    parallel, here, room = engine.tensor_parallel, fleet.gpus_per_node, engine.max_model_len - ask.max_tokens
+    if room < prompt_tokens(ask):
+        return (
+            f"engine.max_model_len {engine.max_model_len} leaves {room} tokens for a prompt of about "
+            f"{prompt_tokens(ask)}: raise it, or lower max_tokens {ask.max_tokens}"
+        )
     if each > here:
         return f"an engine takes {each} GPUs and a node has {here}: lower engine.tensor_parallel and replicas.gpus"
     if model.heads % parallel:
@@ -240,7 +247,7 @@ def _sft(config: RunConfig, fleet: Fleet, stage: Stage) -> StagePlan:
 
 
 def _dpo(config: RunConfig, fleet: Fleet, stage: Stage) -> StagePlan:
-    model, work = _teacher(config), preference_work(config, fleet.pairs)
+    model, work = _teacher(config), preference_work(config, fleet.pairs, trained=True)
     return _training(stage, fleet, config.dpo.train, model, trained_parameters(model, config.dpo.tuning), work)
 
 

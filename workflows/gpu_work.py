@@ -69,9 +69,16 @@ def sft_work(config: RunConfig, pairs: int) -> Work:
     return _shared(config, min(rows, config.sft.max_rows or rows), "sequences", together, config.sft.max_tokens)
 
 
-def preference_work(config: RunConfig, pairs: int) -> Work:
-    """Return the preferences: every training pair is taken to give `per_pair` of them."""
-    most = split_sizes(config, pairs)["train"] * config.preferences.per_pair
+def preference_work(config: RunConfig, pairs: int, trained: bool = False) -> Work:
+    """Return the preferences: every sampled pair is taken to give `per_pair` of them.
+
+    Args:
+        trained: those that DPO trains on alone; the reference scores those of all splits.
+    """
+    asked = config.samples
+    if trained:
+        asked = asked.model_copy(update={"splits": tuple(name for name in asked.splits if name == "train")})
+    most = pairs_asked(config, asked, pairs) * config.preferences.per_pair
     return _shared(config, min(most, config.preferences.max_rows or most), "preferences", 2, config.dpo.max_tokens)
 
 

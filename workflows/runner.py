@@ -55,12 +55,10 @@ def run_stages(config: RunConfig, run_dir: Path, stages: Sequence[Stage], redo: 
     check_writable(run_dir)
     preflight(config, stages)
     with locked(run_dir), ray_session(config.cluster) as resources:
-        check_resources(config, stages, resources)
+        check_resources(config, stages if redo else unfinished(config, run_dir, stages), resources)
         if redo:
             forget(run_dir, stages[0])
-        for stage in stages:  # up to the first that is to be made: a folder that is refused keeps its own config
-            if not own_folder(config, run_dir, stage).manifest():
-                break
+            unfinished(config, run_dir, stages)  # a folder that is refused keeps its own config
         write_json(run_dir / "config.json", config.model_dump(mode="json"))
         for stage in stages:
             _run_one(config, run_dir, stage)
@@ -83,8 +81,20 @@ def preflight(config: RunConfig, stages: Sequence[Stage]) -> None:
         check_model("student.model", config.student.model)
 
 
+def unfinished(config: RunConfig, run_dir: Path, stages: Sequence[Stage]) -> Sequence[Stage]:
+    """Return the stages from the first that is to be made.
+
+    Raises:
+        UserError: a finished one was made by other settings, or what the first of them reads has not finished.
+    """
+    for place, stage in enumerate(stages):
+        if not own_folder(config, run_dir, stage).manifest():
+            return stages[place:]
+    return ()
+
+
 def check_resources(config: RunConfig, stages: Sequence[Stage], resources: dict[str, float]) -> None:
-    """Compare every stage's needs with the cluster before a model loads.
+    """Compare the needs of the stages to be made with the cluster before a model loads.
 
     Raises:
         UserError: a stage asks for more CPUs or GPUs than there are.

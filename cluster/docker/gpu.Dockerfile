@@ -17,7 +17,8 @@ COPY teacher teacher
 COPY distill distill
 COPY serve serve
 COPY workflows workflows
-RUN pip install --no-cache-dir --editable '.[gpu]'
+# boto3 is for the cluster launcher on AWS: its autoscaler runs in this image, on the head.
+RUN pip install --no-cache-dir --editable '.[gpu]' boto3
 
 # Nodes import the code from here, whatever folder a process is started in.
 ENV PYTHONPATH=/opt/broadfast \

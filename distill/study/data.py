@@ -189,6 +189,8 @@ def fold_folder(run: Path, fold: int, folds: int, seed: int, folder: Path, hidde
     table = read_table(run / "1-pairs" / "pairs.parquet")
     rows = table.to_pylist()
     tested = deal(rows, folds, seed)
+    # A tested query is tested alone: its unlabelled pairs teach nobody in this fold.
+    rows = [row for row in rows if folds == 1 or row["label"] is not None or tested.get(row["query_id"]) != fold]
     for row in rows:
         if folds > 1 and row["query_id"] in tested and row["label"] is not None:
             row["split"] = "test" if tested[row["query_id"]] == fold else "train"

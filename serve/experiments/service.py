@@ -113,11 +113,18 @@ def start_experiment(default: StudentService, export_dir: Path, settings: ServeS
     experiment = settings.experiment
     assert experiment is not None, "no experiment is set"
     loaded = {export_dir.resolve(): default}
-    for folder in (Path(arm.export).resolve() for arm in experiment.arms):
-        if folder not in loaded:
-            loaded[folder] = StudentService(load_proven(folder, settings), settings, default.thread, default.metrics)
-    arms = {arm.name: loaded[Path(arm.export).resolve()] for arm in experiment.arms}
-    return ExperimentService(default, arms, experiment, ExposureLog(experiment.folder, experiment))
+    try:
+        for folder in (Path(arm.export).resolve() for arm in experiment.arms):
+            if folder not in loaded:
+                scorer = load_proven(folder, settings)
+                loaded[folder] = StudentService(scorer, settings, default.thread, default.metrics)
+        arms = {arm.name: loaded[Path(arm.export).resolve()] for arm in experiment.arms}
+        return ExperimentService(default, arms, experiment, ExposureLog(experiment.folder, experiment))
+    except BaseException:
+        for service in loaded.values():  # or the replica's figures would hold on to the students of a failed roll
+            if service is not default:
+                default.metrics.forget_waiting(service.waiting)
+        raise
 
 
 def check_exports(export_dir: Path, settings: ServeSettings) -> None:

@@ -16,6 +16,7 @@ import yaml
 from cluster.gpu_memory import find_gpu
 from serve.config import ServeSettings
 from serve.deploy import ServiceArguments
+from serve.run import http_options
 from workflows.cli import app
 from workflows.config import RunConfig, load_config
 from workflows.gpu_plan import Fleet, plan_stages
@@ -97,6 +98,7 @@ def test_every_pod_mounts_the_shared_storage(name: str) -> None:
             if len(v) > 1 and "persistentVolumeClaim" in v
         }
         assert claimed == {"shared": claim["metadata"]["name"]}
+        assert pod["securityContext"] == {"fsGroup": 1000}, "the image's user"
         mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
         assert mounts["shared"] == "/shared"
         assert set(mounts) == {volume["name"] for volume in pod["volumes"]}
@@ -125,6 +127,9 @@ def test_a_jobs_command_runs_with_the_workers_that_are_up(name: str) -> None:
         need = stage.need(config)
         assert need.gpus <= least["nvidia.com/gpu"] and need.cpus <= least["cpu"], stage.name
     if name == "generate":
+        for later in ("samples", "judgements"):  # as its comment says: --to alone is changed
+            (last,) = select(later, later)
+            assert last.need(config).gpus <= least["nvidia.com/gpu"] and last.need(config).cpus <= least["cpu"]
         assert config.engine.replicas.max * 2 == most["nvidia.com/gpu"]
     assert load(name)["spec"]["backoffLimit"] > 0
 
@@ -168,6 +173,7 @@ def test_a_services_settings_load_and_its_replicas_can_be_placed(name: str) -> N
         assert copies * given.settings.gpus_per_replica <= have["nvidia.com/gpu"]
     assert (given.settings.gpus_per_replica > 0) == (name == "student-gpu")
     assert config.http_options.port == ServeSettings().port
+    assert config.http_options.request_timeout_s == http_options(given.settings)["request_timeout_s"]
 
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
@@ -175,7 +181,7 @@ def test_an_image_takes_its_versions_from_pyproject_and_copies_what_exists(kind:
     text = DOCKERFILES[kind].read_text(encoding="utf-8")
     assert re.findall(r"pip install .*'\.\[(\w+)\]'", text) == [kind]
     assert kind in PROJECT["optional-dependencies"]
-    assert "==" not in text
+    assert "==" not in text and "--uid 1000 ray" in text
     copied = [word for line in re.findall(r"^COPY (.+)", text, re.M) for word in line.split()[:-1]]
     assert copied and all((ROOT / path).exists() for path in copied)
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}

@@ -46,7 +46,7 @@ def test_what_dev_teaches_is_measured_on_test() -> None:
     probabilities = np.tile([0.9, 0.1], (9, 1))
     gold = [YES] * 6 + [NO] * 3
     found = calibrated((gold, probabilities), gold, [YES] * 9, probabilities, BINARY)
-    assert calibration_error(gold, [YES] * 9, probabilities) == pytest.approx(0.9 - 2 / 3)
+    assert calibration_error(gold, [YES] * 9, probabilities, BINARY) == pytest.approx(0.9 - 2 / 3)
     assert found["calibrated_error"] == pytest.approx(0, abs=1e-3) and found["temperature_pairs"] == 9
     none = calibrated(([], np.zeros((0, 2))), gold, [YES] * 9, probabilities, BINARY)
     assert none == {"temperature": None, "temperature_pairs": 0, "calibrated_error": None}

@@ -60,7 +60,10 @@ def test_ndcg_by_hand_over_queries_that_can_be_ranked() -> None:
 def test_calibration_error_by_hand() -> None:
     # Confidence 0.8, half of them right: |0.5 - 0.8|.
     probabilities = np.tile([0.8, 0.2], (4, 1))
-    assert calibration_error([YES, YES, NO, NO], [YES] * 4, probabilities) == pytest.approx(0.3)
+    assert calibration_error([YES, YES, NO, NO], [YES] * 4, probabilities, BINARY) == pytest.approx(0.3)
+    # A vote for the less probable label is as sure as that label is.
+    assert calibration_error([YES, YES, NO, NO], [NO] * 4, probabilities, BINARY) == pytest.approx(0.3)
+    assert calibration_error([NO] * 4, [NO] * 4, probabilities, BINARY) == pytest.approx(0.8)
 
 
 def test_a_vote_may_differ_from_the_most_probable_label() -> None:

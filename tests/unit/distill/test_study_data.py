@@ -61,8 +61,11 @@ def test_an_unlabelled_pair_of_a_tested_query_is_not_tested(shop: Path, tmp_path
     write_table(pairs, pa.Table.from_pylist(changed, table.schema))
     fold = deal(changed, 2, 13)[changed[5]["query_id"]]
     made = rows(fold_folder(shop, fold, 2, 13, tmp_path / "fold"))
-    assert {row["split"] for row in made if row["label"] is None} == {"unlabelled"}
+    own = changed[5]["query_id"]
+    assert all(row["label"] for row in made if row["query_id"] == own), "nor does it teach where its query is tested"
     assert sum(row["split"] == "test" for row in made) == 23
+    taught = rows(fold_folder(shop, 1 - fold, 2, 13, tmp_path / "other"))
+    assert [r["split"] for r in taught if r["query_id"] == own and r["label"] is None] == ["unlabelled"]
 
 
 def test_one_fold_is_the_runs_own_split(shop: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from shutil import copy
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.storage import read_table, write_table
+from cluster.store import Store
 from mpcot import generate, shelves
 from mpcot.answers import ANSWERS, SHELVES, Answers, asked_figures
 from mpcot.config import AnswerSettings, RationaleSettings, Replicas, ScriptedEngine, VllmEngine
@@ -19,6 +21,7 @@ from mpcot.generate import (
     MISSING,
     REQUESTED,
     GenerationPlan,
+    _remove_others,
     _told,
     _write_missing,
     select_pairs,
@@ -262,13 +265,13 @@ def test_more_retries_ask_again_what_failed_as_often_as_it_might_before(tmp_path
     first, second, third, *others = keys(row=one).values()
     empty = answer_row(first, verdict=None, reason="empty", tries=2)
     long = answer_row(second, sample=1, verdict=None, reason="prompt too long: 900 tokens, limit 600", tries=1)
-    fatal = answer_row(third, verdict=None, reason="stops the engine: it is gone", tries=1, perspective="attributes")
+    fatal = answer_row(third, verdict=None, reason="stops the engine: it is gone", tries=2, perspective="attributes")
     write_part(tmp_path, "w1-0", empty, long, fatal, *(answer_row(key, perspective="rules") for key in others))
     assert _write_missing(PLAN, [one], tmp_path) == (6, 0)
     patient = replace(PLAN, ask=PLAN.ask.model_copy(update={"retries": 2}))
-    assert _write_missing(patient, [one], tmp_path) == (6, 1)
-    assert read_table(tmp_path / MISSING)["keys"].to_pylist() == [[first]]
-    write_part(tmp_path, "w2-0", answer_row(first))
+    assert _write_missing(patient, [one], tmp_path) == (6, 2)
+    assert read_table(tmp_path / MISSING)["keys"].to_pylist() == [[first, third]]
+    write_part(tmp_path, "w2-0", answer_row(first), answer_row(third, perspective="attributes"))
     assert _write_missing(patient, [one], tmp_path) == (6, 0)
     assert None in {row["reason"] for row in collected(tmp_path, 6) if row["key"] == first}, (
         "the answer, not the failure"
@@ -280,8 +283,12 @@ def test_parts_of_another_version_are_removed(tmp_path: Path) -> None:
     write_part(tmp_path, "w1-0", *map(answer_row, keys(row=one).values()))
     (part,) = (tmp_path / ANSWERS).iterdir()
     write_table(part, read_table(part).drop_columns("tries"))
+    shared = Store.at(tmp_path / "shared")
+    (tmp_path / "shared").mkdir()
+    copy(part, tmp_path / "shared" / part.name)
+    _remove_others(part.parent, shared)
+    assert not part.exists() and not shared.files()
     assert _write_missing(PLAN, [one], tmp_path) == (6, 6)
-    assert not part.exists()
 
 
 def test_a_folder_without_answers(tmp_path: Path) -> None:

@@ -100,17 +100,18 @@ def test_an_engine_that_is_gone_ends_its_process_as_often_as_it_may(
         raise ProcessEnded
 
     monkeypatch.setattr(worker_module, "end_process", end)
-    for number in (1, 2):
-        made = make(tmp_path, stops_after=4, replicas={"restarts": 2})
+    # The second and the third narrow down what the first was asked, but the culprit is never the same.
+    for number, counted in enumerate((1, 1, 1, 2)):
+        made = make(tmp_path, stops_after=2, replicas={"restarts": 2})
         with pytest.raises(ProcessEnded):
             answer(made, batch(made, 5))
-        assert f"Starting another, {number} of 2." in capfd.readouterr().err
+        assert f"Starting another, {counted} of 2." in capfd.readouterr().err
         # All but the first are asked an easy question before a suspect is asked alone.
-        assert len(written(tmp_path)) == 4 + 3 * (number - 1)
-    last = make(tmp_path, stops_after=4, replicas={"restarts": 2})
+        assert len(written(tmp_path)) == 2 + number
+    last = make(tmp_path, stops_after=2, replicas={"restarts": 2})
     with pytest.raises(EngineStopped, match="its processes are gone"):
         answer(last, batch(last, 5))
-    assert len(written(tmp_path)) == len(set(written(tmp_path))) == 10
+    assert len(written(tmp_path)) == len(set(written(tmp_path))) == 6
 
 
 def test_a_request_that_stops_every_engine_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +119,7 @@ def test_a_request_that_stops_every_engine_fails_alone(tmp_path: Path, monkeypat
         raise ProcessEnded
 
     monkeypatch.setattr(worker_module, "end_process", end)
-    script = {"stops_on": "Product: poison", "replicas": {"restarts": 2}}
+    script = {"stops_on": "Product: poison", "replicas": {"restarts": 1}}
 
     def poisoned(made: Any) -> pa.Table:
         rows = batch(made, 5).to_pylist()
@@ -145,7 +146,7 @@ def test_an_engine_that_cannot_answer_an_easy_question_stops_the_work(
 ) -> None:
     monkeypatch.setattr(worker_module, "end_process", lambda: (_ for _ in ()).throw(ProcessEnded))
     script = {"stops_after": 0, "replicas": {"restarts": 2}}
-    for _ in range(2):
+    for _ in range(3):
         made = make(tmp_path, **script)
         with pytest.raises(ProcessEnded):
             answer(made, batch(made, 1))
@@ -218,7 +219,7 @@ def test_requests_that_stop_engines_count_as_failures(tmp_path: Path) -> None:
     board = {"other": (50, None, {"failed": 10.0})}
     made = make(tmp_path, board, {"max_failed_share": 0.11, "retries": 0}, delay_s=0.1)
     for number in range(2):
-        Suspects(Store.at(tmp_path / "tried" / STOPPED), f"gone{number}").blame([f"k{number}"], guilty=True)
+        Suspects(Store.at(tmp_path / "tried" / STOPPED), f"gone{number}", ASKS).blame([f"k{number}"], True, False)
     said = "12% of the answers failed, more than max_failed_share 11%: 2 x stops the engine"
     with pytest.raises(TooManyFailed, match=said):
         answer(made, batch(made, 1))

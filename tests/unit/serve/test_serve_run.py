@@ -5,13 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from cluster.errors import UserError
 from serve.config import ReplicaSettings, ServeSettings
-from serve.run import check_alone, check_port, check_resources, reachable, score_once, stop_signals, wait_until_ready
+from serve.rollout import check_ours
+from serve.run import (
+    check_alone,
+    check_port,
+    check_resources,
+    reachable,
+    score_once,
+    serve_export,
+    stop_signals,
+    wait_until_ready,
+)
 from tests.free_port import free_port
 
 
@@ -34,6 +45,30 @@ def test_a_second_service_on_one_ray(monkeypatch):
     monkeypatch.setattr("ray.serve.status", lambda: SimpleNamespace(applications={"broadfast": None}))
     with pytest.raises(UserError, match=r"serves an export already\. Exchange it with `broadfast roll`"):
         check_alone()
+
+
+def test_a_service_that_does_not_start_leaves_no_application(monkeypatch):
+    deleted = []
+
+    def fail(*_, **__):
+        raise RuntimeError("no replica could load it")
+
+    for name in ("check_exports", "check_alone", "check_port", "check_resources", "build_app"):
+        monkeypatch.setattr(f"serve.run.{name}", lambda *_: None)
+    monkeypatch.setattr("ray.serve.start", lambda **_: None)
+    monkeypatch.setattr("ray.serve.run", fail)
+    monkeypatch.setattr("ray.serve.delete", lambda name, _blocking: deleted.append(name))
+    with pytest.raises(RuntimeError, match="no replica could load it"):
+        serve_export(Path("export"), ServeSettings())
+    assert deleted == ["broadfast"]
+
+
+def test_a_roll_of_what_a_serve_config_owns_is_refused():
+    told = {"applications": {"broadfast": {"source": "imperative"}, "other": {"source": "declarative"}}}
+    check_ours(told)
+    told["applications"]["broadfast"]["source"] = "declarative"
+    with pytest.raises(UserError, match="Change export_dir there"):
+        check_ours(told)
 
 
 def test_a_replica_may_drain_for_as_long_as_a_request_may_take():

@@ -147,8 +147,7 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path):
     arms = (Arm(name="control", export=str(sound), share=0.5), Arm(name="new", export=str(export), share=0.5))
     plan = ExperimentSettings(name="e", folder=tmp_path / "exposures", arms=arms)
 
-    async def run() -> None:
-        await SwappingService(ServeSettings(experiment=plan)).load(sound)
-
+    service = SwappingService(ServeSettings(experiment=plan))
     with pytest.raises(UserError, match="export: its probabilities are not numbers"):
-        asyncio.run(run())
+        asyncio.run(service.load(sound))
+    assert not service.metrics._queues, "of a load that failed nothing is held on to"

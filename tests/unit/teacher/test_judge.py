@@ -50,6 +50,18 @@ def test_the_mean_is_of_logs_so_one_certain_no_weighs_heavily() -> None:
     assert found["vote"] == max(expected, key=lambda c: expected[c])
 
 
+def test_the_samples_of_a_perspective_count_as_one_voice() -> None:
+    sure = {"E": [0.9, 0.1, 0, 0], "S": [0.1, 0.9, 0, 0]}
+    answers = [said("intent", v, [max(s, 1e-9) for s in sure[v]], sample=n) for n, v in enumerate("SEE")]
+    answers += [said("rules", "S", [0.3, 0.5, 0.1, 0.1], sample=n) for n in range(3)]
+    answers[0]["rationale"] = "the first, of another mind"
+    found = judge(answers, ("intent", "rules"), ESCI)
+    assert found is not None
+    assert found["verdicts"] == ["E", "S"] and found["rationales"][0] == "intent said"
+    assert found["perspective_soft"][0][:2] == pytest.approx([1.9 / 3, 1.1 / 3], abs=1e-6)
+    assert found["agreement"] == pytest.approx(1 / 2)
+
+
 def test_a_perspective_that_failed_holds_nulls_and_does_not_vote() -> None:
     answers = [said("rules", "C", [0.1, 0.1, 0.7, 0.1]), said("intent", "E", reason="too long")]
     found = judge(answers, NAMES, ESCI)

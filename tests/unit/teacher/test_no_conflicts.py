@@ -66,6 +66,19 @@ def test_a_right_answer_comes_from_elsewhere_only_if_it_may(run_dir: Path, monke
         reference.run(stage("stop", fallback=["seeds"]), folder)
 
 
+def test_a_seed_of_another_perspective_is_nobodys_answer(run_dir: Path) -> None:
+    seed = {"pair_id": "p", "rationale": "A lamp.", "verdict": "E", "origin": "people"}
+    rows = [seed | {"perspective": name} for name in ("winter", "rules")]
+    write_table(run_dir / "1-pairs/seeds.parquet", pa.Table.from_pylist(rows, SEED))
+    assert [found.perspective for found in reference._seeds(run_dir / "1-pairs", ("rules",))] == ["rules"]
+
+
+@pytest.mark.parametrize(("rows", "most", "kept"), [(0, 5, 0), (3, 5, 3), (6, 5, 5), (250, 200, 200)])
+def test_as_many_held_out_preferences_are_watched_as_may_be(rows: int, most: int, kept: int) -> None:
+    found = dpo._spread(pa.table({"n": list(range(rows))}), most)["n"].to_pylist()
+    assert len(found) == len(set(found)) == kept and found[:1] == [0][:kept]
+
+
 def test_dpo_is_skipped_where_the_config_says_so(run_dir: Path, llama_folder: Path) -> None:
     reference.run(stage("skip"), StageFolder(run_dir, "5-preferences", {}, INPUTS))
     dpo.run(DpoStage(seed=1, dpo=DpoSettings()), StageFolder(run_dir, "6-dpo", {}, INPUTS))

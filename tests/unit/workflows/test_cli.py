@@ -63,6 +63,15 @@ def test_finished_stages_are_skipped(config_file: Path, tmp_path: Path, without_
     assert load_config(config_file).model_dump(mode="json") == read_json(run_dir / "config.json")
 
 
+def test_finished_stages_need_no_resources(config_file: Path, run_dir: Path, without_ray: None) -> None:
+    """On a cluster of generation nodes a training that has finished elsewhere is no reason to stop."""
+    large = ("--set", "engine.replicas.cpus=64")
+    assert broadfast("run", config_file, "--to", "rationales", "--out", run_dir, *large).exit_code == 0
+    refused = broadfast("run", config_file, "--from", "rationales", "--to", "rationales", "--out", run_dir, *large)
+    assert refused.exit_code == 1 and "2-rationales asks for 64 CPUs and the cluster has 2" in text(refused)
+    assert read_manifest(run_dir / "2-rationales"), "it was refused before anything was forgotten"
+
+
 def test_from_makes_a_stage_and_all_after_it_again(config_file: Path, run_dir: Path, without_ray: None) -> None:
     kept = files(run_dir / "1-pairs")
     answers = files(run_dir / "2-rationales" / "answers")

@@ -11,7 +11,15 @@ from cluster.gpu_memory import find_gpu
 from tests.command import broadfast, text
 from workflows.config import RunConfig, load_config
 from workflows.gpu_plan import Fleet, StagePlan, plan_stages, trained_parameters
-from workflows.gpu_work import answer_tokens, pairs_asked, prompt_tokens, sft_work, split_sizes, student_work
+from workflows.gpu_work import (
+    answer_tokens,
+    pairs_asked,
+    preference_work,
+    prompt_tokens,
+    sft_work,
+    split_sizes,
+    student_work,
+)
 from workflows.stages import STAGES
 
 ROOT = Path(__file__).parents[3]
@@ -46,6 +54,14 @@ def test_work_follows_from_splits_perspectives_and_samples() -> None:
     assert planned(settings)["2-rationales"].work == "1,500 answers"
     assert planned(config("rationales.hinted_retry=true"))["2-rationales"].work == "4,800 answers"  # 800 pairs twice
     assert student_work(settings, 1000).rows == 1200  # with the student trained on labels only
+    few = config("samples.pairs_per_split=50", "preferences.per_pair=4")
+    assert preference_work(few, 1000).rows == 2 * 50 * 4  # the reference scores those of train and dev
+    assert preference_work(few, 1000, trained=True).rows == 50 * 4
+
+
+def test_a_context_without_room_for_a_prompt_is_refused() -> None:
+    short = planned(config("engine.max_model_len=900"))["2-rationales"]
+    assert short.hours is None and "engine.max_model_len 900 leaves 388 tokens for a prompt of about" in short.problem
 
 
 def test_lengths_are_the_longest_that_the_settings_allow() -> None:

@@ -25,6 +25,8 @@ def main() -> None:
         for ids, steps in ((list(output.prompt_token_ids), output.prompt_logprobs) for output in said)
     ]
     write_json(Path(out), told)
+    engine.llm_engine.engine_core.shutdown()
+    os._exit(0)  # vLLM's threads may abort a process that ends in the usual way
 
 
 if __name__ == "__main__":

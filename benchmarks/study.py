@@ -14,10 +14,10 @@ from results import RESULTS, Figure, write_results
 from cluster.errors import UserError
 from cluster.files import whole_file
 from cluster.progress import console
+from distill.evaluate import METRICS
 from distill.study.compare import compare
 from distill.study.page import markdown
 from distill.study.run import run_study
-from distill.study.segments import METRICS
 from workflows.config import load_study
 
 ROOT = Path(__file__).parents[1]

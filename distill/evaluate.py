@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, ndcg_score, roc_auc_score
@@ -15,6 +15,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, ndcg_sco
 from mpcot.labels import Scheme
 
 Metric = Literal["accuracy", "macro_f1"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
 CALIBRATION_BINS = 15
 
 

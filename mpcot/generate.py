@@ -64,7 +64,7 @@ class GenerationPlan:
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker comes to its own digest, so that another version of the code there is noticed.
-        return {name: value for name, value in vars(self).items() if name not in ("parameters", "easy")}
+        return {name: value for name, value in vars(self).items() if name != "parameters"}
 
     @cached_property
     def parameters(self) -> str:
@@ -74,9 +74,8 @@ class GenerationPlan:
         engine = [self.engine.kind, result_settings(self.engine)]
         return digest([ANSWER.names, self.model_digest, kept, regex, *engine, self.seed])
 
-    @cached_property
     def easy(self) -> Ask:
-        """A request that any engine which works can answer."""
+        """Return a request that any engine which works can answer."""
         made = dict.fromkeys(PAIR.names) | {"pair_id": "easy", "query": "shoe", "title": "Shoe"}
         return next(self.asks(made | {"label": self.scheme.codes[0]}))[2]
 

@@ -19,7 +19,7 @@ from cluster.store import Store
 ROOM = 2048  # requests in one engine at a time
 FEW = 32
 STEPS = 2  # from all that an engine was asked to few, from few to one
-STOPPED = pa.schema(
+STOP = pa.schema(
     [pa.field("key", pa.string()), pa.field("guilty", pa.bool_(), nullable=False), pa.field("idle", pa.bool_())]
 )
 
@@ -105,7 +105,7 @@ class Suspects:
         """
         asked: Sequence[str | None] = keys or [None]
         rows = [{"key": key, "guilty": guilty, "idle": idle} for key in asked]
-        self.store.write_table(f"{self.worker}.parquet", pa.Table.from_pylist(rows, STOPPED))
+        self.store.write_table(f"{self.worker}.parquet", pa.Table.from_pylist(rows, STOP))
         self.read()
         stops = list(self.stops.values())
         found = frozenset(key for stop in stops if stop.guilty for key in stop.keys)

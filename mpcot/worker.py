@@ -156,7 +156,7 @@ class AnswerWorker:
             # Where the engine stops, it stays here: those inside are the ones to blame.
             self.inside[ask.key] = Inside(room, owner)
             if room == ROOM and not self.works:
-                await self._reply(self.plan.easy)
+                await self._reply(self.plan.easy())
                 self.works = True
             reply = await self._answer(ask, owner)
             del self.inside[ask.key]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from distill.calibration import calibrated
-from distill.evaluate import Metric, evaluate, label_metrics, majority_baseline, paired_bootstrap
+from distill.evaluate import METRICS, evaluate, label_metrics, majority_baseline, paired_bootstrap
 from mpcot.labels import Scheme
 
 Rows = list[dict[str, Any]]
@@ -20,7 +20,6 @@ TITLES = {
     "ce_only": "Student, labels only",
     "majority": "Majority class",
 }
-METRICS: tuple[Metric, ...] = ("accuracy", "macro_f1")
 
 
 def headline(

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from distill.evaluate import Metric, bootstrap_differences, interval, label_metrics
+from distill.evaluate import METRICS, Metric, bootstrap_differences, interval, label_metrics
 from distill.study.config import StudyConfig
-from distill.study.data import NO_VOTE, StudyData
+from distill.study.data import StudyData
 from distill.study.run import Finished, best_candidate
-from distill.study.segments import METRICS, by_segment
+from distill.study.segments import NO_ANSWER, by_segment
 
 MEANS = ("auc", "ndcg_at_10", "calibration_error")
 RATIOS = ("alignment_over_ce_loss", "alignment_over_ce_gradient")
@@ -159,7 +159,7 @@ def spread(values: Sequence[float | None]) -> dict[str, Any]:
 def beside(gold: Sequence[str], votes: Sequence[str]) -> dict[str, Any]:
     """Return what needs no student: always the most frequent label, and the teacher's vote where it gave one."""
     label = Counter(gold).most_common(1)[0][0]
-    judged = [(g, vote) for g, vote in zip(gold, votes, strict=True) if vote != NO_VOTE]
+    judged = [(g, vote) for g, vote in zip(gold, votes, strict=True) if vote != NO_ANSWER]
     return {
         "majority": {"label": label, **label_metrics(gold, [label] * len(gold))},
         "teacher": {"pairs": len(judged), **label_metrics([g for g, _ in judged], [vote for _, vote in judged])},

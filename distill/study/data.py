@@ -18,7 +18,7 @@ from cluster.errors import UserError
 from cluster.models import check_model, model_fingerprint
 from cluster.storage import read_table, write_table
 from distill.study.config import DataSet, StudyConfig
-from distill.study.segments import NONE, Segment, segments_of
+from distill.study.segments import NO_ANSWER, Segment, segments_of
 from mpcot.config import PerspectiveSettings
 from mpcot.labels import Scheme, load_scheme
 from mpcot.records import PAIR
@@ -27,7 +27,6 @@ from mpcot.splits import unit_hash
 
 READS = {"1-pairs": "pairs", "7-judgements": "judgements", "8-targets": "targets"}
 INDEX = "pairs.json"
-NO_VOTE = NONE
 
 
 class StudyPairs(Settings):
@@ -139,7 +138,7 @@ def read_pairs(data: DataSet, scheme: Scheme, perspectives: tuple[str, ...], con
         raise UserError(f"data: {run} has no test or no dev pairs. Look at the counts of its 1-pairs.")
     numbers = {query: i for i, query in enumerate(dict.fromkeys(row["query_id"] for row in tested))}
     ids = [row["pair_id"] for row in tested]
-    unjudged = {"vote": NO_VOTE, "verdicts": [NO_VOTE] * len(perspectives)}
+    unjudged = {"vote": NO_ANSWER, "verdicts": [NO_ANSWER] * len(perspectives)}
     found = [judged.get(pair_id, unjudged) for pair_id in ids]
     return StudyPairs(
         fingerprint=digest([content_digest(run), "hidden", hidden, config.seed], 16) if hidden else content_digest(run),
@@ -157,7 +156,7 @@ def read_pairs(data: DataSet, scheme: Scheme, perspectives: tuple[str, ...], con
         votes=" ".join(row["vote"] for row in found),
         fold=" ".join(str(folds[row["query_id"]]) for row in tested),
         verdicts={
-            name: " ".join(row["verdicts"][place] or NO_VOTE for row in found)
+            name: " ".join(row["verdicts"][place] or NO_ANSWER for row in found)
             for place, name in enumerate(perspectives)
         },
         segments=segments_of({row["pair_id"]: row for row in rows}, judged, ids),

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from cluster.artifacts import write_json
 from cluster.files import whole_file
-from cluster.pages import html
+from cluster.pages.html import page_environment
+from distill.evaluate import METRICS
 from distill.report import plots
 from distill.study.compare import NAMES
-from distill.study.segments import METRICS
 
 HERE = Path(__file__).parent
-LOOKS = Path(html.__file__).parent
 ENDS = ("difference", "low", "high")
 
 
@@ -92,14 +91,7 @@ def _short(value: Any) -> str:
 
 
 def _environment(escape: bool) -> Environment:
-    folders: Sequence[Path] = (HERE, LOOKS)
-    environment = Environment(
-        loader=FileSystemLoader(folders),
-        autoescape=escape,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = page_environment(HERE)
+    environment.autoescape, environment.keep_trailing_newline = escape, True
     environment.filters |= {"mean_and_sd": mean_and_sd, "points": points, "number": number, "chosen": chosen}
     return environment

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from cluster.config import Settings
-from distill.evaluate import Metric, bootstrap_differences, interval, label_metrics
+from distill.evaluate import METRICS, bootstrap_differences, interval, label_metrics
 from distill.report.segments import Pairs, grouped
 from mpcot.labels import Scheme
 
-METRICS: tuple[Metric, ...] = ("accuracy", "macro_f1")
-NONE = "-"
+NO_ANSWER = "-"
 
 
 class Segment(Settings):
@@ -38,7 +37,7 @@ def segments_of(pairs: Pairs, judged: Pairs, ids: Sequence[str]) -> dict[str, Se
         if len(by_value) < 2:
             continue
         numbers = {pair_id: str(number) for number, inside in enumerate(by_value.values()) for pair_id in inside}
-        places = " ".join(numbers.get(pair_id, NONE) for pair_id in ids)
+        places = " ".join(numbers.get(pair_id, NO_ANSWER) for pair_id in ids)
         found[name] = Segment(values=tuple(by_value), places=places)
     return found
 

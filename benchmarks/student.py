@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from argparse import ArgumentParser
 from pathlib import Path
 
 import torch
@@ -50,6 +51,7 @@ def seconds(model: Student, pairs: int) -> float:
 
 
 def main() -> None:
+    ArgumentParser(description=__doc__).parse_args()
     models = {name: student(extractor) for name, extractor in VARIANTS.items()}
     rows = []
     for pairs in PAIRS:

@@ -5,6 +5,7 @@ Trains nothing: `broadfast study workflows/configs/study.toml` makes the runs, i
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def line(data: str, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
+    ArgumentParser(description=__doc__).parse_args()
     config = load_study(ROOT / "workflows" / "configs" / "study.toml")
     config = config.model_copy(update={"records": ROOT / config.records})
     try:

@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -115,6 +116,7 @@ def figures(rows: Sequence[Row]) -> list[Figure]:
 
 
 def main() -> None:
+    ArgumentParser(description=__doc__).parse_args()
     found = {arm: in_process(arm) for arm in ARMS}
     found["matrix_limit_after"] = in_process("matrix_limit")
     check_same_work(found)

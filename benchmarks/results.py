@@ -45,10 +45,16 @@ def machine() -> dict[str, Any]:
     }
 
 
+def _without_places(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the option's name for a place on this machine, which nobody else has."""
+    named = zip(arguments, ["", *arguments[:-1]], strict=True)
+    return [option.lstrip("-").replace("-", "_").upper() if Path(a).is_absolute() else a for a, option in named]
+
+
 def write_results(name: str, figures: Sequence[Figure], rows: Sequence[Mapping[str, Any]]) -> Path:
     """Write figures and raw rows, and print the figures as a table."""
     RESULTS.mkdir(exist_ok=True)
-    command = " ".join(["python", f"benchmarks/{name}.py", *sys.argv[1:]])
+    command = " ".join(["python", f"benchmarks/{name}.py", *_without_places(sys.argv[1:])])
     date = datetime.now(UTC).date().isoformat()
     content = {"command": command, "date": date, "machine": machine(), "versions": versions()}
     write_json(RESULTS / f"{name}.json", content | {"figures": [asdict(figure) for figure in figures]})

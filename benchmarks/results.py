@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ def machine() -> dict[str, Any]:
 
 def _without_places(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with the option's name for a place on this machine, which nobody else has."""
-    named = zip(arguments, ["", *arguments[:-1]], strict=True)
-    return [option.lstrip("-").replace("-", "_").upper() if Path(a).is_absolute() else a for a, option in named]
+    named = pairwise(["", *arguments])
+    return [option.lstrip("-").replace("-", "_").upper() if Path(a).is_absolute() else a for option, a in named]
 
 
 def write_results(name: str, figures: Sequence[Figure], rows: Sequence[Mapping[str, Any]]) -> Path:

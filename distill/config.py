@@ -123,10 +123,10 @@ class StudentSettings(Settings):
         return self
 
     def labels_only(self) -> StudentSettings:
-        """Return the baseline's settings: same data and optimisation, no latent vector, no teacher's loss."""
+        """Return the baseline's settings: same optimisation, human labels alone, no latent vector."""
         weights = ("alignment_weight", "soft_label_weight", "margin_mse_weight", "perspective_verdict_weight")
         nothing = dict.fromkeys(weights, 0.0) | dict.fromkeys(
-            ("per_perspective", "auxiliary", "shuffled_targets"), False
+            ("per_perspective", "auxiliary", "shuffled_targets", "use_unlabelled"), False
         )
         return self.model_copy(update={**nothing, "extractor": NoExtractor()})
 

@@ -12,7 +12,7 @@ from cluster.artifacts import StageFolder, write_json
 from cluster.errors import UserError
 from cluster.files import disk_error
 from cluster.storage import read_table
-from distill.calibration import fit_temperature
+from distill.calibration import fit_temperature, scaled
 from distill.config import ExportStage, StudentConfig
 from distill.evaluate import evaluate, majority_baseline
 from distill.index import ROWS, VECTORS, write_index
@@ -98,7 +98,7 @@ def calibrate(folder: Path, pairs: Path, predictions: Path) -> float | None:
 
 
 def held_out_figures(pairs: Path, predictions: Path, config: StudentConfig) -> dict[str, Any]:
-    """Metrics of the student on the test split, and of always answering the commonest training label."""
+    """Metrics of the student on the test split as it serves, and of always answering the commonest training label."""
     rows = read_table(pairs, ["pair_id", "query_id", "label", "split"]).to_pylist()
     gold = {row["pair_id"]: row for row in rows}
     judged = [row for row in read_table(predictions).to_pylist() if row["split"] == "test"]
@@ -106,7 +106,7 @@ def held_out_figures(pairs: Path, predictions: Path, config: StudentConfig) -> d
     queries = [gold[row["pair_id"]]["query_id"] for row in judged]
     probabilities = np.array([row["probabilities"] for row in judged])
     train = [row["label"] for row in rows if row["split"] == "train"]
-    own = evaluate(labels, probabilities, queries, config.scheme)
+    own = evaluate(labels, scaled(probabilities, config.temperature), queries, config.scheme)
     return {**own, "majority": majority_baseline(train, labels)}
 
 
@@ -135,7 +135,8 @@ Labels:
 
 Test split, {figures["pairs"]} pairs; NDCG over {figures["ndcg_queries"]} queries.
 
-Served probabilities are at temperature {config.temperature:.2f}, fitted on the dev split; the labels are the same.
+Served probabilities are at temperature {config.temperature:.2f}, fitted on the dev split, and so are
+the figures below. Labels are the same at any temperature; the order of products may differ.
 
 | metric | this student | always `{majority["label"]}` |
 | --- | --- | --- |

@@ -34,6 +34,10 @@ class Scheme(Settings):
         codes = self.codes
         if len(codes) < 2 or len(set(codes)) != len(codes):
             raise ValueError(f"labels.{self.name}: needs two or more labels with different codes, has {codes}")
+        if odd := [code for code in codes if not code or code == "-" or any(c.isspace() for c in code)]:
+            raise ValueError(f"labels.{self.name}: code {odd[0]!r} must be one word, and not a dash")
+        if min(self.gains) < 0 or max(self.gains) == 0:
+            raise ValueError(f"labels.{self.name}: gains must be 0 or more, one of them above 0, not {self.gains}")
         if len({label.relevant for label in self.labels}) != 2:
             raise ValueError(f"labels.{self.name}: mark at least one label relevant and one not relevant")
         return self

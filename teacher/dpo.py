@@ -41,8 +41,8 @@ def run(config: DpoStage, folder: StageFolder) -> None:
         settings.max_tokens, settings,
     )  # fmt: skip
     result = run_training(task, folder.path, "dpo")
-    figures = {f"dev_{name}_{when}": row.get(name) for name in ("loss", "margin", "accuracy")
-               for when, row in (("before", result.before), ("after", result.kept))}  # fmt: skip
+    # Before training every margin is 0: what is logged then is rounding, and its sign no accuracy.
+    figures = {f"dev_{name}_after": result.kept.get(name) for name in ("loss", "margin", "accuracy")}
     folder.finish({"train": len(train), "dev": len(watched)}, figures | result.steps())
 
 

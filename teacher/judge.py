@@ -21,6 +21,8 @@ from mpcot.perspective import load_perspectives
 from mpcot.records import ANSWER, JUDGEMENT
 from mpcot.votes import distribution, majority
 
+NO_VERDICT = "-"  # counted as said where there was none; no label has this code
+
 
 def run(config: JudgeStage, folder: StageFolder) -> None:
     """Write `7-judgements/{judgements,failed}.parquet`; a pair fails when no perspective answered."""
@@ -110,7 +112,7 @@ class Quality:
             if label is None:
                 continue
             for name, verdict in zip(self.perspectives, row["verdicts"], strict=True):
-                self.counts[split, name][label, verdict or "none"] += 1
+                self.counts[split, name][label, verdict or NO_VERDICT] += 1
             self.counts[split, "vote"][label, row["vote"]] += 1
 
     def figures(self) -> dict[str, Any]:
@@ -129,6 +131,7 @@ def _scores(counts: Counter[tuple[str, str]]) -> dict[str, float]:
 
     gold, said = zip(*counts, strict=True)
     times = list(counts.values())
-    macro = f1_score(gold, said, labels=sorted(set(gold)), average="macro", zero_division=0, sample_weight=times)
+    occur = sorted({*gold, *said} - {NO_VERDICT})
+    macro = f1_score(gold, said, labels=occur, average="macro", zero_division=0, sample_weight=times)
     accuracy = accuracy_score(gold, said, sample_weight=times)
     return {"accuracy": float(accuracy), "macro_f1": float(macro), "pairs": sum(times)}

@@ -98,34 +98,39 @@ def _read(path: Path, changes: Iterable[str]) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from error
     data.setdefault("name", path.stem)
+    return _changed(data, changes)
+
+
+def _changed(data: dict[str, Any], changes: Iterable[str]) -> dict[str, Any]:
     for change in changes:
         _apply(data, change)
     return data
 
 
 class ServiceConfig(Settings):
-    """What `broadfast serve` takes where no run's config is given."""
+    """What `broadfast serve` takes of a config; all that a file for a service alone may hold."""
 
     serve: ServeSettings = ServeSettings()
     cluster: ClusterSettings = ClusterSettings()
 
 
 def service_config(path: Path | None, changes: Iterable[str] = ()) -> tuple[ServeSettings, ClusterSettings]:
-    """Return the settings of a service: of a run's config, or the defaults; changed by `a.b=value`.
+    """Return the settings of a service, changed by `a.b=value`.
+
+    Args:
+        path: a run's config, or a file with the sections serve and cluster alone; None takes the defaults.
 
     Raises:
         UsageError: as `load_config`.
     """
-    if path is not None:
-        config = load_config(path, changes)
+    data = _changed({}, changes) if path is None else _read(path, changes)
+    if not data.keys() <= {"name", *ServiceConfig.model_fields}:
+        config = validate(data, str(path or "serve"))
         return config.serve, config.cluster
-    data: dict[str, Any] = {}
-    for change in changes:
-        _apply(data, change)
     try:
-        own = ServiceConfig(**data)
+        own = ServiceConfig(**{name: value for name, value in data.items() if name != "name"})
     except ValidationError as error:
-        raise UsageError("serve:\n" + "\n".join(_line(e) for e in error.errors())) from error
+        raise UsageError(f"{path or 'serve'}:\n" + "\n".join(_line(e) for e in error.errors())) from error
     return own.serve, own.cluster
 
 

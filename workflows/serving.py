@@ -28,7 +28,8 @@ def add_serving(app: typer.Typer) -> None:
 def serve(
     export_dir: Annotated[Path, typer.Argument(help="an export folder: RUN_DIR/10-export", metavar="EXPORT_DIR")],
     config: Annotated[
-        Optional[Path], typer.Option("--config", help="TOML config whose sections serve and cluster hold")
+        Optional[Path],
+        typer.Option("--config", help="TOML config of a run, or with the sections serve and cluster alone"),
     ] = None,
     changes: Changes = None,
     verbose: Verbose = False,

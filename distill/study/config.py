@@ -35,6 +35,7 @@ SET_BY_ROWS = (
     "margin_pairs",
     "perspective_verdict_weight",
     "shuffled_targets",
+    "use_unlabelled",
     "baseline",
 )
 
@@ -100,7 +101,12 @@ class StudyConfig(Settings):
         for name in SET_BY_ROWS:
             if getattr(given, name) != getattr(plain, name):
                 raise ValueError(f"student.{name}: rows set it, so it has no effect here. Change or add a row.")
-        for name in TrainSettings.model_fields:
-            if name not in TRAIN_USED and getattr(given.train, name) != getattr(plain.train, name):
-                raise ValueError(f"student.train.{name}: has no effect in a study. Leave it out; see [tuning].")
+        for name in without_effect(given.train):
+            raise ValueError(f"student.train.{name}: has no effect in a study. Leave it out; see [tuning].")
         return self
+
+
+def without_effect(train: TrainSettings) -> list[str]:
+    """Return the settings that differ from the defaults although a study does not read them."""
+    plain = TrainSettings()
+    return [n for n in TrainSettings.model_fields if n not in TRAIN_USED and getattr(train, n) != getattr(plain, n)]

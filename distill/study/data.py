@@ -102,10 +102,11 @@ def _check_records(folder: Path, pairs: StudyPairs) -> None:
     if not (folder / INDEX).is_file():
         return
     before = StudyPairs(**read_json(folder / INDEX))
-    if before.fingerprint != pairs.fingerprint and any(folder.glob("*.jsonl")):
+    same = (before.fingerprint, before.scheme) == (pairs.fingerprint, pairs.scheme)
+    if not same and any(folder.glob("*.jsonl")):
         raise UserError(
-            f"records: {folder} holds runs on other content than data.{folder.name}.run. Give the data set another "
-            "name, set other records, or delete that folder."
+            f"records: {folder} holds runs on other content or labels than data.{folder.name}.run. Give the data set "
+            "another name, set other records, or delete that folder."
         )
 
 
@@ -113,7 +114,7 @@ def reopen_data(data: DataSet, config: StudyConfig) -> StudyData:
     """Return a data set from its records alone: enough for tables, not for runs.
 
     Raises:
-        UserError: there are none, or they are of other folds.
+        UserError: there are none, or they are of other folds or of another encoder.
     """
     path = config.records / data.name / INDEX
     if not path.is_file():
@@ -123,7 +124,17 @@ def reopen_data(data: DataSet, config: StudyConfig) -> StudyData:
     for name, value in asked.items():
         if (found := getattr(pairs, name)) != value:
             raise UserError(f"records: {path} has {name} = {found}, not {value}. Set it so, or other records.")
+    if pairs.model != _fingerprint_here(config.student.model, pairs.model):
+        raise UserError(f"records: {path} is of another encoder than student.model {config.student.model!r}.")
     return StudyData(data.name, None, LabelSettings(), pairs)
+
+
+def _fingerprint_here(model: str, otherwise: str) -> str:
+    """Return the fingerprint of a model; `otherwise` of a folder that this machine does not have."""
+    try:
+        return model_fingerprint(check_model("student.model", model))
+    except UserError:
+        return otherwise
 
 
 def read_pairs(data: DataSet, scheme: Scheme, perspectives: tuple[str, ...], config: StudyConfig) -> StudyPairs:

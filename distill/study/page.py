@@ -76,11 +76,6 @@ def points(found: Mapping[str, float] | None) -> str:
     return f"{difference:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def number(value: float | None) -> str:
-    """Three digits, or a dash where the data defines none."""
-    return "–" if value is None else f"{value:.3f}"
-
-
 def chosen(values: Mapping[str, Any]) -> str:
     """The tuned settings as `learning_rate 5e-05, epochs 3`."""
     return ", ".join(f"{name} {_short(value)}" for name, value in values.items())
@@ -93,5 +88,5 @@ def _short(value: Any) -> str:
 def _environment(escape: bool) -> Environment:
     environment = page_environment(HERE)
     environment.autoescape, environment.keep_trailing_newline = escape, True
-    environment.filters |= {"mean_and_sd": mean_and_sd, "points": points, "number": number, "chosen": chosen}
+    environment.filters |= {"mean_and_sd": mean_and_sd, "points": points, "chosen": chosen}
     return environment

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 from cluster.config import Settings
 from cluster.errors import UserError
 from distill.config import StudentSettings
-from distill.study.config import StudyConfig
+from distill.study.config import StudyConfig, without_effect
 
 SHIPPED = Path(__file__).with_name("rows.toml")
 Role = Literal["baseline", "rival", "candidate", "ablation", "shuffled", "control"]
@@ -61,21 +61,33 @@ def based_on(row: StudyRow, best: StudyRow) -> StudyRow:
     """Return a row of `of_best` as changes of a student on labels only, like all others."""
     assert row.of_best and not best.of_best
     tunes = best.tunes if row.tunes is None else row.tunes
-    return row.model_copy(update={"changes": best.changes | row.changes, "tunes": tunes})
+    return row.model_copy(update={"changes": _merged(best.changes, row.changes), "tunes": tunes})
 
 
 def student_of(row: StudyRow, base: StudentSettings) -> StudentSettings:
     """Return the settings that the row trains with, before tuning.
 
     Raises:
-        UserError: a change names no setting of the student, or gives it a wrong value.
+        UserError: a change names no setting of the student, gives it a wrong value, or has no effect.
     """
+    if "model" in row.changes:
+        raise UserError(f"row {row.name}: model: all rows start from student.model. Make a study for each encoder.")
     try:
-        return StudentSettings(**(base.labels_only().model_dump() | row.changes))
+        student = StudentSettings(**_merged(base.labels_only().model_dump(), row.changes))
+        for name in without_effect(student.train):
+            raise UserError(f"row {row.name}: train.{name} has no effect in a study. Leave it out; see [tuning].")
+        return student
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "changes"
         raise UserError(f"row {row.name}: {place}: {first['msg']} (given: {first.get('input')!r})") from error
+
+
+def _merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with changes in place of them; of `train`, what the changes leave out stays as it was."""
+    train = [part["train"] for part in (settings, changes) if isinstance(part.get("train"), dict)]
+    both = {"train": train[0] | train[1]} if len(train) == 2 else {}
+    return {**settings, **changes, **both}
 
 
 def _read(path: Path) -> dict[str, StudyRow]:

@@ -14,6 +14,7 @@ from cluster.storage import read_table
 from distill import export, lrkd
 from distill.calibration import scaled
 from distill.config import ExportSettings, ExportStage, MlpExtractor, StudentSettings, StudentStage
+from distill.evaluate import evaluate
 from distill.index import RationaleIndex
 from distill.predict import predict
 from distill.student import Student, load_tokenizer, read_student_config
@@ -88,6 +89,20 @@ def test_probabilities_are_served_at_the_temperature_that_fits_dev(exported: Exp
     assert nll(found) <= min(nll(scaled(trained, temperature * factor)) for factor in (0.9, 1.1)) + 1e-6
     assert (found.argmax(1) == trained.argmax(1)).all()
     assert f"temperature {temperature:.2f}" in (folder.path / "README.md").read_text()
+
+
+def test_the_card_ranks_as_the_service_does(exported: Export) -> None:
+    folder = exported()
+    pairs = {row["pair_id"]: row for row in read_table(folder.run_dir / "1-pairs/pairs.parquet").to_pylist()}
+    rows = read_table(folder.run_dir / "9-student/lrkd/predictions.parquet").to_pylist()
+    test = [pairs[row["pair_id"]] for row in rows if row["split"] == "test"]
+    served = Scorer.load(folder.path, ServeSettings()).score(test).probabilities
+    scheme = read_student_config(folder.path).scheme
+    own = evaluate([row["label"] for row in test], served, [row["query_id"] for row in test], scheme)
+    manifest = read_manifest(folder.path)
+    assert manifest is not None
+    for name in ("accuracy", "macro_f1", "auc", "ndcg_at_10"):
+        assert manifest["figures"]["test"][name] == pytest.approx(own[name], abs=1e-4), name
 
 
 def test_calibration_can_be_left_out(exported: Export) -> None:

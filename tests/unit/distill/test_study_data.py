@@ -85,6 +85,10 @@ def test_what_is_kept_of_the_pairs_holds_no_text(encoder: Path, shop: Path) -> N
     assert reopen_data(settings.data[0], settings).pairs == pairs
     with pytest.raises(UserError, match=r"has folds = 2, not 3\. Set it so"):
         reopen_data(settings.data[0], config(encoder, shop, folds=3))
+    with pytest.raises(UserError, match=r"is of another encoder than student\.model 'shop/other'"):
+        reopen_data(settings.data[0], config(encoder, shop, student={"model": "shop/other"}))
+    away = config(encoder, shop, student={"model": "./nowhere/encoder"})
+    assert reopen_data(settings.data[0], away).pairs == pairs  # its folder is on another machine
 
 
 def test_hidden_labels_leave_pairs_of_the_same_queries_to_the_vote_in_every_fold(
@@ -123,7 +127,7 @@ def test_records_of_other_content_are_not_added_to(encoder: Path, shop: Path) ->
     open_data(settings.data[0], settings)  # without a run on the first content nothing is lost
     Records(settings.records).add("shop", "kl", {"key": "a"})
     write_table(pairs, table)
-    with pytest.raises(UserError, match=r"records: .*shop holds runs on other content than data\.shop\.run"):
+    with pytest.raises(UserError, match=r"records: .*shop holds runs on other content or labels than data\.shop\.run"):
         open_data(settings.data[0], settings)
 
 

@@ -183,7 +183,31 @@ def test_a_row_of_ones_own_and_its_wrong_change(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
+        ({"model": "another"}, "row mine: model: all rows start from student.model"),
+        ({"train": {"keep": "best", "best_by": "loss"}}, "row mine: train.keep has no effect in a study"),
+        ({"train": {"epochs": 7}}, "row mine: train.epochs has no effect in a study"),
+        ({"train": "long"}, "row mine: train: Input should be"),
+    ],
+)
+def test_what_a_row_cannot_change(changes: dict[str, Any], says: str) -> None:
+    row = StudyRow(name="mine", title="M", role="candidate", changes=changes)
+    with pytest.raises(UserError, match=says):
+        student_of(row, config().student)
+
+
+def test_a_change_of_training_leaves_the_rest_of_it() -> None:
+    base = config(student={"train": {"global_batch": 64, "micro_batch": 16}}).student
+    best = StudyRow(name="best", title="B", role="candidate", changes={"train": {"warmup_ratio": 0.2}})
+    control = StudyRow(name="c", title="C", role="control", of_best=True, changes={"train": {"weight_decay": 0.1}})
+    train = student_of(based_on(control, best), base).train
+    assert (train.global_batch, train.micro_batch, train.warmup_ratio, train.weight_decay) == (64, 16, 0.2, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
         ({"student": {"alignment_weight": 0.7}}, "student.alignment_weight: rows set it"),
+        ({"student": {"use_unlabelled": True}}, "student.use_unlabelled: rows set it"),
         ({"student": {"baseline": False}}, "student.baseline: rows set it"),
         ({"student": {"train": {"epochs": 9}}}, "student.train.epochs: has no effect in a study"),
         ({"student": {"train": {"zero_stage": 2}}}, "student.train.zero_stage: has no effect"),

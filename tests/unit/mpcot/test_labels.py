@@ -38,12 +38,22 @@ def test_ones_own_scheme_is_a_file(tmp_path: Path) -> None:
         ([("a", "true")], "two or more"),
         ([("a", "true"), ("a", "false")], "different codes"),
         ([("a", "true"), ("b", "true")], "at least one label relevant and one not"),
+        ([("good buy", "true"), ("poor buy", "false")], "code 'good buy' must be one word"),
+        ([("-", "true"), ("b", "false")], "code '-' must be one word, and not a dash"),
         ([("a", "perhaps"), ("b", "false")], "does not describe a label scheme"),
     ],
 )
 def test_a_wrong_scheme(tmp_path: Path, labels: list[tuple[str, str]], says: str) -> None:
     with pytest.raises(UserError, match=says):
         load_scheme(write(tmp_path, *labels))
+
+
+@pytest.mark.parametrize("gain", ["-1.0", "0.0"])
+def test_gains_that_no_ranking_has(tmp_path: Path, gain: str) -> None:
+    path = Path(write(tmp_path, ("a", "true"), ("b", "false")))
+    path.write_text(path.read_text().replace("gain = 1.0", f"gain = {gain}"))
+    with pytest.raises(UserError, match="gains must be 0 or more, one of them above 0"):
+        load_scheme(str(path))
 
 
 def test_no_such_scheme_and_no_such_label(tmp_path: Path) -> None:

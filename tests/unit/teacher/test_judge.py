@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from distill.evaluate import label_metrics
 from mpcot.labels import load_scheme
 from mpcot.records import JUDGEMENT
 from mpcot.votes import distribution
@@ -104,3 +105,13 @@ def test_quality_per_split_perspective_and_vote() -> None:
     # F1: E 2*1/(2+2) = 0.5, S 2*1/(2+1) = 2/3, I 0.
     assert found["test"]["vote"]["macro_f1"] == pytest.approx((0.5 + 2 / 3) / 3)
     assert found["test"]["rules"]["accuracy"] == 0.0
+
+
+def test_a_label_that_is_only_said_counts_into_macro_f1() -> None:
+    """As for the students, with which it is compared."""
+    gold, said = ["E", "E", "S", "S"], ["E", "E", "S", "C"]
+    truth = {f"p{n}": {"label": label, "split": "test"} for n, label in enumerate(gold)}
+    quality = Quality(("intent",))
+    quality.add([{"pair_id": f"p{n}", "vote": v, "verdicts": [v]} for n, v in enumerate(said)], truth)
+    expected = label_metrics(gold, said)["macro_f1"]
+    assert quality.figures()["test"]["vote"]["macro_f1"] == pytest.approx(expected) == pytest.approx((1 + 2 / 3) / 3)

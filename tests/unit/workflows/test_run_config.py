@@ -176,6 +176,16 @@ def test_a_service_takes_a_config_or_only_changes(least: Path) -> None:
         service_config(None, ["serve.prt=1"])
 
 
+def test_a_service_takes_a_file_of_its_own_sections(tmp_path: Path) -> None:
+    own = tmp_path / "service.toml"
+    own.write_text("[serve]\nport = 8125\n[serve.limits]\nproducts_per_request = 7\n")
+    serve, cluster = service_config(own, ["cluster.num_cpus=3"])
+    assert (serve.port, serve.limits.products_per_request, cluster.num_cpus) == (8125, 7, 3)
+    own.write_text("[serve]\nprt = 8125\n")
+    with pytest.raises(UsageError, match=r"service\.toml:\n.*serve\.prt: no such setting"):
+        service_config(own)
+
+
 def test_settings_are_frozen(least: Path) -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_config(least).seed = 9  # type: ignore[misc]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cluster.store import Store
 
 PIECE_ROWS = 4096
+BLOCK_BYTES = 4 * 2**20  # an actor is handed a block at a time: of large ones there are fewer than actors
 READERS = 2  # that read at a time: what reserves no CPU is not bounded by Ray, which starts a process for each
 # Waiting OpenMP threads spin for a tenth of a millisecond only: longer stalls all others where cores are shared.
 # Large blocks are kept by malloc: training frees and takes the same ones at every step, at a page fault each.
@@ -73,7 +74,7 @@ def stream_parquet(path: Path | Store, columns: list[str] | None = None) -> Any:
     """Return a Ray Data set over a parquet file, a folder or a store, for actors that may hold every CPU.
 
     Ray's own reader reserves a CPU to list files and would wait for ever where actors hold all of them;
-    this one reserves none, and yields a file piece by piece.
+    this one reserves none, and yields a file piece by piece, in blocks small enough to keep many actors at work.
     """
     import ray.data
 
@@ -93,6 +94,7 @@ def stream_parquet(path: Path | Store, columns: list[str] | None = None) -> Any:
             for piece in store.batches(name, columns, PIECE_ROWS):
                 yield pa.Table.from_batches([piece])
 
+    ray.data.DataContext.get_current().target_max_block_size = BLOCK_BYTES
     listed = ray.data.from_items(items, override_num_blocks=len(items))
     readers = ray.data.TaskPoolStrategy(size=min(READERS, max(1, len(items))))
     return listed.map_batches(pieces, batch_size=1, num_cpus=0, compute=readers)

@@ -55,6 +55,12 @@ class Replicas(Resources):
         "stopped which was found out do not count",
     )
 
+    @model_validator(mode="after")
+    def _range(self) -> Replicas:
+        if self.max < self.min:
+            raise ValueError(f"max {self.max} is below min {self.min}: raise it, or lower min")
+        return self
+
 
 class VllmEngine(Settings):
     """vLLM, on GPUs or on a CPU."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.artifacts import digest, result_settings
@@ -27,7 +28,7 @@ from cluster.progress import Board, progress
 from cluster.ray_session import stream_parquet
 from cluster.storage import batches_of, rows_of, table_writer
 from cluster.store import Store
-from mpcot.answers import ANSWERS, Answers, TooManyFailed, shelves_of
+from mpcot.answers import ANSWERS, Answers, TooManyFailed, shelves_of, too_many_failed
 from mpcot.config import AnswerSettings, Engine
 from mpcot.engine import Ask, replica_resources
 from mpcot.labels import Scheme
@@ -131,7 +132,13 @@ def generate(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path
         raise UserError(
             f"{label}: no pairs in the splits {', '.join(plan.ask.splits)}. Look at 1-pairs and at `splits`."
         )
-    told = _run_workers(plan, shared, label, requested, missing) if missing else {}
+    told = {}
+    if missing:
+        failed, most = _given_up(plan, folder), plan.ask.max_failed_share
+        if failed / requested > most:
+            said = too_many_failed(failed / requested, most, Counter({"given up in earlier runs": failed}))
+            raise UserError(f"{label}: {said} Raise retries to ask them again, or max_failed_share to go on.")
+        told = _run_workers(plan, shared, label, (requested, missing, failed))
     shared.child(ANSWERS).bring(folder / ANSWERS, ".parquet")
     for left in (folder / ANSWERS).glob("*.partial"):  # by workers that were killed while they wrote
         left.unlink(missing_ok=True)
@@ -153,14 +160,21 @@ def _remove_others(answers: Path, shared: Store) -> None:
             shared.remove(part.name)
 
 
-def _answered(answers: Path, retries: int) -> IdSet:
-    """Return the keys that need not be asked."""
+def _keys(answers: Path, chosen: Callable[[pa.RecordBatch], pa.Array]) -> IdSet:
+    """Return the keys of the answers that `chosen` marks."""
+    batches = batches_of(answers, ["key", "reason", "tries"], PAIRS_AT_A_TIME)
+    return IdSet(batch["key"].filter(chosen(batch)).to_pylist() for batch in batches)
 
-    def keys() -> Iterator[list[str]]:
-        for batch in batches_of(answers, ["key", "reason", "tries"], PAIRS_AT_A_TIME):
-            yield batch["key"].filter(settled(batch, retries)).to_pylist()
 
-    return IdSet(keys())
+def _given_up(plan: GenerationPlan, folder: Path) -> int:
+    """Return how many requests failed as often as they may in earlier runs: they are not asked, but count."""
+    retries = plan.ask.retries
+    failed = _keys(folder / ANSWERS, lambda batch: pc.and_(settled(batch, retries), pc.is_valid(batch["reason"])))
+    if not len(failed):
+        return 0
+    failed = failed.minus(_keys(folder / ANSWERS, lambda batch: pc.is_null(batch["reason"])))
+    requests = batches_of(folder / (REQUESTED_HINTED if plan.hinted else REQUESTED), ["key"], PAIRS_AT_A_TIME)
+    return sum(int(failed.has(batch["key"].to_pylist()).sum()) for batch in requests)
 
 
 def _write_missing(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path) -> tuple[int, int]:
@@ -169,7 +183,7 @@ def _write_missing(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder
     missing.delete()
     (folder / REQUESTED_HINTED).unlink(missing_ok=True)
     (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
-    done = _answered(folder / ANSWERS, plan.ask.retries)
+    done = _keys(folder / ANSWERS, partial(settled, retries=plan.ask.retries))
     pairs_per_file = TASKS_PER_FILE * plan.engine.replicas.pairs_per_task
     counts: Counter[str] = Counter()
 
@@ -202,13 +216,14 @@ def _write_pairs(rows: list[dict[str, Any]], store: Store, first: int, per_file:
     return len(starts)
 
 
-def _run_workers(plan: GenerationPlan, shared: Store, label: str, requested: int, missing: int) -> dict[str, float]:
+def _run_workers(plan: GenerationPlan, shared: Store, label: str, counts: tuple[int, int, int]) -> dict[str, float]:
+    """Ask; `counts` are the requests, those that are missing, and those that were given up before."""
     import ray.data
     import ray.exceptions
 
     from mpcot.worker import AnswerWorker
 
-    replicas = plan.engine.replicas
+    replicas, (requested, missing, failed) = plan.engine.replicas, counts
     # What a worker raises arrives as what it is, not as words of Ray Data about it.
     ray.data.DataContext.get_current().raise_original_map_exception = True
     with progress(label, unit="answer", total=missing) as bar:
@@ -222,6 +237,7 @@ def _run_workers(plan: GenerationPlan, shared: Store, label: str, requested: int
                     shared.child(MISSING).child(TRIED),
                     board.actor,
                     requested,
+                    failed,
                 ),
                 batch_size=replicas.pairs_per_task,
                 batch_format="pyarrow",
@@ -232,7 +248,7 @@ def _run_workers(plan: GenerationPlan, shared: Store, label: str, requested: int
             )
             return _told(dataset.iter_batches(batch_size=None))
         except (ray.exceptions.RayError, RuntimeError) as error:
-            raise UserError(f"{label}: {_what_happened(error)} Finished answers are kept; run again.") from error
+            raise UserError(f"{label}: {_what_happened(error)}") from error
         finally:
             board.stop()
 
@@ -254,4 +270,7 @@ def _what_happened(error: BaseException) -> str:
     lines = [line.strip() for line in str(said).splitlines() if line.strip()] or [type(said).__name__]
     # To what a worker raises Ray Data appends lines about its own retries.
     line = lines[-1] if said is error else lines[0]
-    return line if isinstance(said, TooManyFailed | UserError) else f"the engine stopped: {line.rstrip('.')}."
+    if isinstance(said, TooManyFailed):  # to run again would only fail more
+        return line
+    what = line if isinstance(said, UserError) else f"the engine stopped: {line.rstrip('.')}."
+    return f"{what} Finished answers are kept; run again."

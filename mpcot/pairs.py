@@ -22,6 +22,7 @@ from mpcot.sources.rows import SourceRows, failed_json, reason_of
 from mpcot.splits import LABELLED, QuerySplits, split_queries, unit_hash
 
 Row = dict[str, Any]  # the columns KEYS of a source row, then query_id and pair_id
+HELD_OUT = "unlabelled row of a held-out query"
 KEYS = ["source_row", "query", "product_id", "locale", "label", "split", "error"]
 
 
@@ -128,7 +129,7 @@ def _assign(row: Row, dealt: QuerySplits) -> None:
     if row["query_id"] in dealt.in_two:
         row["error"] = "query in two splits"
     elif bare and split in ("dev", "test"):
-        row["error"] = f"unlabelled row of a held-out query: its query is in the {split} split"
+        row["error"] = f"{HELD_OUT}: its query is in the {split} split"
     else:
         row["split"] = "unlabelled" if bare else split
         row["label"] = None if row["split"] == "unlabelled" else row["label"]
@@ -174,7 +175,8 @@ def _settle_failed(config: PairsStage, source: pa.Table, rows: list[Row], folder
     """Write and return the failed rows; stop where too few are left, with `failed.parquet` to look at."""
     failed = [row for row in rows if row["error"]]
     write_table(folder.path / "failed.parquet", _failed_table(source, failed))
-    share = len(failed) / len(rows)
+    # Such a row is no fault of the data: only a pair with a label can be held out.
+    share = sum(reason_of(row["error"]) != HELD_OUT for row in failed) / len(rows)
     reasons = "; ".join(f"{reason}: {count}" for reason, count in _reasons(failed).items())
     if len(failed) == len(rows):
         raise UserError(f"source: all {len(rows)} rows of {_where(config)} failed ({reasons}). Correct the data")
@@ -194,14 +196,19 @@ def _seeds(source: SourceRows, pairs: list[Row], config: PairsStage) -> tuple[li
     seeded = _seeded([row for row in pairs if row["split"] == "train"], share, config.seed)
     kept: list[Row] = []
     refused: Counter[str] = Counter()
+    seen: set[tuple[str | None, ...]] = set()
     for seed in source.seeds.to_pylist() if source.seeds is not None else ():
         key = pair_id(seed["locale"], seed["query"], seed["product_id"])
         reason = _refusal(seed, by_id.get(key))
         if reason is None and key not in seeded:
             reason = "beyond seed_rationale_share"
+        same = (key, seed["perspective"], seed["rationale"])
+        if reason is None and same in seen:
+            reason = "duplicate"
         if reason:
             refused[reason] += 1
         else:
+            seen.add(same)
             kept.append({"pair_id": key} | {name: seed[name] for name in SEED.names[1:]})
     return kept, refused
 

@@ -60,13 +60,16 @@ class Tries:
 
     def __init__(self, store: Store, answers: Store, worker: str) -> None:
         self.store, self.answers, self.worker = store, answers, worker
+        self.begun: set[str] = set()
 
     def begin(self, files: Iterable[str]) -> IdSet:
         """Note that this worker begins `files`; return the keys that others answered since they began them."""
         earlier: dict[str, float] = {}
         for name in set(files):
             place = self.store.child(name)
-            place.touch(self.worker)
+            if name not in self.begun:  # a later mark would hide from others what was answered before it
+                place.touch(self.worker)
+                self.begun.add(name)
             for other in place.files():
                 if other.name != self.worker:
                     earlier[other.name] = min(other.modified_s, earlier.get(other.name, other.modified_s))

@@ -47,10 +47,13 @@ class AnswerWorker:
         tried: where workers note what they begin.
         board: where workers put their counts, and read those of the others.
         requested: all requests of the stage, of which `max_failed_share` may fail.
+        failed: those of them that did in earlier runs.
     """
 
-    def __init__(self, plan: GenerationPlan, answers: Store, tried: Store, board: Any, requested: int) -> None:
-        self.plan, self.board, self.requested = plan, board, requested
+    def __init__(
+        self, plan: GenerationPlan, answers: Store, tried: Store, board: Any, requested: int, failed: int = 0
+    ) -> None:
+        self.plan, self.board, self.requested, self.failed = plan, board, requested, failed
         self.name = uuid.uuid4().hex[:12]
         self.parts = PartWriter(answers, self.name, plan.engine.replicas)
         self.tries = Tries(tried, answers, self.name)
@@ -143,7 +146,7 @@ class AnswerWorker:
             return
         # Who was found guilty is not in the counts: the worker that wrote it down ended at once.
         guilty = self.suspects.convicted
-        share = (sum(told["failed"] for _, _, told in newest.values()) + guilty) / self.requested
+        share = (sum(told["failed"] for _, _, told in newest.values()) + guilty + self.failed) / self.requested
         if share > self.plan.ask.max_failed_share:
             reasons = self.reasons + Counter({STOPS_ENGINE: guilty})
             raise TooManyFailed(too_many_failed(share, self.plan.ask.max_failed_share, reasons))

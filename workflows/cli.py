@@ -60,7 +60,7 @@ def _run(
     with clear_errors(log):
         stages = select(first, last)
         if dry_run:
-            print_plan(settings, run_dir, stages)
+            print_plan(settings, run_dir, stages, redo)
             return
         with quiet(None if verbose else _writable(log)):
             run_stages(settings, run_dir, stages, redo)

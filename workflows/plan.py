@@ -16,8 +16,8 @@ from workflows.config import RunConfig
 from workflows.stages import Stage
 
 
-def print_plan(config: RunConfig, run_dir: Path, stages: Sequence[Stage]) -> None:
-    """Print the plan as a table; nothing is written and no model loads."""
+def print_plan(config: RunConfig, run_dir: Path, stages: Sequence[Stage], redo: bool = False) -> None:
+    """Print the plan as a table; nothing is written and no model loads. `redo` makes finished stages again."""
     have = available(config.cluster)
     table = Table("stage", "reads", "state", "rows", "model", "CPUs", "GPUs", title=f"{config.name} -> {run_dir}")
     for stage in stages:
@@ -25,7 +25,7 @@ def print_plan(config: RunConfig, run_dir: Path, stages: Sequence[Stage]) -> Non
         table.add_row(
             stage.name,
             ", ".join(name.partition("-")[0] for name in stage.reads),
-            state(run_dir / stage.name),
+            "again" if redo else state(run_dir / stage.name),
             rows(config, run_dir, stage),
             need.model,
             asked(need.cpus, have["CPU"]),

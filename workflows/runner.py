@@ -26,14 +26,17 @@ from cluster.models import check_model, model_fingerprint
 from cluster.progress import console
 from cluster.ray_session import ray_session
 from cluster.storage import check_writable
+from cluster.training import CHECKPOINTS
 from mpcot.labels import load_scheme
 from mpcot.pairs import check as check_source
 from mpcot.perspective import load_perspectives
 from mpcot.sources.config import PairsStage
+from mpcot.sources.filesets import state as file_state
 from workflows.config import RunConfig
 from workflows.stages import STAGES, Stage, find_stage
 
 STARTED = "started.json"
+AGAIN = "again.json"
 PAID_FOR = "answers"  # keyed by all that decides them, so they outlive a change of settings
 
 
@@ -49,16 +52,21 @@ def select(first: str | None, last: str | None) -> tuple[Stage, ...]:
 def run_stages(config: RunConfig, run_dir: Path, stages: Sequence[Stage], redo: bool = False) -> None:
     """Run `stages` in the run folder; finished ones are skipped unless `redo`.
 
+    The same redo after an interruption goes on where it was stopped.
+
     Raises:
         UserError: a stage's input is missing, the folder was made by other settings, or a stage failed.
     """
     check_writable(run_dir)
     preflight(config, stages)
+    warn_of_others(config, run_dir, stages[0])
     with locked(run_dir), ray_session(config.cluster) as resources:
-        check_resources(config, stages if redo else unfinished(config, run_dir, stages), resources)
-        if redo:
+        again = redo and not _goes_on(config, run_dir, stages)
+        check_resources(config, stages if again else unfinished(config, run_dir, stages), resources)
+        if again:
             forget(run_dir, stages[0])
             unfinished(config, run_dir, stages)  # a folder that is refused keeps its own config
+            write_json(run_dir / AGAIN, _asked_again(config, stages))
         write_json(run_dir / "config.json", config.model_dump(mode="json"))
         for stage in stages:
             _run_one(config, run_dir, stage)
@@ -155,15 +163,31 @@ def _content(config: RunConfig, stage: Stage) -> dict[str, str]:
         found["student"] = model_fingerprint(config.student.model)
     for name, field in (("source", "path"), ("seeds", "seeds")):
         path = getattr(config.source, field, None)
-        if "source" in fields and path and Path(path).exists():
-            found[name] = digest(_state(Path(path)))
+        if "source" in fields and path:
+            found[name] = digest(file_state(path, f"source.{field}"))
     return found
 
 
-def _state(path: Path) -> list[tuple[str, int, int]]:
-    """Return name, size and time of the file, or of all files below the folder."""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+def warn_of_others(config: RunConfig, run_dir: Path, first: Stage) -> None:
+    """Say which stages before `first` were finished with other settings: they stay as they are."""
+    for stage in STAGES[: STAGES.index(first)]:
+        if manifest := read_manifest(run_dir / stage.name):
+            before = {name: value for name, value in manifest["settings"].items() if name != "content"}
+            for line in changed_settings(before, result_settings(stage.settings(config)))[:3]:
+                console().print(
+                    f"  warning: {stage.name} was made with another {line}", style="yellow", highlight=False
+                )
+
+
+def _asked_again(config: RunConfig, stages: Sequence[Stage]) -> dict[str, Any]:
+    return {"stages": [stage.name for stage in stages], "settings": digest(result_settings(config))}
+
+
+def _goes_on(config: RunConfig, run_dir: Path, stages: Sequence[Stage]) -> bool:
+    """Say whether these stages were begun again with these settings, and not all of them have finished since."""
+    marker = run_dir / AGAIN
+    begun = marker.is_file() and read_json(marker) == _asked_again(config, stages)
+    return begun and any(read_manifest(run_dir / stage.name) is None for stage in stages)
 
 
 def forget(run_dir: Path, first: Stage) -> None:
@@ -203,22 +227,42 @@ def _run_one(config: RunConfig, run_dir: Path, stage: Stage) -> None:
 
 def foreign(folder: StageFolder, manifest: dict[str, Any]) -> str:
     """Return the message about a finished folder that other settings or other inputs made."""
-    changes = changed_settings(manifest["settings"], result_settings(folder.settings))
-    changes += changed_settings(manifest["inputs"], dict(folder.inputs), "input ")
-    shown = "\n".join(f"  {line}" for line in changes[:12])
     return (
-        f"{folder.path} was made with other settings:\n{shown}\n"
+        f"{folder.path} was made with other settings:\n{_differences(folder, manifest)}\n"
         f"Choose another folder with --out, or make it and all after it again with --from {folder.name}."
     )
 
 
+def _differences(folder: StageFolder, before: dict[str, Any]) -> str:
+    changes = changed_settings(before["settings"], result_settings(folder.settings))
+    changes += changed_settings(before["inputs"], dict(folder.inputs), "input ")
+    return "\n".join(f"  {line}" for line in changes[:12])
+
+
 def prepare(folder: StageFolder) -> None:
-    """Make the folder ready: keep what an interrupted run of the same settings left, remove anything else."""
+    """Make the folder ready: keep what an interrupted run of the same settings left, remove anything else.
+
+    Raises:
+        UserError: other settings left a training half done.
+    """
     marker = folder.path / STARTED
-    same = marker.exists() and read_json(marker).get("fingerprint") == folder.fingerprint
+    begun = read_json(marker) if marker.exists() else {}
+    same = begun.get("fingerprint") == folder.fingerprint
+    if "settings" in begun and not same and next(folder.path.rglob(CHECKPOINTS), None):
+        raise UserError(
+            f"{folder.path} holds a training that was begun with other settings:\n{_differences(folder, begun)}\n"
+            f"Set them back to go on with it, or start it over with --from {folder.name}."
+        )
     if folder.path.exists() and not same:
         for item in folder.path.iterdir():
             if item.name != PAID_FOR:
                 shutil.rmtree(item) if item.is_dir() else item.unlink()
     folder.path.mkdir(parents=True, exist_ok=True)
-    write_json(marker, {"fingerprint": folder.fingerprint})
+    write_json(
+        marker,
+        {
+            "fingerprint": folder.fingerprint,
+            "settings": result_settings(folder.settings),
+            "inputs": dict(folder.inputs),
+        },
+    )

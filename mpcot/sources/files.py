@@ -51,8 +51,9 @@ class ToRows:
     locales: frozenset[str] | None
 
     def __call__(self, batch: list[dict[str, Any]]) -> pa.Table:
-        rows = (self._row(raw) for raw in batch)
-        return rows_table(row for row in rows if self._wanted(row))
+        # A line that could not be parsed has no locale to go by: it is kept, to be counted as failed.
+        rows = ((self._row(raw), bool(raw.get(PARSE_ERROR))) for raw in batch)
+        return rows_table(row for row, unparsed in rows if unparsed or self._wanted(row))
 
     def _row(self, raw: dict[str, Any]) -> dict[str, Any]:
         error = raw.get(PARSE_ERROR)
@@ -60,9 +61,7 @@ class ToRows:
         return make_row(0, named | ({"line": raw.get("line")} if error else {}), self.cleaning, error)
 
     def _wanted(self, row: Mapping[str, Any]) -> bool:
-        # A line that could not be parsed has no locale to go by: it is kept, to be counted as failed.
-        unparsed = row["error"] and not row["query"]
-        return self.locales is None or row["locale"] in self.locales or bool(unparsed)
+        return self.locales is None or row["locale"] in self.locales
 
 
 def wanted_locales(source: FileSource) -> frozenset[str] | None:
@@ -110,9 +109,11 @@ class ToSeeds:
     def _seed(self, raw: Mapping[str, Any]) -> dict[str, str | None]:
         seed = {name: clean_text(raw.get(name)) for name in SOURCE_SEED.names}
         verdict = seed["verdict"]
+        if verdict and verdict not in self.cleaning.codes:  # as `broadfast seeds` writes them, they are the scheme's
+            verdict = self.cleaning.label_map.get(verdict, verdict)
         return seed | {
             "locale": (seed["locale"] or self.cleaning.default_locale).lower(),
-            "verdict": self.cleaning.label_map.get(verdict, verdict) if verdict else None,
+            "verdict": verdict or None,
             "origin": seed["origin"] or "file",
         }
 

@@ -71,6 +71,19 @@ def check_path(path: str, field: str) -> None:
     _resolve(path, field)
 
 
+def state(path: str, field: str) -> list[tuple[str, int, int]]:
+    """Return name, size in bytes and time in nanoseconds of the file at `path`, or of all files below the folder.
+
+    Raises:
+        UserError: there is nothing at `path`.
+    """
+    filesystem, found = _resolve(path, field)
+    info = filesystem.get_file_info(found)
+    inside = [info] if info.is_file else filesystem.get_file_info(pafs.FileSelector(found, recursive=True))
+    files = sorted((one for one in inside if one.is_file), key=lambda one: one.path)
+    return [(one.base_name, one.size, one.mtime_ns) for one in files]
+
+
 def exists(path: str, name: str, field: str = "source.path") -> str | None:
     """Return the path of file `name` in folder `path`, or None where the folder has none of that name."""
     filesystem, found = _resolve(path, field)

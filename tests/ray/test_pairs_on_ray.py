@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.ray_session import stream_parquet
+from cluster.storage import write_table
 from mpcot.labels import load_scheme
 from mpcot.sources.config import ChorusSource, TableSource
 from mpcot.sources.read import read_source
@@ -69,3 +71,12 @@ def test_ray_and_plain_reading_agree(tmp_path: Path, connected: None, monkeypatc
             without = read_source(source, scheme).rows
         assert with_ray.to_pylist() == without.to_pylist()
         assert with_ray.schema.equals(without.schema)
+
+
+def test_a_large_file_keeps_several_actors_at_work(tmp_path: Path, connected: None):
+    """An actor is handed whole blocks; a file of one block would leave all actors but one idle."""
+    rows = [{"number": number, "text": f"{number:06d}" * 500} for number in range(10_000)]
+    write_table(tmp_path / "rows.parquet", pa.Table.from_pylist(rows))
+    read = stream_parquet(tmp_path / "rows.parquet").materialize()
+    assert read.num_blocks() >= 5
+    assert sorted(row["number"] for row in read.iter_rows()) == list(range(10_000))

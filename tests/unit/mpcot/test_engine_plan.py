@@ -6,6 +6,7 @@ import asyncio
 import json
 
 import pytest
+from pydantic import ValidationError
 
 from cluster.errors import UserError
 from cluster.ray_session import LOCAL_ENVIRONMENT
@@ -42,6 +43,11 @@ def test_on_a_cpu_a_lone_replica_is_bound_to_all_its_cores() -> None:
     assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "2,3,5" and environment["OMP_NUM_THREADS"] == "3"
     assert int(environment["GOMP_SPINCOUNT"]) > int(LOCAL_ENVIRONMENT["GOMP_SPINCOUNT"])
     assert environment["VLLM_CPU_KVCACHE_SPACE"] == "3"
+
+
+def test_replicas_are_a_range() -> None:
+    with pytest.raises(ValidationError, match="max 1 is below min 4"):
+        Replicas(min=4)
 
 
 def test_replicas_that_share_a_node_are_not_bound_to_the_same_cores() -> None:

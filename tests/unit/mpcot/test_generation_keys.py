@@ -21,6 +21,7 @@ from mpcot.generate import (
     MISSING,
     REQUESTED,
     GenerationPlan,
+    _given_up,
     _remove_others,
     _told,
     _write_missing,
@@ -276,6 +277,20 @@ def test_more_retries_ask_again_what_failed_as_often_as_it_might_before(tmp_path
     assert None in {row["reason"] for row in collected(tmp_path, 6) if row["key"] == first}, (
         "the answer, not the failure"
     )
+
+
+def test_what_was_given_up_in_earlier_runs_counts_into_the_share_that_may_fail(tmp_path: Path) -> None:
+    """Or every rerun of a broken prompt would pay for as many failures again."""
+    one = pair()
+    first, second, third, *_ = keys(row=one).values()
+    empty = [answer_row(key, verdict=None, reason="empty", tries=9) for key in (first, second)]
+    write_part(tmp_path, "w1-0", *empty, answer_row("elsewhere", verdict=None, reason="empty", tries=9))
+    write_part(tmp_path, "w2-0", answer_row(second), answer_row(third, verdict=None, reason="engine error: gone"))
+    assert _write_missing(PLAN, [one], tmp_path) == (6, 4)
+    assert _given_up(PLAN, tmp_path) == 1, "one was answered since, one is asked again, one is nobody's"
+    strict = replace(PLAN, ask=PLAN.ask.model_copy(update={"max_failed_share": 0.1}))
+    with pytest.raises(UserError, match=r"17% of the answers failed.*1 x given up in earlier runs\. Raise retries"):
+        generate.generate(strict, [one], tmp_path, "rationales")
 
 
 def test_parts_of_another_version_are_removed(tmp_path: Path) -> None:

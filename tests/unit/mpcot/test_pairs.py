@@ -175,6 +175,15 @@ def test_rows_without_label_are_unlabelled_unless_their_query_is_held_out(tmp_pa
     assert failed[61].startswith("unlabelled row of a held-out query")
 
 
+def test_unlabelled_rows_of_held_out_queries_are_no_fault_of_the_data(tmp_path: Path):
+    pairs, _ = read_rows(tmp_path, [])
+    held_out = sorted({p["query"] for p in pairs if p["split"] != "train"})
+    rows = [row(query=text, product_id=f"more{n}", label=None) for text in held_out for n in range(9)]
+    path = write(tmp_path / "rows.jsonl", GOOD + rows)
+    manifest = stage(tmp_path, TableSource(path=str(path))).manifest()
+    assert manifest is not None and manifest["counts"]["failed"] == len(rows) > 0.2 * (60 + len(rows))
+
+
 def test_all_rows_failed_names_the_reasons_and_leaves_no_manifest(tmp_path: Path):
     path = write(tmp_path / "rows.jsonl", [row(label="Z"), row(title=""), row(title=None)])
     with pytest.raises(UserError, match=r"all 3 rows .*title missing: 2; unknown label: 1"):
@@ -223,6 +232,7 @@ def test_seeds_from_a_file_are_joined_and_checked(tmp_path: Path):
         keys[1] | {"verdict": wrong},
         keys[2] | {"verdict": test["label"]},
         {"query": "nobody", "product_id": "n"} | base | {"verdict": "E"},
+        keys[0] | {"verdict": train["label"], "origin": "people, once more"},
     ]
     path = write(tmp_path / "seeds.jsonl", seeds)
     folder = stage(tmp_path, TableSource(path=str(tmp_path / "rows.jsonl"), seeds=str(path)))
@@ -234,6 +244,7 @@ def test_seeds_from_a_file_are_joined_and_checked(tmp_path: Path):
         "verdict differs from label": 1,
         "pair not in train": 1,
         "no such pair": 1,
+        "duplicate": 1,
     }
 
 

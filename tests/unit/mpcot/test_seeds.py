@@ -79,6 +79,10 @@ def test_a_source_reads_them(run_dir: Path, tmp_path: Path) -> None:
         ("us", "E", "large"),
         ("us", "S", "large, hinted"),
     ]
+    # What is written is in the scheme's codes, one of which the source may use for another label.
+    mapped = ToSeeds(Cleaning(tuple("ESCI"), {"E": "I", "exact": "E"}, "us"))
+    found = mapped([*rows, rows[0] | {"verdict": "exact"}]).to_pylist()
+    assert [row["verdict"] for row in found] == ["E", "S", "E"]
 
 
 def test_a_run_without_rationales_is_refused(tmp_path: Path) -> None:

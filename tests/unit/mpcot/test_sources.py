@@ -84,6 +84,7 @@ def test_ragged_csv_line_is_a_failed_row(tmp_path: Path):
     path = put(tmp_path / "t.csv", ROWS)
     path.write_text(path.read_text() + "only,two\n", encoding="utf-8")
     assert read(TableSource(path=str(path)))[-1]["error"].startswith("wrong number of fields: 2")
+    assert read(TableSource(path=str(path), locales=("de",)))[-1]["error"].startswith("wrong number of fields: 2")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from mpcot.answers import TooManyFailed
 from mpcot.config import AnswerSettings, Replicas, ScriptedEngine
 from mpcot.engine import EngineStopped
 from mpcot.generate import MISSING_PAIR
+from mpcot.parts import Tries
 from mpcot.records import PAIR
 from mpcot.suspects import Suspects
 from mpcot.worker import STOPPED, AnswerWorker
@@ -201,6 +203,23 @@ def test_another_try_asks_again_what_the_engine_failed_on(tmp_path: Path) -> Non
     write_table(part, table.set_column(table.schema.get_field_index("reason"), table.schema.field("reason"), reasons))
     second = make(tmp_path)
     assert answer(second, batch(second, 1))[0]["answers"] == [1]
+
+
+def test_a_file_begun_twice_keeps_its_first_mark(tmp_path: Path) -> None:
+    """Another worker takes over what was answered since then."""
+    tries = Tries(Store.at(tmp_path / "tried"), Store.at(tmp_path / "answers"), "w1")
+    tries.begin(["000000"])
+    mark = tmp_path / "tried" / "000000" / "w1"
+    os.utime(mark, (1000, 1000))
+    tries.begin(["000000", "000001"])
+    assert mark.stat().st_mtime == 1000 and (tmp_path / "tried" / "000001" / "w1").exists()
+
+
+def test_what_failed_in_earlier_runs_counts_too(tmp_path: Path) -> None:
+    made = make(tmp_path, {"other": (50, None, {"failed": 8.0})}, {"max_failed_share": 0.2, "retries": 0}, delay_s=0.1)
+    made.failed = 13
+    with pytest.raises(TooManyFailed, match="21% of the answers failed"):
+        answer(made, batch(made, 4))
 
 
 def test_failures_of_all_workers_stop_the_work_once_the_share_is_passed(tmp_path: Path) -> None:

@@ -36,11 +36,11 @@ QUICK = ("1-pairs", "2-rationales", "3-sft", "4-samples", "5-preferences", "6-dp
 
 
 def answer_here(
-    plan: generate.GenerationPlan, shared: Store, label: str, requested: int, missing: int
+    plan: generate.GenerationPlan, shared: Store, label: str, counts: tuple[int, int, int]
 ) -> dict[str, float]:
     """What the Ray Data actors do, one batch after the other in this process."""
     files = shared.child(generate.MISSING)
-    worker = AnswerWorker(plan, shared.child(ANSWERS), files.child(generate.TRIED), SILENT, requested)
+    worker = AnswerWorker(plan, shared.child(ANSWERS), files.child(generate.TRIED), SILENT, counts[0])
 
     async def work() -> list[dict[str, Any]]:
         return [told async for told in worker(read_table(Path(files.root)))]

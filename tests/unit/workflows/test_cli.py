@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from cluster.artifacts import MANIFEST, read_json, read_manifest, write_json
+from cluster.training import CHECKPOINTS
+from mpcot import rationales
 from tests.command import broadfast, files, text
 from workflows.config import load_config
 from workflows.runner import STARTED, prepare, stage_folder
@@ -86,6 +88,50 @@ def test_from_makes_a_stage_and_all_after_it_again(config_file: Path, run_dir: P
         and figures["reused"] == read_json(run_dir / "2-rationales" / MANIFEST)["counts"]["requested"]
     )
     assert all(read_manifest(run_dir / s.name) is None for s in STAGES[2:])
+
+
+def test_from_goes_on_after_an_interruption_and_makes_it_again_once_it_had_finished(
+    config_file: Path, run_dir: Path, without_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = ("run", config_file, "--from", "pairs", "--to", "rationales", "--out", run_dir, "-v")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rationales, "run_rationales", interrupted)
+        assert broadfast(*again).exit_code == 130
+    first = files(run_dir / "1-pairs")
+    assert read_manifest(run_dir / "1-pairs") and read_manifest(run_dir / "2-rationales") is None
+    result = broadfast(*again)
+    assert result.exit_code == 0 and "finished before, skipped" in text(result)
+    assert files(run_dir / "1-pairs") == first and read_manifest(run_dir / "2-rationales")
+    assert "skipped" not in text(broadfast(*again))
+    other = broadfast(*again, "--set", "rationales.temperature=0.1")
+    assert other.exit_code == 0 and "skipped" not in text(other)
+
+
+def test_a_training_that_other_settings_left_half_done_is_not_thrown_away(
+    config_file: Path, run_dir: Path, without_ray: None
+) -> None:
+    config = load_config(config_file)
+    folder = stage_folder(config, run_dir, find_stage("sft"))
+    (folder.path / MANIFEST).unlink()
+    prepare(folder)
+    (folder.path / CHECKPOINTS).mkdir()
+    prepare(folder)
+    assert (folder.path / CHECKPOINTS).exists()
+    result = broadfast("sft", config_file, "--set", "sft.dev_rows=7", "--out", run_dir)
+    assert result.exit_code == 1 and "was begun with other settings: sft.dev_rows: 200 -> 7" in text(result)
+    assert "--from 3-sft" in text(result) and (folder.path / CHECKPOINTS).exists()
+
+
+def test_a_stage_before_that_had_other_settings_is_named(config_file: Path, run_dir: Path, without_ray: None) -> None:
+    change = ("--set", "rationales.temperature=0.1", "--out", run_dir, "-v")
+    result = broadfast("run", config_file, "--from", "samples", "--to", "samples", *change)
+    assert "warning: 2-rationales was made with another rationales.temperature: 0.7 -> 0.1" in text(result)
+    result = broadfast("run", config_file, "--from", "samples", "--to", "samples", "--out", run_dir, "-v")
+    assert result.exit_code == 0 and "warning" not in text(result)
 
 
 def test_a_folder_made_by_another_config_names_the_setting(config_file: Path, run_dir: Path, without_ray: None) -> None:

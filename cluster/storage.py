@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,7 +81,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         UserError: the folder cannot be made or written.
     """
-    probe = folder / ".probe"
+    probe = folder / f".probe-{uuid.uuid4().hex}"  # others may check the same folder at the same time
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"broadfast")

@@ -13,6 +13,7 @@ from typing import Any
 from cluster.best import BestWeights, best, mark_kept, waited_enough
 from cluster.boards import write_tensorboard
 from cluster.deepspeed_config import clips_itself, deepspeed_config
+from cluster.files import whole_file
 from cluster.task import TrainTask, epoch_batches
 
 
@@ -210,10 +211,12 @@ class Loop:
         state = self._weights() if last else {}
         out = Path(self.job.out)
         if self.rank == 0:
-            self.task.save(state if last else self.best.get(), out / "model")
             lines = [json.dumps(row) + "\n" for row in self.state.history]
-            (out / "history.jsonl").write_text("".join(lines), encoding="utf-8")
+            with whole_file(out / "history.jsonl") as partial:
+                partial.write_text("".join(lines), encoding="utf-8")
             write_tensorboard(self.state.history, out / "tensorboard")
+            # Last: a stage that finds the model takes all of it as done.
+            self.task.save(state if last else self.best.get(), out / "model")
         dist.barrier()
 
     def _weights(self) -> dict[str, Any]:

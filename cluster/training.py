@@ -17,6 +17,7 @@ from cluster.artifacts import digest, result_settings
 from cluster.best import before_training, kept
 from cluster.boards import MlflowBoard
 from cluster.checkpoints import delete_checkpoints, storage_place, trainings_with_checkpoints
+from cluster.config import TrainSettings
 from cluster.deepspeed_config import deepspeed_config
 from cluster.errors import UserError
 from cluster.progress import Board, console, progress
@@ -84,8 +85,7 @@ def run_training(task: TrainTask, out: Path, label: str) -> TrainResult:
             _fit(job, storage, name, label)
         finally:
             board.stop()
-    delete_checkpoints(storage)
-    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    drop_checkpoints(settings, out)
     result = TrainResult(out / "model", read_history(out / "history.jsonl"))
     if mlflow is not None:
         mlflow.write(result.history, settings, label, out)
@@ -94,6 +94,13 @@ def run_training(task: TrainTask, out: Path, label: str) -> TrainResult:
         figure = f"{settings.best_by} {found[settings.best_by]:.4g}"
         console().print(f"  {label}: kept step {steps['kept_step']} of {steps['last_step']}, dev {figure}")
     return result
+
+
+def drop_checkpoints(settings: TrainSettings, out: Path) -> None:
+    """Delete what a finished training in `out` has left of checkpoints, here and on storage."""
+    if (out / CHECKPOINTS).exists():
+        delete_checkpoints(storage_place(settings.checkpoints, out / CHECKPOINTS))
+        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
 
 
 def run_name(task: TrainTask, storage: str, label: str) -> str:

@@ -22,7 +22,7 @@ from cluster.errors import UserError
 from cluster.models import check_model
 from cluster.storage import read_table, write_table
 from cluster.task import PAD_MULTIPLE
-from cluster.training import Row, TrainResult, TrainTask, read_history, run_training
+from cluster.training import Row, TrainResult, TrainTask, drop_checkpoints, read_history, run_training
 from distill.config import StudentConfig, StudentSettings, StudentStage
 from distill.inputs import encode_pairs, product_text
 from distill.losses import (
@@ -198,6 +198,7 @@ def run(config: StudentStage, folder: StageFolder) -> None:
         if not is_trained(out / "model", task.config.fingerprint):
             (out / "predictions.parquet").unlink(missing_ok=True)
             run_training(task, out, label=f"student {kind}")
+        drop_checkpoints(task.settings, out)  # of a training that was stopped after it had saved its model
         if not (out / "predictions.parquet").exists():
             write_table(out / "predictions.parquet", predictions(out / "model", task.rows))
         result = TrainResult(out / "model", read_history(out / "history.jsonl"))

@@ -103,18 +103,21 @@ class StudentDeployment(SwappingService):
         return self.metrics.text()
 
     async def exposition(self) -> str:
-        """The figures of all replicas; one that does not answer in time is left out."""
+        """The figures of all replicas; where one does not answer in time, those of this replica alone."""
         if self.settings.replicas.max == 1:
             return self.figures()
         handle = ray_serve.get_deployment_handle(DEPLOYMENT, APP_NAME)
         asked = handle.broadcast("figures")
-        found = await asked.results_async(timeout_s=METRICS_TIMEOUT_S, return_exceptions=True)
+        try:
+            found = await asked.results_async(timeout_s=METRICS_TIMEOUT_S, return_exceptions=True)
+        except TimeoutError:
+            return self.figures()
         return joined(text for text in found if isinstance(text, str))
 
 
 def build_app(export_dir: Path, settings: ServeSettings, digests: Sequence[bytes] = ()) -> Application:
     """Return the Serve application for one export folder, open to tokens with these SHA-256 digests, if any."""
-    folder = settings.log_folder
+    settings, digests = with_whole_paths(settings), tuple(digests)
     deployment: Any = ray_serve.deployment(
         ray_serve.ingress()(StudentDeployment),
         name=DEPLOYMENT,
@@ -125,7 +128,7 @@ def build_app(export_dir: Path, settings: ServeSettings, digests: Sequence[bytes
         logging_config=LoggingConfig(
             enable_access_log=False,  # ours says more
             encoding="JSON" if settings.access_log else "TEXT",
-            logs_dir=str(folder.resolve()) if folder else None,
+            logs_dir=str(settings.log_folder) if settings.log_folder else None,
         ),
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
         autoscaling_config=AutoscalingConfig(
@@ -136,7 +139,6 @@ def build_app(export_dir: Path, settings: ServeSettings, digests: Sequence[bytes
             downscale_delay_s=settings.replicas.down_after_s,
         ),
     )
-    settings, digests = with_whole_paths(settings), tuple(digests)
     # Ray Serve starts new replicas for a new version, by default a random one. Here only what a replica cannot change
     # while it runs makes a version, so that a new export is loaded by the replicas that are there.
     version = digest([settings.model_dump(mode="json"), [token.hex() for token in digests]])
@@ -144,7 +146,9 @@ def build_app(export_dir: Path, settings: ServeSettings, digests: Sequence[bytes
 
 
 def with_whole_paths(settings: ServeSettings) -> ServeSettings:
-    """Return the settings with the experiment's folders as seen from here: a replica works in a folder of Ray's."""
+    """Return the settings with their folders as seen from here: a replica works in a folder of Ray's."""
+    if settings.log_folder:
+        settings = settings.model_copy(update={"log_folder": settings.log_folder.resolve()})
     experiment = settings.experiment
     if experiment is None:
         return settings

@@ -53,7 +53,9 @@ class Observed:
     def _finish(self, scope: Scope, status: int, seconds: float) -> None:
         state = scope["state"]
         # The template: what is asked for is unbounded.
-        path = state.get("path") or getattr(scope.get("route"), "path", "other")
+        # Who is refused before routing has no route.
+        asked = str(scope.get("path"))
+        path = getattr(scope.get("route"), "path", asked if asked in Admission.PATHS else "other")
         kind = state.get("kind") or ("client_gone" if status == GONE else None)
         self.metrics.answered(path, status, seconds, kind)
         if self.log is None:
@@ -79,7 +81,6 @@ class Admission:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         asked = scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in self.PATHS
         if asked and (problem := self.full()):
-            scope["state"]["path"] = scope["path"]
             await refusal(problem, scope)(scope, receive, send)
             return
         await self.app(scope, receive, send)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,20 @@ def roll_export(export_dir: Path, timeout_s: float = 600.0) -> list[str]:
     settings, digests = handle.deployed.remote().result(timeout_s=ANSWER_TIMEOUT_S)
     export_dir = export_dir.resolve()
     check_exports(export_dir, settings)
-    before = Path(states(handle)[0].export_dir)
-    if before == export_dir:
+    found = states(handle)
+    others = [state.export_dir for state in found if state.export_dir != str(export_dir)]
+    if not others and not any(state.loading or state.refused for state in found):
         raise UserError(f"the service answers by {export_dir} already. Copy a new export beside it, not over it.")
+    before = Path(others[0] if others else export_dir)
     try:
         ray_serve.run(build_app(export_dir, settings, digests), name=APP_NAME, route_prefix="/")
         return [state.replica for state in until_loaded(handle, export_dir, timeout_s)]
-    except Exception as error:
+    except BaseException as error:  # Ctrl-C too: no half of the replicas stays behind
         ray_serve.run(build_app(before, settings, digests), name=APP_NAME, route_prefix="/")
-        until_loaded(handle, before, timeout_s)
+        if not isinstance(error, Exception):
+            raise
+        with suppress(UserError):  # what went wrong first is what has to be said
+            until_loaded(handle, before, timeout_s)
         raise UserError(f"{export_dir} was not rolled in, {before} goes on: {error}") from error
 
 

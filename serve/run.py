@@ -35,9 +35,10 @@ class RunningService:
     url: str
 
     def stop(self) -> None:
-        """Let the replicas finish what they have (at most `serve.drain_s`), then end Ray Serve."""
+        """Let the replicas finish what they have (at most `serve.drain_s`); end a Ray Serve that nobody else is on."""
         ray_serve.delete(APP_NAME)
-        ray_serve.shutdown()
+        if not ray_serve.status().applications:
+            ray_serve.shutdown()
 
 
 def serve_export(

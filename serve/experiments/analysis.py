@@ -112,7 +112,8 @@ def analyse(exposures: pd.DataFrame, outcomes: pd.DataFrame, control: str, level
         control: the arm to compare with.
 
     Raises:
-        UserError: no answered request, two experiments, changed shares, or a unit in two arms.
+        UserError: no answered request, two experiments, changed shares, a unit in two arms, or an outcome whose name
+            is taken.
         UsageError: no such control.
     """
     shown = exposures[~exposures["shadow"]].drop_duplicates("request_id")
@@ -120,6 +121,8 @@ def analyse(exposures: pd.DataFrame, outcomes: pd.DataFrame, control: str, level
     if control not in shares:
         raise UsageError(f"--control {control!r}: no such arm; there are {', '.join(shares)}")
     kinds = sorted(outcomes["outcome"].unique())
+    if taken := sorted({"request_id", "unit", "arm", "requests"} & set(kinds)):
+        raise UserError(f"outcome {taken[0]!r}: this name is taken by a column of the report. Give it another name.")
     happened = pd.crosstab(outcomes["request_id"], outcomes["outcome"]).clip(upper=1)
     joined = shown[["request_id", "unit", "arm"]].join(happened, on="request_id").fillna(dict.fromkeys(kinds, 0))
     sums = joined.assign(requests=1).groupby(["arm", "unit"])[["requests", *kinds]].sum()

@@ -21,7 +21,7 @@ READERS = {
 
 
 def read_outcomes(path: Path) -> pd.DataFrame:
-    """Return `request_id` and `outcome` of a parquet, csv or jsonl file.
+    """Return `request_id` and `outcome` of a parquet, csv or jsonl file; rows without either are no event.
 
     Raises:
         UserError: no such file, another kind of file, a missing column, or not a single row.
@@ -36,7 +36,7 @@ def read_outcomes(path: Path) -> pd.DataFrame:
     if missing or table.empty:
         wrong = f"no column {', '.join(missing)}" if missing else "no row"
         raise UserError(f"{path}: {wrong}. It needs request_id and outcome.")
-    return table[["request_id", "outcome"]].astype(str)
+    return table[["request_id", "outcome"]].dropna().astype(str)
 
 
 def report_experiment(exposures: Path, outcomes: Path, plot: Path, control: str, level: float = 0.95) -> Findings:

@@ -48,13 +48,18 @@ class ExperimentService:
         return self.default.examples(query, count)
 
     def ready(self) -> bool:
-        """Whether every arm's queue has room."""
-        return self.default.ready() and all(arm.ready() for arm in self.arms.values())
+        """Whether the queue of every arm that answers has room; a full shadow takes nothing from anybody."""
+        return all(student.ready() for student in self._answering)
 
     def full(self) -> Problem | None:
         """The refusal of a request that no arm would take."""
-        found = [arm.full() for arm in (self.default, *self.arms.values())]
+        found = [student.full() for student in self._answering]
         return found[0] if all(found) else None
+
+    @property
+    def _answering(self) -> list[StudentService]:
+        silent = {arm.name for arm in shadows(self.experiment)}
+        return [self.default, *(student for name, student in self.arms.items() if name not in silent)]
 
     async def exposition(self) -> str:
         """The figures of all arms, which count together."""

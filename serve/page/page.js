@@ -41,7 +41,9 @@ function unlock(wrong) {
     $("lock").onclose = () => {
       unlocking = null;
       if ($("lock").returnValue !== "given") return never(new Refusal(401, "Without a token this service does not answer."));
-      sessionStorage.setItem(KEY, $("token").value);
+      const given = $("token").value.trim();
+      if (/[^\x21-\x7e]/.test(given)) return unlock(true).then(done, never); // fits into no header
+      sessionStorage.setItem(KEY, given);
       return done();
     };
   });

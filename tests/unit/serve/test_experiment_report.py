@@ -15,6 +15,7 @@ from serve.experiments.analysis import Rate, analyse, lift, ratio, sample_ratio
 from serve.experiments.assign import assign
 from serve.experiments.config import ExperimentSettings
 from serve.experiments.exposures import ExposureLog, read_exposures
+from serve.experiments.page import read_outcomes
 from tests.command import broadfast, text
 from tests.experiment_arms import ARMS, units
 
@@ -158,6 +159,24 @@ def test_exposures_that_are_not_one_design_are_refused(finished: Path, spoil, wo
     shown = read_exposures(finished / "exposures").to_pandas()
     with pytest.raises(UserError, match=words):
         analyse(spoil(shown), pd.DataFrame({"request_id": ["a"], "outcome": ["click"]}), "control")
+
+
+def test_a_file_of_all_requests_may_leave_the_outcome_empty(finished: Path) -> None:
+    path = finished / "all.csv"
+    shown = read_exposures(finished / "exposures").to_pandas().drop_duplicates("request_id")
+    rows = shown[["request_id"]].merge(pd.read_csv(finished / "outcomes.csv"), how="left")
+    assert rows["outcome"].isna().any()
+    rows.to_csv(path, index=False)
+    result = broadfast("experiment", "report", finished / "exposures", path, "--plot", finished / "all.svg")
+    assert result.exit_code == 0, text(result)
+    assert len(read_outcomes(path)) == rows["outcome"].notna().sum()
+
+
+@pytest.mark.parametrize("name", ["unit", "requests"])
+def test_an_outcome_that_is_named_as_a_column_is_refused(finished: Path, name: str) -> None:
+    shown = read_exposures(finished / "exposures").to_pandas()
+    with pytest.raises(UserError, match=f"outcome '{name}': this name is taken"):
+        analyse(shown, pd.DataFrame({"request_id": ["a"], "outcome": [name]}), "control")
 
 
 def test_files_that_are_something_else_are_refused(finished: Path) -> None:

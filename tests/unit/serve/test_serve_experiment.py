@@ -106,6 +106,13 @@ def test_who_names_no_unit_is_in_no_arm(service):
         seen(service)
 
 
+def test_a_full_shadow_does_not_make_the_service_unready(service, monkeypatch):
+    monkeypatch.setattr(service.arms["shade"], "full", lambda: Problem(503, "The queue is full", "x"))
+    assert service.ready() and service.full() is None
+    monkeypatch.setattr(service.arms["new"], "full", lambda: Problem(503, "The queue is full", "x"))
+    assert not service.ready() and service.full() is None, "another arm would take it"
+
+
 def test_a_refusal_is_no_exposure_and_a_shadow_that_refuses_disturbs_nobody(service):
     async def run():
         with pytest.raises(Problem, match="rationale index"):

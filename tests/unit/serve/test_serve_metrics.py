@@ -54,12 +54,12 @@ def test_requests_and_errors_are_counted_by_path_status_and_kind():
     counted = {key[1:]: value for key, value in seen.items() if key[0] == "broadfast_requests_total"}
     assert counted == {
         ("/v1/score", "200"): 2, ("/v1/score", "503"): 1, ("/v1/score", "500"): 1, ("/v1/score", "422"): 1,
-        ("other", "413"): 1, ("other", "404"): 1, ("/healthz", "200"): 1,
+        ("/v1/score", "413"): 1, ("other", "404"): 1, ("/healthz", "200"): 1,
     }  # fmt: skip
     assert {key[1]: value for key, value in seen.items() if key[0] == "broadfast_errors_total"} == {
         "max_queued_requests": 1, "internal_error": 1, "the_request_is_not_valid": 1, "body_bytes": 1, "not_found": 1,
     }  # fmt: skip
-    assert seen["broadfast_request_seconds_count", "/v1/score"] == 5
+    assert seen["broadfast_request_seconds_count", "/v1/score"] == 6
 
 
 def test_one_log_line_per_request_without_the_query(caplog):

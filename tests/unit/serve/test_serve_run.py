@@ -14,6 +14,7 @@ from cluster.errors import UserError
 from serve.config import ReplicaSettings, ServeSettings
 from serve.rollout import check_ours
 from serve.run import (
+    RunningService,
     check_alone,
     check_port,
     check_resources,
@@ -45,6 +46,16 @@ def test_a_second_service_on_one_ray(monkeypatch):
     monkeypatch.setattr("ray.serve.status", lambda: SimpleNamespace(applications={"broadfast": None}))
     with pytest.raises(UserError, match=r"serves an export already\. Exchange it with `broadfast roll`"):
         check_alone()
+
+
+@pytest.mark.parametrize(("others", "ended"), [({}, 1), ({"other": None}, 0)])
+def test_ray_serve_is_ended_only_where_nobody_else_is_on_it(monkeypatch, others, ended):
+    done = []
+    monkeypatch.setattr("ray.serve.delete", done.append)
+    monkeypatch.setattr("ray.serve.status", lambda: SimpleNamespace(applications=others))
+    monkeypatch.setattr("ray.serve.shutdown", lambda: done.append("shutdown"))
+    RunningService("http://127.0.0.1:1").stop()
+    assert done == ["broadfast"] + ended * ["shutdown"]
 
 
 def test_a_service_that_does_not_start_leaves_no_application(monkeypatch):

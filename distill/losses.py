@@ -1,6 +1,7 @@
 """The student's losses, as pure functions that return one number per example.
 
-Shapes: B batch, P perspectives (or 1), D target width, C labels. All compute in float32.
+Shapes: B batch, P perspectives (or 1), D target width, C labels. All compute in float32, but for matrix products under
+autocast, as in a study.
 The training harness sums over examples and divides by how many the global batch has.
 """
 

@@ -186,8 +186,12 @@ def _asked_again(config: RunConfig, stages: Sequence[Stage]) -> dict[str, Any]:
 def _goes_on(config: RunConfig, run_dir: Path, stages: Sequence[Stage]) -> bool:
     """Say whether these stages were begun again with these settings, and not all of them have finished since."""
     marker = run_dir / AGAIN
-    begun = marker.is_file() and read_json(marker) == _asked_again(config, stages)
-    return begun and any(read_manifest(run_dir / stage.name) is None for stage in stages)
+    if not marker.is_file() or read_json(marker) != _asked_again(config, stages):
+        return False
+    try:
+        return bool(unfinished(config, run_dir, stages))
+    except UserError:  # a file that the settings name has changed since
+        return False
 
 
 def forget(run_dir: Path, first: Stage) -> None:

@@ -101,7 +101,11 @@ def test_from_goes_on_after_an_interruption_and_makes_it_again_once_it_had_finis
     with monkeypatch.context() as patch:
         patch.setattr(rationales, "run_rationales", interrupted)
         assert broadfast(*again).exit_code == 130
+        done = read_json(run_dir / "1-pairs" / MANIFEST)
+        write_json(run_dir / "1-pairs" / MANIFEST, done | {"fingerprint": "of a file that has changed since"})
+        assert broadfast(*again).exit_code == 130, "not refused: it is what is to be made again"
     first = files(run_dir / "1-pairs")
+    assert read_json(run_dir / "1-pairs" / MANIFEST)["fingerprint"] == done["fingerprint"]
     assert read_manifest(run_dir / "1-pairs") and read_manifest(run_dir / "2-rationales") is None
     result = broadfast(*again)
     assert result.exit_code == 0 and "finished before, skipped" in text(result)

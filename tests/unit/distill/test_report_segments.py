@@ -49,7 +49,7 @@ def test_the_page_shows_segments_and_temperatures(tmp_path: Path) -> None:
     assert judge["temperature"] == pytest.approx(0.8856, abs=1e-3) and judge["temperature_pairs"] == 12
     assert judge["calibration_error"] == pytest.approx(0.05) and judge["calibrated_error"] == pytest.approx(0, abs=1e-3)
     page = render(report | {"latency": None})
-    assert '<th scope="row">perspectives</th><th scope="row">conflict</th><td>4</td>' in page
+    assert '<th scope="row">perspectives<br><span class="soft">conflict</span></th><td>4</td>' in page
     assert "<td>0.050</td><td>0.000</td><td>0.89</td>" in page
 
 

@@ -124,8 +124,8 @@ def service_config(path: Path | None, changes: Iterable[str] = ()) -> tuple[Serv
         UsageError: as `load_config`.
     """
     data = _changed({}, changes) if path is None else _read(path, changes)
-    if not data.keys() <= {"name", *ServiceConfig.model_fields}:
-        config = validate(data, str(path or "serve"))
+    if path is not None and not data.keys() <= {"name", *ServiceConfig.model_fields}:
+        config = validate(data, str(path))
         return config.serve, config.cluster
     try:
         own = ServiceConfig(**{name: value for name, value in data.items() if name != "name"})

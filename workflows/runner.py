@@ -61,8 +61,9 @@ def run_stages(config: RunConfig, run_dir: Path, stages: Sequence[Stage], redo: 
     preflight(config, stages)
     warn_of_others(config, run_dir, stages[0])
     with locked(run_dir), ray_session(config.cluster) as resources:
-        again = redo and not _goes_on(config, run_dir, stages)
-        check_resources(config, stages if again else unfinished(config, run_dir, stages), resources)
+        left = _left_of_redo(config, run_dir, stages) if redo else unfinished(config, run_dir, stages)
+        again = redo and not left
+        check_resources(config, stages if again else left, resources)
         if again:
             forget(run_dir, stages[0])
             unfinished(config, run_dir, stages)  # a folder that is refused keeps its own config
@@ -183,15 +184,15 @@ def _asked_again(config: RunConfig, stages: Sequence[Stage]) -> dict[str, Any]:
     return {"stages": [stage.name for stage in stages], "settings": digest(result_settings(config))}
 
 
-def _goes_on(config: RunConfig, run_dir: Path, stages: Sequence[Stage]) -> bool:
-    """Say whether these stages were begun again with these settings, and not all of them have finished since."""
+def _left_of_redo(config: RunConfig, run_dir: Path, stages: Sequence[Stage]) -> Sequence[Stage]:
+    """Return what an interruption left of the same redo with the same settings; nothing where it must begin anew."""
     marker = run_dir / AGAIN
     if not marker.is_file() or read_json(marker) != _asked_again(config, stages):
-        return False
+        return ()
     try:
-        return bool(unfinished(config, run_dir, stages))
+        return unfinished(config, run_dir, stages)
     except UserError:  # a file that the settings name has changed since
-        return False
+        return ()
 
 
 def forget(run_dir: Path, first: Stage) -> None:

@@ -59,12 +59,13 @@ def plan_submission(
         raise UsageError(f"{root} is not a clone of the repository, whose files the job needs: submit from a clone")
     if not config.resolve().is_relative_to(root.resolve()):
         raise UsageError(f"{config} lies outside the repository {root}, which is all that the job gets: copy it there")
-    if (first_part := config.resolve().relative_to(root.resolve()).parts[0]) in {name.strip("/") for name in EXCLUDES}:
-        raise UsageError(f"{config} lies in {first_part}, which does not go along with the job: copy it elsewhere")
+    inside = config.resolve().relative_to(root.resolve())
+    if inside.parts[0] in {name.strip("/") for name in EXCLUDES}:
+        raise UsageError(f"{config} lies in {inside.parts[0]}, which does not go along with the job: copy it elsewhere")
     if out is None or not out.is_absolute():
         raise UsageError(f"--out {out or 'is missing'}: give a whole path on storage that every node mounts")
     select(first, last)
-    words = ["python", "-m", "workflows.cli", "run", str(config.resolve().relative_to(root.resolve()))]
+    words = ["python", "-m", "workflows.cli", "run", str(inside)]
     words += ["--out", str(out)]
     words += [word for change in changes for word in ("--set", change)]
     words += [word for name, stage in (("--from", first), ("--to", last)) if stage for word in (name, stage)]

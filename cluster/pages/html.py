@@ -39,9 +39,9 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.0f} %"
 
 
-def signed(value: float) -> str:
-    """A difference of shares in points, with its sign."""
-    return f"{100 * value:+.1f} points"
+def signed(value: float, unit: str = " points") -> str:
+    """A difference of shares in points, with its sign; no unit where a table's head has it."""
+    return f"{100 * value:+.1f}{unit}"
 
 
 def whole(value: int) -> str:

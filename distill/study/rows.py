@@ -85,9 +85,10 @@ def student_of(row: StudyRow, base: StudentSettings) -> StudentSettings:
 
 def _merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings with changes in place of them; of `train`, what the changes leave out stays as it was."""
-    train = [part["train"] for part in (settings, changes) if isinstance(part.get("train"), dict)]
-    both = {"train": train[0] | train[1]} if len(train) == 2 else {}
-    return {**settings, **changes, **both}
+    merged = {**settings, **changes}
+    if isinstance(changes.get("train"), dict):
+        merged["train"] = settings.get("train", {}) | changes["train"]
+    return merged
 
 
 def _read(path: Path) -> dict[str, StudyRow]:

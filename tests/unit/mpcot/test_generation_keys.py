@@ -7,7 +7,6 @@ from pathlib import Path
 from shutil import copy
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -15,7 +14,7 @@ from cluster.errors import UserError
 from cluster.storage import read_table, write_table
 from cluster.store import Store
 from mpcot import generate, shelves
-from mpcot.answers import ANSWERS, SHELVES, Answers, asked_figures
+from mpcot.answers import ANSWERS, SHELVES, Answers
 from mpcot.config import AnswerSettings, RationaleSettings, Replicas, ScriptedEngine, VllmEngine
 from mpcot.generate import (
     MISSING,
@@ -23,7 +22,6 @@ from mpcot.generate import (
     GenerationPlan,
     _given_up,
     _remove_others,
-    _told,
     _write_missing,
     select_pairs,
 )
@@ -135,31 +133,6 @@ def answer_all(folder: Path, name: str, rows: list[dict[str, Any]], **changes: A
 def collected(folder: Path, requested: int, most_failed: float = 1.0) -> list[dict[str, Any]]:
     shelves = Answers(folder, "rationales", most_failed, requested, 0).shelves()
     return [row for shelf in shelves for row in shelf.answers.to_pylist()]
-
-
-def test_what_the_engines_told_is_added_up() -> None:
-    told = [
-        {
-            "engine_start_s": np.array([2.0, 2.0]),
-            "prompt_tokens": np.array([100, 60]),
-            "cached_tokens": np.array([0, 30]),
-        },
-        {"engine_start_s": np.array([5.5]), "prompt_tokens": np.array([40]), "cached_tokens": np.array([20])},
-    ]
-    assert _told(told) == {"start_s": 5.5, "prompt_tokens": 200, "cached_tokens": 50}
-    assert _told([]) == {"start_s": 0.0, "prompt_tokens": 0, "cached_tokens": 0}
-
-
-def test_the_figures_are_those_of_both_rounds(tmp_path: Path) -> None:
-    first = Answers(
-        tmp_path, "rationales", 0.2, 20, 15, False, {"start_s": 5.5, "prompt_tokens": 150, "cached_tokens": 20}
-    )
-    hinted = Answers(tmp_path, "a hint", 0.2, 6, 6, True, {"start_s": 7.0, "prompt_tokens": 50, "cached_tokens": 30})
-    both = {"start_s": 7.0, "cached_tokens": 50, "prefix_cache_hit_rate": 0.25}
-    assert asked_figures([first, hinted]) == {"asked": 21, "reused": 5, "engine": both}
-    reused = replace(first, asked=0, engine={})
-    assert asked_figures([reused]) == {"asked": 0, "reused": 20, "engine": {}}
-    assert asked_figures([reused, hinted])["engine"]["prefix_cache_hit_rate"] == 0.6
 
 
 def test_only_what_lacks_an_answer_is_to_be_asked(tmp_path: Path) -> None:

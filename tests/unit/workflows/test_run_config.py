@@ -174,6 +174,8 @@ def test_a_service_takes_a_config_or_only_changes(least: Path) -> None:
     assert service_config(least, ["serve.port=8124"])[0].port == 8124
     with pytest.raises(UsageError, match=r"serve\.prt: no such setting. Did you mean 'port'"):
         service_config(None, ["serve.prt=1"])
+    with pytest.raises(UsageError, match=r"serve:\n.*sft: no such setting"):
+        service_config(None, ["sft.max_rows=1"])
 
 
 def test_a_service_takes_a_file_of_its_own_sections(tmp_path: Path) -> None:

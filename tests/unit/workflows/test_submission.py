@@ -46,6 +46,7 @@ def test_an_extra_brings_the_pins_of_pyproject_and_leaves_ray_to_the_cluster() -
     ("changes", "words"),
     [
         ({"config": Path("/etc/other.toml")}, "outside the repository"),
+        ({"config": ROOT / "runs/own.toml"}, "lies in runs, which does not go along"),
         ({"out": None}, "--out is missing"),
         ({"out": Path("runs/demo")}, "--out runs/demo: give a whole path"),
         ({"first": "nothing"}, "no stage 'nothing'"),

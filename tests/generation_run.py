@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -90,16 +91,19 @@ class Driver:
             time.sleep(0.02)
 
 
-def workers(under: int | None = None) -> list[psutil.Process]:
-    """Return the processes of answer workers below process `under`, this one if none is given."""
+def processes(matches: Callable[[psutil.Process], bool], under: int | None = None) -> list[psutil.Process]:
+    """Return the running processes below process `under`, this one if none is given, that match."""
     found = []
     for process in psutil.Process(under).children(recursive=True):
-        try:
-            if any(WORKER in part for part in process.cmdline()):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may end between being listed and being looked at
+            if matches(process):
                 found.append(process)
-        except psutil.NoSuchProcess:
-            continue
     return found
+
+
+def workers(under: int | None = None) -> list[psutil.Process]:
+    """Return the processes of answer workers below process `under`, this one if none is given."""
+    return processes(lambda process: any(WORKER in part for part in process.cmdline()), under)
 
 
 def parts(run_dir: Path) -> list[Path]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -23,11 +23,20 @@ from mpcot.config import (
 )
 from mpcot.rationales import run_rationales
 from mpcot.sources.config import LabelSettings
-from tests.generation_run import PERSPECTIVES, ROOT, STAGE, check_exactly_once, parts, write_pairs, written
+from tests.generation_run import (
+    PERSPECTIVES,
+    ROOT,
+    STAGE,
+    check_exactly_once,
+    parts,
+    processes,
+    workers,
+    write_pairs,
+    written,
+)
 
 MODEL = ROOT / "models" / "smollm2-135m-instruct"
 PAIRS = 24
-CORE = "VLLM::EngineCor"  # Linux cuts a process's name at 15 characters
 CONFIG = RationaleStage(
     seed=1,
     labels=LabelSettings(),
@@ -47,28 +56,30 @@ def ray_cluster() -> Iterator[None]:
 
 
 def cores() -> list[psutil.Process]:
-    """Return the running core processes of engines below this process."""
-    return [p for p in psutil.Process().children(recursive=True) if p.is_running() and p.name().startswith(CORE)]
+    """Return the processes of engines' cores: what an answer worker started, but Python's own resource tracker."""
+    owners = {worker.pid for worker in workers()}
+    return processes(lambda child: child.ppid() in owners and "resource_tracker" not in " ".join(child.cmdline()))
 
 
-def kill_core_once_answers_are_written(run_dir: Path, killed: list[int]) -> None:
+def kill_core_once_answers_are_written(run_dir: Path) -> int:
+    """Kill the engine's core process and return how many answers were on disk before it."""
     ended = time.monotonic() + 200
-    while time.monotonic() < ended and not killed:
+    while time.monotonic() < ended:
         if parts(run_dir) and (running := cores()):
-            killed.append(len(written(run_dir)))
+            before = len(written(run_dir))
             running[0].kill()
+            return before
         time.sleep(0.05)
+    raise TimeoutError(f"parts: {len(parts(run_dir))}, processes: {processes(lambda child: True)}")
 
 
 @pytest.mark.skipif(not MODEL.is_dir(), reason="no model folder: `make setup` makes it")
 def test_a_killed_core_is_started_anew_and_nothing_is_lost_or_asked_twice(tmp_path: Path) -> None:
     write_pairs(tmp_path, PAIRS)
-    killed: list[int] = []
-    killer = threading.Thread(target=kill_core_once_answers_are_written, args=(tmp_path, killed), daemon=True)
-    killer.start()
-    run_rationales(CONFIG, StageFolder(tmp_path, STAGE, {}, {"1-pairs": "made"}))
-    killer.join(10)
-    assert killed and 0 < killed[0] < PAIRS * len(PERSPECTIVES)
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(kill_core_once_answers_are_written, tmp_path)
+        run_rationales(CONFIG, StageFolder(tmp_path, STAGE, {}, {"1-pairs": "made"}))
+    assert 0 < killed.result() < PAIRS * len(PERSPECTIVES)
     check_exactly_once(tmp_path)
     assert len({part.name.split("-")[0] for part in parts(tmp_path)}) == 2, "two workers wrote, one after the other"
     assert read_json(tmp_path / STAGE / MANIFEST)["figures"]["asked"] == PAIRS * len(PERSPECTIVES)

@@ -1,4 +1,4 @@
-"""What the README says is true: its tree, its commands, its settings, its examples and its links."""
+"""What the README and those of the folders say is true: tree, commands, settings, examples and links."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from mpcot.perspective import Perspective
 from serve.api import ScoreResponse, request_types
 from serve.config import LimitSettings, ServeSettings
 from serve.http import make_api
+from serve.rerank import RerankResponse, rerank_type
 from tests.echo_service import Echo
 from workflows.cli import app
 from workflows.config import RunConfig, load_config, load_study, service_config, validate
 from workflows.stages import STAGES, find_stage
 
 ROOT = Path(__file__).parents[3]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ["README.md", "mpcot/README.md", "distill/README.md", "serve/README.md", "benchmarks/README.md"]
+README = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 PACKAGES = ("workflows", "mpcot", "teacher", "distill", "serve", "cluster")
 SHIPPED_SUFFIXES = {".py", ".toml", ".css", ".j2", ".html", ".js"}
 LEAST = {"name": "run", "source": {"kind": "catalogue"}, "teacher": {"model": "m"}}
@@ -163,14 +165,22 @@ def numbers(text: str) -> list[int]:
     return list(range(found[0], found[1] + 1)) if " to " in text else found
 
 
-def test_the_request_and_its_answer_are_those_of_the_service() -> None:
-    (call,) = (block for block in blocks("bash") if block.startswith("curl "))
-    words = shlex.split(call)
-    request = request_types(LimitSettings())[0].model_validate_json(words[words.index("-d") + 1])
-    answer = json.loads(blocks("json")[0])
-    assert ScoreResponse.model_validate(answer).model_dump() == answer
-    assert [product.id for product in request.products] == [result["id"] for result in answer["results"]]
-    assert call.split()[2].removeprefix("http://127.0.0.1:8000") == "/v1/score"
+def calls() -> dict[str, str]:
+    """Return the body of each request that is shown, by its path."""
+    words = [shlex.split(block) for block in blocks("bash") if block.startswith("curl ")]
+    return {call[2].removeprefix("http://127.0.0.1:8000"): call[call.index("-d") + 1] for call in words}
+
+
+def test_the_requests_and_their_answers_are_those_of_the_service() -> None:
+    limits, asked, (scored, ranked) = LimitSettings(), calls(), map(json.loads, blocks("json"))
+    assert set(asked) == {"/v1/score", "/v1/rerank"}
+    request = request_types(limits)[0].model_validate_json(asked["/v1/score"])
+    assert ScoreResponse.model_validate(scored).model_dump() == scored
+    assert [product.id for product in request.products] == [result["id"] for result in scored["results"]]
+    wanted = rerank_type(limits).model_validate_json(asked["/v1/rerank"])
+    assert RerankResponse.model_validate(ranked).model_dump(exclude_none=True) == ranked
+    assert len(ranked["results"]) == wanted.top_n
+    assert {result["index"] for result in ranked["results"]} <= set(range(len(wanted.documents)))
 
 
 def test_every_path_that_is_named_is_served() -> None:
@@ -178,14 +188,22 @@ def test_every_path_that_is_named_is_served() -> None:
     assert set(re.findall(r"(/v1/\w+|/\w+z|/metrics)\b", README)) == set(served)
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def anchors(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+def test_every_page_is_looked_at() -> None:
+    assert set(PAGES) == {"README.md", *(f"{path.parent.name}/README.md" for path in ROOT.glob("[a-z]*/README.md"))}
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/STUDY.md"])
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    anchors = {
-        re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in re.findall(r"^#+ (.+)$", text, re.M)
-    }
     for target in re.findall(r"\]\(([^)]+)\)", text):
-        if target.startswith("#"):
-            assert target[1:] in anchors, target
-        elif not target.startswith("https://"):
-            assert (ROOT / target.partition("#")[0]).exists(), target
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        there = (ROOT / page).parent / name if name else ROOT / page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), target

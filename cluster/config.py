@@ -37,16 +37,16 @@ class ClusterSettings(Resources):
 class Offload(Settings):
     """Where DeepSpeed keeps optimizer states and, with ZeRO-3, parameters."""
 
-    optimizer: Literal["none", "cpu"] = "none"
-    parameters: Literal["none", "cpu"] = "none"
+    optimizer: Literal["none", "cpu"] = Field("none", description="states of the optimizer")
+    parameters: Literal["none", "cpu"] = Field("none", description="weights; needs zero_stage 3")
 
 
 class Workers(Resources):
     """Ray Train workers. Their number may change the rounding of a result, not its meaning."""
 
-    count: PositiveInt = 1
-    cpus_per_worker: PositiveInt = 1
-    gpus_per_worker: NonNegativeInt = 0
+    count: PositiveInt = Field(1, description="processes, one GPU or several CPUs each")
+    cpus_per_worker: PositiveInt = Field(1, description="threads of each, too")
+    gpus_per_worker: NonNegativeInt = Field(0, description="0 trains on CPUs")
     max_failures: NonNegativeInt = Field(2, description="restarts of a training whose worker died")
 
 
@@ -54,7 +54,7 @@ class Mlflow(Resources):
     """A server that a training's settings and curves are sent to when it ends; TensorBoard's files are always there."""
 
     tracking_uri: str = Field(min_length=1, description="such as http://mlflow.example:5000")
-    experiment: str = Field("broadfast", min_length=1)
+    experiment: str = Field("broadfast", min_length=1, description="name of the experiment there")
 
 
 DevFigure = Literal["loss", "macro_f1", "accuracy", "margin"]
@@ -65,28 +65,34 @@ class TrainSettings(Settings):
 
     no_effect = frozenset({"checkpoint_every_steps", "checkpoints", "gradient_checkpointing", "mlflow"})
 
-    epochs: PositiveInt = 3
-    learning_rate: PositiveFloat = 5e-5
-    warmup_ratio: float = Field(0.05, ge=0, lt=1)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: PositiveFloat = 1.0
+    epochs: PositiveInt = Field(3, description="passes over the rows")
+    learning_rate: PositiveFloat = Field(5e-5, description="the highest, after the warm-up")
+    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the learning rate rises")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="of the learning rate after the warm-up"
+    )
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    max_grad_norm: PositiveFloat = Field(1.0, description="gradients are clipped to this norm")
     global_batch: PositiveInt = Field(32, description="examples per optimizer step over all workers")
     micro_batch: PositiveInt = Field(8, description="examples per forward pass of one worker")
     precision: Literal["auto", "fp32", "bf16", "bf16_mixed"] = Field(
         "auto", description="auto: bf16 on GPUs, bf16_mixed on processors that multiply bf16, else fp32"
     )
-    zero_stage: Literal[0, 1, 2, 3] = 0
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        0, description="what DeepSpeed shares out among workers: 1 optimizer states, 2 gradients too, 3 weights too"
+    )
     offload: Offload = Offload()
-    gradient_checkpointing: bool = False
-    checkpoint_every_steps: PositiveInt = 100
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations instead of keeping them: less memory, slower"
+    )
+    checkpoint_every_steps: PositiveInt = Field(100, description="what a killed training loses at the most")
     checkpoints: str | None = Field(
         None,
         pattern="^[a-z0-9]+://",
         description="storage of checkpoints while a training runs, as a URI such as s3://bucket/folder; empty keeps "
         "them beside the results",
     )
-    evaluate_every_epochs: PositiveInt = 1
+    evaluate_every_epochs: PositiveInt = Field(1, description="how often held-out rows are judged")
     keep: Literal["last", "best"] = Field(
         "last", description="whose weights are saved: the last step's, or those of the best evaluation after step 0"
     )

@@ -18,14 +18,14 @@ class MlpExtractor(Settings):
     """Two layers over the token states, then masked mean pooling."""
 
     kind: Literal["mlp"] = "mlp"
-    hidden: PositiveInt = 256
+    hidden: PositiveInt = Field(256, description="width of the first layer")
 
 
 class PolyExtractor(Settings):
     """Learned codes attend over the token states (poly-encoder)."""
 
     kind: Literal["poly"] = "poly"
-    codes: PositiveInt = 16
+    codes: PositiveInt = Field(16, description="learned vectors that attend")
 
 
 class GatExtractor(Settings):
@@ -33,7 +33,7 @@ class GatExtractor(Settings):
 
     kind: Literal["gat"] = "gat"
     heads: PositiveInt = Field(4, description="attention heads of a layer; must divide the student's width")
-    layers: PositiveInt = 2
+    layers: PositiveInt = Field(2, description="of attention, one after the other")
 
 
 class NoExtractor(Settings):
@@ -48,9 +48,9 @@ Extractor = Annotated[MlpExtractor | PolyExtractor | GatExtractor | NoExtractor,
 class EncoderWorkers(Resources):
     """Ray Data actors that hold the sentence encoder."""
 
-    count: PositiveInt = 1
-    cpus_per_worker: PositiveInt = 1
-    gpus_per_worker: NonNegativeFloat = 0
+    count: PositiveInt = Field(1, description="actors")
+    cpus_per_worker: PositiveInt = Field(1, description="threads of each, too")
+    gpus_per_worker: NonNegativeFloat = Field(0, description="0 encodes on CPUs; shares such as 0.5 are taken")
 
 
 class TargetSettings(Settings):
@@ -60,9 +60,9 @@ class TargetSettings(Settings):
     source: Literal["judgements"] = Field("judgements", description="whose rationales: the teacher's")
     pooling: Literal["mean", "cls"] = Field("mean", description="as trained: MiniLM mean, BGE cls")
     normalise: bool = Field(True, description="store unit vectors")
-    max_tokens: PositiveInt = 256
+    max_tokens: PositiveInt = Field(256, description="of a rationale; more are cut")
     batch_size: PositiveInt = Field(64, description="rationales in one forward pass")
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the encoder")
     workers: EncoderWorkers = EncoderWorkers()
 
 
@@ -77,7 +77,9 @@ class StudentSettings(Settings):
         description="without per_perspective: the rationale that the one latent vector is aligned with, as `vote` "
         "(the first perspective whose verdict is the vote), `mean`, `concat`, or a perspective's name",
     )
-    alignment: Literal["mse", "cosine", "infonce"] = "mse"
+    alignment: Literal["mse", "cosine", "infonce"] = Field(
+        "mse", description="loss between latent vectors and the rationales' vectors"
+    )
     alignment_weight: NonNegativeFloat = Field(0.1, description="the paper's lambda")
     alignment_schedule: Literal["constant", "rise", "fade"] = Field(
         "constant", description="of that weight over the steps: `rise` starts at 0, `fade` ends there"
@@ -99,12 +101,14 @@ class StudentSettings(Settings):
     perspective_verdict_weight: NonNegativeFloat = Field(
         0.1, description="of cross-entropy to each perspective's verdict, with per_perspective only"
     )
-    label_weights: Literal["none", "balanced"] = "none"
+    label_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced: a rare label weighs as much as a frequent one"
+    )
     use_unlabelled: bool = Field(False, description="unlabelled pairs learn the vote, weighted by agreement")
     shuffled_targets: bool = Field(
         False, description="control: every pair gets another one's vectors and verdicts, dealt by the seed"
     )
-    max_tokens: PositiveInt = 128
+    max_tokens: PositiveInt = Field(128, description="of query and product together; more of the product is cut")
     fields: ProductFields = Field("title", description="what of the product the student reads")
     dropout: float = Field(0.1, ge=0, lt=1, description="before the classifier")
     baseline: bool = Field(True, description="also train a student on labels only, on the same data and seed")
@@ -134,7 +138,7 @@ class StudentSettings(Settings):
 class ExportSettings(Settings):
     """What goes into the folder that is served."""
 
-    student: Literal["lrkd", "ce_only"] = "lrkd"
+    student: Literal["lrkd", "ce_only"] = Field("lrkd", description="which of the two is served")
     check_pairs: PositiveInt = Field(32, description="pairs on which export and trained model must agree")
     index_pairs: NonNegativeInt = Field(
         20000, description="training pairs whose rationales `explain` can return; 0 writes no index"

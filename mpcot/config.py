@@ -16,7 +16,10 @@ Split = Literal["train", "dev", "test", "unlabelled"]
 class PerspectiveSettings(Settings):
     """Which perspectives to reason from, in this order, and where one's own lie."""
 
-    names: tuple[str, ...] = ("intent", "attributes", "rules")
+    names: tuple[str, ...] = Field(
+        ("intent", "attributes", "rules"),
+        description="shipped: intent, attributes, rules; the student has a latent vector for each",
+    )
     folder: str | None = Field(None, description="folder of one's own NAME.toml files")
 
     @model_validator(mode="after")
@@ -29,21 +32,21 @@ class PerspectiveSettings(Settings):
 class TeacherSettings(Settings):
     """The large model: a local folder or a hub name."""
 
-    model: str
+    model: str = Field(description="folder or hub name of a chat model")
 
 
 class Replicas(Resources):
     """How many engines run, and what each takes of a node."""
 
-    min: PositiveInt = 1
-    max: PositiveInt = 1
-    cpus: PositiveInt = 1
-    gpus: NonNegativeInt = 0
+    min: PositiveInt = Field(1, description="engines at the least")
+    max: PositiveInt = Field(1, description="engines at the most: as many as the cluster has room for")
+    cpus: PositiveInt = Field(1, description="of one engine")
+    gpus: NonNegativeInt = Field(0, description="of one engine; tensor parallel takes more")
     pairs_per_task: PositiveInt = Field(
         96, description="pairs that one engine is handed at a time; it has two such tasks, whose requests keep it full"
     )
     flush_rows: PositiveInt = Field(256, description="answers that may wait to be written")
-    flush_seconds: PositiveFloat = 10.0
+    flush_seconds: PositiveFloat = Field(10.0, description="how long an answer may wait to be written")
     store: str | None = Field(
         None,
         description="where workers append their answers, if not in the run folder: s3://bucket/folder, one per run",
@@ -69,13 +72,16 @@ class VllmEngine(Settings):
         {"max_num_seqs", "enforce_eager", "tensor_parallel", "gpu_memory_utilization", "cpu_kv_cache_gib"}
     )
     kind: Literal["vllm"] = "vllm"
-    max_model_len: PositiveInt = 2048
-    max_num_seqs: PositiveInt = 64
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    enforce_eager: bool = False
-    tensor_parallel: PositiveInt = 1
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
-    cpu_kv_cache_gib: PositiveInt = 1
+    max_model_len: PositiveInt = Field(2048, description="tokens of prompt and answer")
+    max_num_seqs: PositiveInt = Field(64, description="requests in one step")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto",
+        description="auto: as the model is saved on a GPU; bfloat16 on processors that multiply it, else float32",
+    )
+    enforce_eager: bool = Field(False, description="no compilation and no CUDA graphs: a quicker start, slower steps")
+    tensor_parallel: PositiveInt = Field(1, description="GPUs that share one engine")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of a GPU's memory that the engine takes")
+    cpu_kv_cache_gib: PositiveInt = Field(1, description="KV cache of an engine on a CPU, GiB")
     replicas: Replicas = Replicas()
 
 
@@ -85,8 +91,8 @@ class ScriptedEngine(Settings):
     no_effect = frozenset({"delay_s", "hangs_after", "stops_after", "stops_on", "log"})
     kind: Literal["scripted"] = "scripted"
     accuracy: float = Field(0.7, ge=0, le=1, description="share of answers whose verdict is the gold label")
-    failure_share: float = Field(0.0, ge=0, le=1)
-    delay_s: float = Field(0.0, ge=0)
+    failure_share: float = Field(0.0, ge=0, le=1, description="share of answers that cannot be parsed")
+    delay_s: float = Field(0.0, ge=0, description="what an answer takes")
     hangs_after: NonNegativeInt | None = Field(None, description="a replica answers so many requests, then no more")
     stops_after: NonNegativeInt | None = Field(None, description="likewise, but says that it is gone")
     stops_on: str | None = Field(None, description="a replica is gone once a request holds this text")
@@ -100,9 +106,9 @@ Engine = Annotated[VllmEngine | ScriptedEngine, Field(discriminator="kind")]
 class AnswerSettings(Settings):
     """How the teacher is asked: form, length, sampling. Shared by rationales, samples and judgements."""
 
-    samples: PositiveInt = 1
-    temperature: float = Field(0.7, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
+    samples: PositiveInt = Field(1, description="answers of each perspective to a pair")
+    temperature: float = Field(0.7, ge=0, description="0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1, description="likeliest tokens up to this much probability")
     max_tokens: PositiveInt = Field(128, description="output tokens of one answer, verdict included")
     min_chars: PositiveInt = Field(20, description="shortest rationale")
     max_chars: PositiveInt = Field(400, description="longest rationale, enforced by the engine")
@@ -111,7 +117,7 @@ class AnswerSettings(Settings):
     when_too_long: Literal["reject", "cut"] = Field(
         "reject", description="a prompt over the engine's length fails, or its description is cut until it fits"
     )
-    splits: tuple[Split, ...] = ("train",)
+    splits: tuple[Split, ...] = Field(("train",), description="whose pairs are asked about")
     pairs_per_split: PositiveInt | None = Field(None, description="at most so many pairs of each split")
     retries: NonNegativeInt = Field(1, description="further tries of an answer that failed, each with a new seed")
     retry_temperature: float = Field(
@@ -144,22 +150,24 @@ class SortedSettings(AnswerSettings):
 class RationaleSettings(SortedSettings):
     """Stage 2: the untrained teacher thinks broad."""
 
-    splits: tuple[Split, ...] = ("train",)
+    splits: tuple[Split, ...] = Field(
+        ("train",), description="whose pairs are asked about; unlabelled ones have the majority as their verdict"
+    )
 
 
 class SampleSettings(SortedSettings):
     """Stage 4: the SFT teacher answers each training pair again."""
 
-    samples: PositiveInt = 5
-    temperature: float = Field(1.0, ge=0)
-    splits: tuple[Split, ...] = ("train", "dev")
+    samples: PositiveInt = Field(5, description="answers of each perspective to a pair")
+    temperature: float = Field(1.0, ge=0, description="0 is greedy; conflicts need variety")
+    splits: tuple[Split, ...] = Field(("train", "dev"), description="whose pairs are asked about; dev judges DPO")
 
 
 class JudgeSettings(AnswerSettings):
     """Stage 7: the DPO teacher judges every pair."""
 
-    temperature: float = Field(0.0, ge=0)
-    splits: tuple[Split, ...] = ("train", "dev", "test", "unlabelled")
+    temperature: float = Field(0.0, ge=0, description="0 is greedy")
+    splits: tuple[Split, ...] = Field(("train", "dev", "test", "unlabelled"), description="whose pairs are asked about")
 
 
 class PreferenceSettings(Settings):
@@ -189,7 +197,7 @@ class PreferenceSettings(Settings):
     perspective_ratio: float | None = Field(
         None, ge=1, description="likewise of a perspective among the chosen answers, and among the rejected ones"
     )
-    max_rows: PositiveInt | None = None
+    max_rows: PositiveInt | None = Field(None, description="preferences at the most; empty takes all")
     when_empty: Literal["stop", "skip"] = Field("stop", description="what no conflict at all does: stop, or skip DPO")
     batch_size: PositiveInt = Field(16, description="rows per forward pass of the reference job")
     workers: Workers = Field(Workers(), description="actors of the reference job")

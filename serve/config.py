@@ -28,8 +28,8 @@ class BatchSettings(Resources):
 class ReplicaSettings(Resources):
     """Autoscaling: Ray Serve adds replicas while each holds more than `target_ongoing` requests."""
 
-    min: PositiveInt = 1
-    max: PositiveInt = 1
+    min: PositiveInt = Field(1, description="replicas at the least")
+    max: PositiveInt = Field(1, description="replicas at the most")
     target_ongoing: PositiveFloat = Field(8.0, description="requests per replica that autoscaling aims at")
     up_after_s: NonNegativeFloat = Field(30.0, description="how long there must be too many before one is added")
     down_after_s: NonNegativeFloat = Field(600.0, description="how long there must be too few before one goes")
@@ -44,13 +44,13 @@ class ReplicaSettings(Resources):
 class LimitSettings(Resources):
     """Bounds on one request. Past one, the answer names it: 413 or, where it is late, 503 for the body, else 422."""
 
-    products_per_request: PositiveInt = 200
-    id_chars: PositiveInt = 256
-    query_chars: PositiveInt = 1_000
-    title_chars: PositiveInt = 4_000
-    description_chars: PositiveInt = 20_000
+    products_per_request: PositiveInt = Field(200, description="products or documents")
+    id_chars: PositiveInt = Field(256, description="characters of a product's id")
+    query_chars: PositiveInt = Field(1_000, description="characters of the query")
+    title_chars: PositiveInt = Field(4_000, description="characters of a title, or of a brand")
+    description_chars: PositiveInt = Field(20_000, description="characters of a description")
     document_chars: PositiveInt = Field(20_000, description="a text or title of `/v1/rerank`")
-    body_bytes: PositiveInt = 4 * 2**20
+    body_bytes: PositiveInt = Field(4 * 2**20, description="bytes of the body")
     body_seconds: PositiveFloat = Field(10.0, description="how long the body of a request may take to arrive")
 
 
@@ -65,14 +65,14 @@ class CacheSettings(Resources):
     """Scores of a query with a product that are kept in a replica. Off unless a size is set."""
 
     max_pairs: NonNegativeInt = Field(0, description="pairs to keep, the longest unused go first; 0 keeps none")
-    max_age_s: PositiveFloat = 300.0
+    max_age_s: PositiveFloat = Field(300.0, description="how long a score is kept")
 
 
 class ServeSettings(Resources):
     """The service: where it listens, how it batches, scales and protects itself."""
 
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=1, le=65_535)
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 is all")
+    port: int = Field(8000, ge=1, le=65_535, description="of the service")
     ingress: Ingress = Field(
         "ray",
         description="what takes requests in: Ray Serve's own proxy, or HAProxy, which costs less per request but opens"
@@ -92,9 +92,9 @@ class ServeSettings(Resources):
         50_000, description="product texts whose tokens are kept in a replica; 0 keeps none"
     )
     threads: PositiveInt | None = Field(None, description="CPU threads of the model; empty takes cpus_per_replica")
-    cpus_per_replica: NonNegativeFloat = 1.0
-    gpus_per_replica: NonNegativeFloat = 0.0
-    request_timeout_s: PositiveFloat = 30.0
+    cpus_per_replica: NonNegativeFloat = Field(1.0, description="threads of each, too")
+    gpus_per_replica: NonNegativeFloat = Field(0.0, description="0 scores on CPUs")
+    request_timeout_s: PositiveFloat = Field(30.0, description="deadline of a request; past it 503")
     auth: AuthSettings = AuthSettings()
     cache: CacheSettings = CacheSettings()
     experiment: ExperimentSettings | None = Field(None, description="named arms over exports; empty deals nobody")

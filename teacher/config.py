@@ -22,10 +22,10 @@ class Lora(Settings):
     """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685), merged into the weights at the end."""
 
     kind: Literal["lora"] = "lora"
-    rank: PositiveInt = 16
-    alpha: PositiveInt = 32
-    dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    rank: PositiveInt = Field(16, description="of the adapters")
+    alpha: PositiveInt = Field(32, description="adapters are scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="before the adapters")
+    target_modules: tuple[str, ...] | Literal["all-linear"] = Field("all-linear", description="names of linear layers")
 
 
 class Full(Settings):
@@ -52,7 +52,7 @@ class SftSettings(Settings):
     use_unlabelled: bool = Field(
         False, description="rationales of unlabelled pairs with the majority's verdict count too, by their agreement"
     )
-    max_rows: PositiveInt | None = None
+    max_rows: PositiveInt | None = Field(None, description="answers at the most; empty takes all")
     label_ratio: float | None = Field(
         None, ge=1, description="at most so many times as many answers of a label as of the rarest; empty keeps all"
     )
@@ -81,7 +81,7 @@ class DpoSettings(Settings):
     """Stage 6: direct preference optimisation from precomputed reference log-probabilities."""
 
     tuning: Tuning = Lora()
-    beta: PositiveFloat = 0.1
+    beta: PositiveFloat = Field(0.1, description="how much moving away from the reference costs")
     loss: Literal["sigmoid", "ipo"] = Field(
         "sigmoid", description="ipo wants a gap of 1 / (2 beta): between answers, or per token with length_normalised"
     )
@@ -90,9 +90,9 @@ class DpoSettings(Settings):
         False, description="log-probabilities per token; with ipo, this is TRL's form, and without it the paper's"
     )
     sft_weight: float = Field(0.0, ge=0, description="weight of the chosen answers' next-token loss beside DPO's")
-    max_tokens: PositiveInt = 1024
+    max_tokens: PositiveInt = Field(1024, description="prompt and answer; the prompt's start is cut, never the answer")
     share_prompts: bool = Field(True, description="both answers of a preference share the beginning of their prompts")
-    dev_rows: PositiveInt = 200
+    dev_rows: PositiveInt = Field(200, description="at most so many preferences of dev pairs are judged")
     train: TrainSettings = TrainSettings(learning_rate=5e-6, epochs=3)
 
     @model_validator(mode="after")

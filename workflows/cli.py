@@ -12,6 +12,7 @@ from rich.table import Table
 
 from cluster.errors import UsageError, UserError
 from cluster.progress import console
+from distill.study.config import StudyConfig
 from workflows.config import RunConfig, load_config, load_study, validate
 from workflows.serving import Changes, Verbose, add_serving
 from workflows.stages import STAGES
@@ -82,6 +83,23 @@ def plan(
 
     with clear_errors():
         print_gpu_plan(load_config(config, changes or ()), STAGES, gpu, nodes, gpus_per_node, pairs)
+
+
+@app.command()
+def settings(
+    section: Annotated[Optional[str], typer.Argument(help="such as student.train", metavar="[SECTION]")] = None,
+    of_study: Annotated[bool, typer.Option("--study", help="those of a study's file")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="the JSON schema, for editors, and stop")] = False,
+) -> None:
+    """Say which settings there are: all sections, or those of one with defaults, bounds and meanings."""
+    from workflows.settings import print_settings
+
+    model = StudyConfig if of_study else RunConfig
+    with clear_errors():
+        if schema:
+            typer.echo(json.dumps(model.model_json_schema(), indent=1))
+            return
+        print_settings(model, section, console())
 
 
 @app.command()

@@ -30,10 +30,13 @@ from teacher.config import DpoSettings, SftSettings
 
 
 class RunConfig(Settings):
-    """All settings of a run. A stage depends on the sections that its stage class names."""
+    """A run: one section per concern.
+
+    A stage depends on the sections that its stage class names.
+    """
 
     name: str = Field(pattern=r"^[\w.-]+$", description="names the run folder runs/NAME")
-    seed: int = 13
+    seed: int = Field(13, description="of every draw: splits, sampling, order of training, initial weights")
     cluster: ClusterSettings = ClusterSettings()
     source: SourceSettings
     split: SplitSettings = SplitSettings()
@@ -168,11 +171,11 @@ def _setting(loc: tuple[Any, ...], root: type[Settings]) -> tuple[str, Any]:
 
 
 def _nearest(name: str, holder: Any) -> str:
-    """Return ', did you mean …' for a misspelt key."""
+    """Return which setting may have been meant by a misspelt key, or where all are."""
     import difflib
 
     near = difflib.get_close_matches(name, list(getattr(holder, "model_fields", {})), n=1)
-    return f". Did you mean {near[0]!r}?" if near else ""
+    return f". Did you mean {near[0]!r}?" if near else ". `broadfast settings SECTION` lists what there is."
 
 
 def _apply(data: dict[str, Any], change: str) -> None:

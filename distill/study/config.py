@@ -54,10 +54,10 @@ class DataSet(Settings):
 class Tuning(Settings):
     """The tuning budget, the same for every row: so many combinations of what has an effect on the row."""
 
-    trials: PositiveInt = 6
+    trials: PositiveInt = Field(6, description="per row, on dev")
     choose_by: Literal["accuracy", "macro_f1"] = Field("macro_f1", description="on dev, for trials and for rows")
-    learning_rate: tuple[PositiveFloat, ...] = (5e-5, 1e-4, 2e-4)
-    epochs: tuple[PositiveInt, ...] = (2, 4)
+    learning_rate: tuple[PositiveFloat, ...] = Field((5e-5, 1e-4, 2e-4), description="values to try")
+    epochs: tuple[PositiveInt, ...] = Field((2, 4), description="values to try")
     teacher_weight: tuple[PositiveFloat, ...] = Field(
         (0.1, 0.5, 2.0), description="lambda, or the weight of KL or MarginMSE: the row says which"
     )
@@ -67,8 +67,8 @@ class Tuning(Settings):
 class StudyWorkers(Resources):
     """What one run takes: many small runs at once are quicker than one on all cores."""
 
-    cpus_per_run: PositiveInt = 1
-    gpus_per_run: NonNegativeFloat = 0
+    cpus_per_run: PositiveInt = Field(1, description="threads of each, too")
+    gpus_per_run: NonNegativeFloat = Field(0, description="0 trains on CPUs")
 
 
 class StudyConfig(Settings):
@@ -77,10 +77,12 @@ class StudyConfig(Settings):
     name: str = Field("study", pattern=r"^[\w.-]+$", description="names the folder runs/NAME")
     seed: int = Field(13, description="deals queries to folds and draws the trials; runs have their own `seeds`")
     cluster: ClusterSettings = ClusterSettings()
-    data: tuple[DataSet, ...] = Field(min_length=1)
+    data: tuple[DataSet, ...] = Field(min_length=1, description="finished runs whose pairs are learnt and tested")
     rows: tuple[str, ...] = Field((), description="names of rows; empty takes all of the file")
     rows_file: str | None = Field(None, description="one's own rows; empty takes the shipped distill/study/rows.toml")
-    seeds: tuple[int, ...] = Field((1, 2, 3), min_length=1)
+    seeds: tuple[int, ...] = Field(
+        (1, 2, 3), min_length=1, description="of the final runs; each row is trained once per fold and seed"
+    )
     folds: PositiveInt = Field(
         5, description="train and test queries dealt to so many folds, each the test once; 1 keeps the run's own split"
     )
@@ -88,7 +90,7 @@ class StudyConfig(Settings):
     student: StudentSettings = Field(
         StudentSettings(), description="what all rows share; a row adds what it is named for"
     )
-    bootstrap_resamples: PositiveInt = 5000
+    bootstrap_resamples: PositiveInt = Field(5000, description="resamples of queries for the intervals")
     records: Path = Field(Path("benchmarks/study"), description="folder of finished runs; fit to be committed")
     workers: StudyWorkers = StudyWorkers()
 

@@ -30,8 +30,8 @@ class LengthFilter(Settings):
     """How many words a rationale has; characters are bounded by the engine already (min_chars, max_chars)."""
 
     kind: Literal["length"] = "length"
-    min_words: PositiveInt = 5
-    max_words: PositiveInt | None = None
+    min_words: PositiveInt = Field(5, description="fewer are dropped")
+    max_words: PositiveInt | None = Field(None, description="more are dropped; empty bounds nothing")
 
     @model_validator(mode="after")
     def _check(self) -> LengthFilter:
@@ -72,7 +72,9 @@ class NearDuplicateFilter(Settings):
     """
 
     kind: Literal["near_duplicate"] = "near_duplicate"
-    within: Literal["pair", "stage"] = "pair"
+    within: Literal["pair", "stage"] = Field(
+        "pair", description="what an answer is compared with: kept ones of its pair, or of the stage"
+    )
     similarity: float = Field(0.8, gt=0, le=1, description="least Jaccard similarity of the sets of three words")
     remembered: PositiveInt | None = Field(
         None,
@@ -113,7 +115,9 @@ def _once(filters: tuple[Filter, ...]) -> tuple[Filter, ...]:
     return filters
 
 
+Step = Annotated[Filter, Field(discriminator="kind")]
+Name = Literal["verdict", "form", "length", "repetition", "label_only", "language", "near_duplicate"]
 Filters = Annotated[
-    tuple[Annotated[Filter, Field(discriminator="kind")], ...], BeforeValidator(_named), AfterValidator(_once)
+    tuple[Step, ...], BeforeValidator(_named, json_schema_input_type=tuple[Name | Step, ...]), AfterValidator(_once)
 ]
 DEFAULT: tuple[Filter, ...] = (RepetitionFilter(), VerdictFilter())

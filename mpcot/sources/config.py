@@ -70,14 +70,18 @@ class WandsSource(FileSource):
     """
 
     kind: Literal["wands"] = "wands"
-    label_map: dict[str, str] = Field({"Exact": "3", "Partial": "1", "Irrelevant": "0"})
+    label_map: dict[str, str] = Field(
+        {"Exact": "3", "Partial": "1", "Irrelevant": "0"}, description="label in the source -> code of the scheme"
+    )
 
 
 class TableSource(FileSource):
     """One's own file or folder of files: parquet, csv, tsv or jsonl, one judged pair per row."""
 
     kind: Literal["table"] = "table"
-    format: Literal["auto", "parquet", "csv", "tsv", "jsonl"] = "auto"
+    format: Literal["auto", "parquet", "csv", "tsv", "jsonl"] = Field(
+        "auto", description="auto goes by the files' endings"
+    )
     columns: dict[str, str] = Field({}, description=f"our column -> yours; ours: {', '.join(COLUMNS)}")
 
     @model_validator(mode="after")
@@ -96,9 +100,9 @@ SourceSettings = Annotated[
 class SplitSettings(Settings):
     """How queries (never rows) are dealt to the splits. A `split` column of the source is respected."""
 
-    train: Share = 0.7
-    dev: Share = 0.15
-    test: Share = 0.15
+    train: Share = Field(0.7, description="share of the queries")
+    dev: Share = Field(0.15, description="share of the queries")
+    test: Share = Field(0.15, description="share of the queries")
     unlabelled: Share = Field(0.0, description="share of the training queries whose labels are dropped")
     query_in_two_splits: Literal["stop", "fail"] = Field("stop", description="stop, or fail such rows")
 

@@ -12,7 +12,7 @@ from cluster.config import Resources
 class Arm(Resources):
     """One variant: an export folder, and the share of the units that it answers."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=r"^[\w.-]+$", description="names the arm in exposures and reports")
     export: str = Field(description="export folder")
     share: NonNegativeFloat = Field(0.0, description="of the units; 0 for a shadow arm")
     shadow: bool = Field(False, description="scores every request beside the arm that answers, and answers none")
@@ -21,7 +21,9 @@ class Arm(Resources):
 class ExperimentSettings(Resources):
     """An experiment. The same name, salt and shares give every unit the same arm, on every replica and day."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(
+        pattern=r"^[\w.-]+$", description="names the experiment in exposures; another name deals the units anew"
+    )
     salt: str = Field("1", description="another salt deals the units anew, for the next experiment of this name")
     arms: tuple[Arm, ...] = Field(description="the arms, shadows among them")
     unit_header: str = Field("X-Unit-ID", description="header of a request that names the unit: a shopper, a session")

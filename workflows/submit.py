@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shlex
+import subprocess
 import time
 import tomllib
 from collections.abc import Sequence
@@ -62,6 +63,8 @@ def plan_submission(
     inside = config.resolve().relative_to(root.resolve())
     if inside.parts[0] in {name.strip("/") for name in EXCLUDES}:
         raise UsageError(f"{config} lies in {inside.parts[0]}, which does not go along with the job: copy it elsewhere")
+    if _ignored(inside, root):
+        raise UsageError(f"{config} does not go along with the job, since .gitignore names it: copy it elsewhere")
     if out is None or not out.is_absolute():
         raise UsageError(f"--out {out or 'is missing'}: give a whole path on storage that every node mounts")
     select(first, last)
@@ -73,6 +76,15 @@ def plan_submission(
     if install:
         runtime_env["pip"] = {"packages": requirements(install, root), "pip_check": False}
     return Submission(shlex.join(words), runtime_env)
+
+
+def _ignored(inside: Path, root: Path) -> bool:
+    """Return whether a `.gitignore` names the file, tracked or not: Ray leaves such files out."""
+    command = ["git", "-C", str(root), "check-ignore", "--quiet", "--no-index", str(inside)]
+    try:
+        return subprocess.run(command, check=False, capture_output=True).returncode == 0
+    except FileNotFoundError:  # no git to ask
+        return False
 
 
 def requirements(extra: str, root: Path = ROOT) -> list[str]:

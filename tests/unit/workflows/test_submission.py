@@ -47,6 +47,7 @@ def test_an_extra_brings_the_pins_of_pyproject_and_leaves_ray_to_the_cluster() -
     [
         ({"config": Path("/etc/other.toml")}, "outside the repository"),
         ({"config": ROOT / "runs/own.toml"}, "lies in runs, which does not go along"),
+        ({"config": ROOT / "workflows/data/own.toml"}, "since .gitignore names it"),
         ({"out": None}, "--out is missing"),
         ({"out": Path("runs/demo")}, "--out runs/demo: give a whole path"),
         ({"first": "nothing"}, "no stage 'nothing'"),

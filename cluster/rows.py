@@ -41,7 +41,7 @@ class ArrowRows(Sequence[dict[str, Any]]):
     def __getitem__(self, place: slice) -> list[dict[str, Any]]: ...
     def __getitem__(self, place: int | slice) -> Any:
         if isinstance(place, slice):
-            return self.table.take(pa.array(range(*place.indices(len(self))), pa.int64())).to_pylist()
+            return [self[number] for number in range(*place.indices(len(self)))]
         if not -len(self) <= place < len(self):
             raise IndexError(place)
         return self.table.slice(place % len(self), 1).to_pylist()[0]

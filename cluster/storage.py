@@ -56,6 +56,12 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     return pq.read_table(path, columns=columns)
 
 
+def wide(table: pa.Table) -> pa.Table:
+    """Return the table with texts of 64-bit offsets: `take` joins a column's chunks, and 2 GiB overflow 32 bits."""
+    fields = [f.with_type(pa.large_string()) if pa.types.is_string(f.type) else f for f in table.schema]
+    return table.cast(pa.schema(fields))
+
+
 def batches_of(path: Path, columns: list[str] | None = None, batch: int = 1024) -> Iterator[pa.RecordBatch]:
     """Yield a parquet file, or a folder's one after the other, as record batches: `batch` rows in memory at a time."""
     for name in parquet_files(path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import pyarrow.parquet as pq
 from cluster.errors import UserError
 from cluster.files import disk_error, whole_file
 from cluster.storage import write_table
+
+COPIES = 16  # at a time
 
 
 @dataclass(frozen=True)
@@ -105,10 +108,15 @@ class Store:
         """Copy the files that `target` has none of that name of; they are taken never to change."""
         if self == Store.at(target):
             return
-        for entry in self.files(suffix):
-            if not (target / entry.name).exists():
-                with whole_file(target / entry.name) as partial:
-                    pafs.copy_files(self.path(entry.name), str(partial.absolute()), self.filesystem)
+
+        def copy(name: str) -> None:
+            with whole_file(target / name) as partial:
+                pafs.copy_files(self.path(name), str(partial.absolute()), self.filesystem)
+
+        there = {path.name for path in target.glob(f"*{suffix}")}
+        with ThreadPoolExecutor(COPIES) as pool:  # of tens of thousands of small objects each is mostly waited for
+            for _ in pool.map(copy, [entry.name for entry in self.files(suffix) if entry.name not in there]):
+                pass
 
     def remove(self, name: str) -> None:
         """Delete a file; where there is none, do nothing."""

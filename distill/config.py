@@ -56,6 +56,8 @@ class EncoderWorkers(Resources):
 class TargetSettings(Settings):
     """The frozen sentence encoder that turns the teacher's rationales into target vectors."""
 
+    no_effect = frozenset({"batch_size"})
+
     encoder: str = Field("models/all-minilm-l6-v2", description="folder or hub name of a sentence encoder")
     source: Literal["judgements"] = Field("judgements", description="whose rationales: the teacher's")
     pooling: Literal["mean", "cls"] = Field("mean", description="as trained: MiniLM mean, BGE cls")

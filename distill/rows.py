@@ -63,7 +63,7 @@ class StudentRows(Sequence[dict[str, Any]]):
         self.judgements = judgements.combine_chunks()
         targets = read_table(settings.targets)
         self.targeted = _positions(targets)
-        self.targets = targets.combine_chunks()
+        self.targets = targets  # in its chunks: the numbers of all vectors are more than one Arrow list may hold
         self.sources = self._sources()
 
     def _sources(self) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
+from mpcot.reasons import kind_of
 from mpcot.shelves import Shelf, deal_answers, put_together
 
 ANSWERS, SHELVES = "answers", "shelves"
@@ -47,7 +48,7 @@ class Answers:
         reasons: Counter[str] = Counter()
         for shelf in put_together(place / "requests", place / "answers"):
             lost, some = lost + len(shelf.lost), sorted([*some, *shelf.lost])[:3]
-            reasons.update(shelf.answers["reason"].drop_null().to_pylist())
+            reasons.update(map(kind_of, shelf.answers["reason"].drop_null().to_pylist()))
             yield shelf
         if lost:
             raise UserError(

@@ -129,6 +129,10 @@ class AnswerSettings(Settings):
     def _check(self) -> AnswerSettings:
         if self.when_too_long == "cut" and not self.description_chars:
             raise ValueError("when_too_long 'cut' has nothing to cut: set description_chars, or 'reject'")
+        if self.min_chars > self.max_chars:
+            raise ValueError(f"min_chars {self.min_chars} is above max_chars {self.max_chars}: no answer can be both")
+        if self.samples > 1 and not self.temperature:
+            raise ValueError(f"samples {self.samples} at temperature 0 are all the same: raise temperature, or set 1")
         return self
 
 

@@ -17,16 +17,13 @@ from mpcot.labels import Scheme
 from mpcot.length import longest_that_fits
 from mpcot.parsing import LabelTokens
 from mpcot.prompts import Message, answer, answer_regex, render
+from mpcot.reasons import too_long
 
 # Prefixes are cached in whole blocks, and vLLM's default on a CPU is 128 tokens: a pair's prompts share fewer.
 CPU_BLOCK_TOKENS = 32
 # Turns of a waiting OpenMP thread, some 30 ms: where Ray's processes hold up one thread for a moment, the others are
 # back at once. Asleep they would come back late, at every one of a step's many barriers.
 SPIN = "10000000"
-# How the reasons of failed answers begin: what a rerun asks again, and what no further try can mend.
-ENGINE_ERROR = "engine error"
-PROMPT_TOO_LONG = "prompt too long"
-STOPS_ENGINE = "stops the engine"
 
 
 class EngineStopped(RuntimeError):
@@ -137,6 +134,11 @@ def sampling(ask: AnswerSettings, regex: str, labels: list[int], seed: int | Non
     )
 
 
+def prompt_tokens(engine: VllmEngine, ask: AnswerSettings) -> int:
+    """Return how many tokens a prompt may have."""
+    return engine.max_model_len - ask.max_tokens
+
+
 def temperature_of(ask: AnswerSettings, tried: int) -> float:
     """Return the temperature of a request that was tried `tried` times."""
     return ask.retry_temperature if tried and not ask.temperature else ask.temperature
@@ -156,7 +158,7 @@ class Vllm:
 
         self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         self.labels = LabelTokens.of(self.tokenizer, scheme)
-        self.limit = engine.max_model_len - ask.max_tokens
+        self.limit = prompt_tokens(engine, ask)
         self.regex = answer_regex(scheme, ask.min_chars, ask.max_chars)
         self.ask, self.gpu = ask, gpu
         arguments = AsyncEngineArgs(**engine_arguments(engine, model, gpu))
@@ -177,7 +179,7 @@ class Vllm:
             length, most = len(prompt), self.ask.description_chars
             cut = longest_that_fits(ask.shorter, most, self._encode, self.limit) if ask.shorter else None
             if cut is None:
-                return Reply("", None, length, 0, f"{PROMPT_TOO_LONG}: {length} tokens, limit {self.limit}")
+                return Reply("", None, length, 0, too_long(length, self.limit, ask.shorter is not None))
             prompt = cut
         from vllm.inputs import TokensPrompt
         from vllm.v1.engine.exceptions import EngineDeadError

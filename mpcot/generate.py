@@ -29,11 +29,12 @@ from cluster.ray_session import stream_parquet
 from cluster.storage import batches_of, rows_of, table_writer
 from cluster.store import Store
 from mpcot.answers import ANSWERS, Answers, TooManyFailed, shelves_of, too_many_failed
-from mpcot.config import AnswerSettings, Engine
-from mpcot.engine import Ask, replica_resources
+from mpcot.config import AnswerSettings, Engine, VllmEngine
+from mpcot.engine import Ask, prompt_tokens, replica_resources
 from mpcot.labels import Scheme
 from mpcot.perspective import Perspective
 from mpcot.prompts import Message, answer_regex, messages
+from mpcot.reasons import under
 from mpcot.records import ANSWER, PAIR
 from mpcot.shelves import REQUEST, deal, settled
 
@@ -41,7 +42,7 @@ MISSING, TRIED = "missing", "tried"
 REQUESTED, REQUESTED_HINTED = "requested.parquet", "requested-hinted.parquet"
 NOT_SAMPLING = {
     "splits", "pairs_per_split", "max_failed_share", "retries", "samples", "few_shot", "description_chars", "filters",
-    "hinted_retry",
+    "hinted_retry", "when_too_long", "retry_temperature",
 }  # fmt: skip
 TASKS_PER_FILE = 4  # as many as Ray Data has of one file in flight
 FILES_AT_A_TIME = 2  # that a replica works on: one begins while the other's last answers are awaited
@@ -70,10 +71,22 @@ class GenerationPlan:
     @cached_property
     def parameters(self) -> str:
         """Digest of what decides an answer beside its prompt: the model and how it is sampled."""
-        kept = {k: v for k, v in result_settings(self.ask).items() if k not in NOT_SAMPLING}
-        regex = answer_regex(self.scheme, self.ask.min_chars, self.ask.max_chars)
-        engine = [self.engine.kind, result_settings(self.engine)]
-        return digest([ANSWER.names, self.model_digest, kept, regex, *engine, self.seed])
+        ask = self.ask
+        kept = {k: v for k, v in result_settings(ask).items() if k not in NOT_SAMPLING}
+        if not ask.temperature:
+            kept["retry_temperature"] = ask.retry_temperature
+        regex = answer_regex(self.scheme, ask.min_chars, ask.max_chars)
+        engine = result_settings(self.engine)
+        if ask.when_too_long == "reject":  # what fits is answered alike, whatever the limit
+            engine.pop("max_model_len", None)
+        return digest([ANSWER.names, self.model_digest, kept, regex, self.engine.kind, engine, self.seed])
+
+    def settled(self, answers: pa.RecordBatch) -> pa.Array:
+        """Mark the answers that are not asked again under these settings."""
+        ending = ""
+        if isinstance(self.engine, VllmEngine):
+            ending = under(prompt_tokens(self.engine, self.ask), self.ask.when_too_long == "cut")
+        return settled(answers, self.ask.retries, ending)
 
     def easy(self) -> Ask:
         """Return a request that any engine which works can answer."""
@@ -168,8 +181,7 @@ def _keys(answers: Path, chosen: Callable[[pa.RecordBatch], pa.Array]) -> IdSet:
 
 def _given_up(plan: GenerationPlan, folder: Path) -> int:
     """Return how many requests failed as often as they may in earlier runs: they are not asked, but count."""
-    retries = plan.ask.retries
-    failed = _keys(folder / ANSWERS, lambda batch: pc.and_(settled(batch, retries), pc.is_valid(batch["reason"])))
+    failed = _keys(folder / ANSWERS, lambda batch: pc.and_(plan.settled(batch), pc.is_valid(batch["reason"])))
     if not len(failed):
         return 0
     failed = failed.minus(_keys(folder / ANSWERS, lambda batch: pc.is_null(batch["reason"])))
@@ -183,7 +195,7 @@ def _write_missing(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder
     missing.delete()
     (folder / REQUESTED_HINTED).unlink(missing_ok=True)
     (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
-    done = _keys(folder / ANSWERS, partial(settled, retries=plan.ask.retries))
+    done = _keys(folder / ANSWERS, plan.settled)
     pairs_per_file = TASKS_PER_FILE * plan.engine.replicas.pairs_per_task
     counts: Counter[str] = Counter()
 

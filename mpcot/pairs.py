@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from cluster.artifacts import StageFolder, digest
@@ -144,8 +145,15 @@ def _two_splits(dealt: QuerySplits, rows: Iterable[Row]) -> str:
     )
 
 
+def _source_rows(source: pa.Table, rows: list[Row]) -> pa.Table:
+    """Return the source's texts of the rows, which are in its order. `take` would join the chunks of a column."""
+    wanted = np.zeros(len(source), bool)
+    wanted[[row["source_row"] for row in rows]] = True
+    return source.filter(pa.array(wanted))
+
+
 def _failed_table(source: pa.Table, failed: list[Row]) -> pa.Table:
-    texts = source.take(pa.array([row["source_row"] for row in failed], pa.int64())).to_pylist()
+    texts = _source_rows(source, failed).to_pylist()
     shown = ("query", "product_id", "locale", "title", "label", "split")
     made = [
         {
@@ -160,7 +168,7 @@ def _failed_table(source: pa.Table, failed: list[Row]) -> pa.Table:
 
 def _pair_table(source: pa.Table, pairs: list[Row]) -> pa.Table:
     """Put what was decided of each pair beside its texts, which never leave Arrow."""
-    texts = source.take(pa.array([row["source_row"] for row in pairs], pa.int64()))
+    texts = _source_rows(source, pairs)
     decided = ("pair_id", "query_id", "label", "split")
     columns = {name: pa.array([row[name] for row in pairs], pa.string()) for name in decided}
     arrays = [columns[name] if name in decided else texts[name] for name in PAIR.names]
@@ -198,6 +206,9 @@ def _seeds(source: SourceRows, pairs: list[Row], config: PairsStage) -> tuple[li
     refused: Counter[str] = Counter()
     seen: set[tuple[str | None, ...]] = set()
     for seed in source.seeds.to_pylist() if source.seeds is not None else ():
+        if not seed["query"] or not seed["product_id"]:
+            refused["query or product_id missing"] += 1
+            continue
         key = pair_id(seed["locale"], seed["query"], seed["product_id"])
         reason = _refusal(seed, by_id.get(key))
         if reason is None and key not in seeded:

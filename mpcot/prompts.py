@@ -49,7 +49,7 @@ def messages(
     Args:
         hint: the label to give away, at the end: what comes before it is the same as without.
     """
-    shown = _examples(perspective, scheme)[:few_shot] if few_shot else []
+    shown = examples(perspective, scheme)[:few_shot] if few_shot else []
     parts = [pair_text(pair, description_chars), perspective.question]
     if shown:
         above = "Now answer for the first query and product above."
@@ -62,7 +62,8 @@ def messages(
     return [{"role": "system", "content": system_text(scheme)}, {"role": "user", "content": "\n\n".join(parts)}]
 
 
-def _examples(perspective: Perspective, scheme: Scheme) -> list[str]:
+def examples(perspective: Perspective, scheme: Scheme) -> list[str]:
+    """Return the perspective's worked examples that have a verdict of this scheme, as text."""
     usable = [e for e in perspective.examples if e.verdicts.get(scheme.name) in scheme.codes]
     return [f"Query: {e.query}\nProduct: {e.title}\n{answer(e.rationale, e.verdicts[scheme.name])}" for e in usable]
 
@@ -81,8 +82,9 @@ def answer_regex(scheme: Scheme, min_chars: int, max_chars: int) -> str:
 def render(tokenizer: Any, chat: list[Message]) -> str:
     """Return the chat as the model's own template writes it, up to where the answer starts.
 
-    A tokenizer without a template gets a plain one, so that base models work too.
+    A tokenizer without a template gets a plain one, so that base models work too. A template that can leave the
+    model's own thinking out does: the rationale is asked for, in a form that has no room for another.
     """
     if not getattr(tokenizer, "chat_template", None):
         return "\n\n".join(m["content"] for m in chat) + "\n\n"
-    return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, enable_thinking=False)

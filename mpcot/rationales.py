@@ -24,6 +24,7 @@ from mpcot.generate import GenerationPlan, generate, select_pairs
 from mpcot.hinted import ask_with_hint
 from mpcot.labels import load_scheme
 from mpcot.perspective import load_perspectives
+from mpcot.reasons import kind_of
 from mpcot.records import SORTED
 from mpcot.shelves import Shelf
 from mpcot.votes import wanted_verdicts
@@ -119,7 +120,8 @@ class Tally:
         for kind, table in parts.items():
             self.outcomes[kind] += len(table)
             self.hinted[kind] += pc.sum(table["hinted"]).as_py() or 0
-            self.reasons.update(_counted(table["reason"].drop_null()))
+            for reason, count in _counted(table["reason"].drop_null()).items():
+                self.reasons[kind_of(reason)] += count
             for name in ("output_tokens", "prompt_tokens"):
                 self.tokens[name] += pc.sum(table[name]).as_py() or 0
         self.kept.update(_counted(parts["kept"]["perspective"]))

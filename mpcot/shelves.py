@@ -17,7 +17,7 @@ import pyarrow.dataset as pads
 
 from cluster.files import disk_error
 from cluster.storage import batches_of
-from mpcot.engine import ENGINE_ERROR, PROMPT_TOO_LONG
+from mpcot.reasons import ENGINE_ERROR, PROMPT_TOO_LONG
 from mpcot.records import ANSWER
 
 # One row per pair: what is asked about it, and what the stages need to know to sort its answers.
@@ -150,11 +150,17 @@ def engine_failed(reasons: pa.Array | pa.ChunkedArray) -> pa.Array:
     return _begin(reasons, ENGINE_ERROR)
 
 
-def settled(answers: pa.RecordBatch, retries: int) -> pa.Array:
-    """Mark the answers that a rerun takes over: usable ones, and those that failed as often as they may."""
+def settled(answers: pa.RecordBatch, retries: int, too_long: str = "") -> pa.Array:
+    """Mark the answers that a rerun takes over: usable ones, and those that failed as often as they may.
+
+    Args:
+        too_long: how the reason ends of prompts that are too long under the settings of now: others are asked again.
+    """
     reasons = answers["reason"]
-    tired = pc.and_(pc.greater(answers["tries"], retries), pc.invert(engine_failed(reasons)))
-    return pc.or_(pc.is_null(reasons), pc.or_(_begin(reasons, PROMPT_TOO_LONG), tired))
+    long = _begin(reasons, PROMPT_TOO_LONG)
+    hopeless = pc.and_(long, pc.fill_null(pc.ends_with(reasons, too_long), False))
+    tired = pc.and_(pc.greater(answers["tries"], retries), pc.invert(pc.or_(engine_failed(reasons), long)))
+    return pc.or_(pc.is_null(reasons), pc.or_(hopeless, tired))
 
 
 def _begin(reasons: pa.Array | pa.ChunkedArray, how: str) -> pa.Array:

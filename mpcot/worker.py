@@ -18,12 +18,13 @@ import pyarrow as pa
 from cluster.errors import UserError
 from cluster.store import Store
 from mpcot.answers import TooManyFailed, too_many_failed
-from mpcot.engine import ENGINE_ERROR, PROMPT_TOO_LONG, STOPS_ENGINE, Ask, EngineStopped, Reply, start_engine
+from mpcot.engine import Ask, EngineStopped, Reply, start_engine
 from mpcot.generate import GenerationPlan
 from mpcot.labels import Scheme
 from mpcot.parsing import parse_answer
 from mpcot.parts import PartWriter, Tries
 from mpcot.perspective import Perspective
+from mpcot.reasons import ENGINE_ERROR, PROMPT_TOO_LONG, STOPS_ENGINE, kind_of
 from mpcot.suspects import ROOM, Gate, Suspects
 
 TOKENS = ("prompt_tokens", "cached_tokens", "output_tokens")
@@ -180,7 +181,7 @@ class AnswerWorker:
         self.parts.add(row)
         self.done += 1
         if row["reason"] is not None:
-            self.reasons[row["reason"]] += 1
+            self.reasons[kind_of(row["reason"])] += 1
 
     async def _reply(self, ask: Ask) -> Reply:
         try:

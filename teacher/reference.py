@@ -19,7 +19,7 @@ from cluster.errors import UserError
 from cluster.precision import resolve_precision
 from cluster.progress import progress
 from cluster.ray_session import stream_parquet
-from cluster.storage import read_table, write_table
+from cluster.storage import read_table, wide, write_table
 from mpcot.labels import load_scheme
 from mpcot.perspective import load_perspectives
 from mpcot.preferences import Candidate, Preference, conflicts, gold_probability
@@ -128,7 +128,7 @@ def with_reference(table: pa.Table, model: str, config: PreferenceStage, folder:
     scratch = folder / "unscored.parquet"
     lengths = [len(a) + len(b) for a, b in zip(table["chosen"].to_pylist(), table["rejected"].to_pylist(), strict=True)]
     order = sorted(range(len(table)), key=lengths.__getitem__)
-    write_table(scratch, table.take(order))
+    write_table(scratch, wide(table).take(order))
     settings = config.preferences
     resources = {"num_cpus": settings.workers.cpus_per_worker}
     if settings.workers.gpus_per_worker:

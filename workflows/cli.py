@@ -87,17 +87,17 @@ def plan(
 
 @app.command()
 def settings(
-    section: Annotated[Optional[str], typer.Argument(help="such as student.train", metavar="[SECTION]")] = None,
+    section: Annotated[Optional[str], typer.Argument(help="such as student.train or student.train.epochs")] = None,
     of_study: Annotated[bool, typer.Option("--study", help="those of a study's file")] = False,
-    schema: Annotated[bool, typer.Option("--schema", help="the JSON schema, for editors, and stop")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="the JSON schema of the whole file, for editors")] = False,
 ) -> None:
     """Say which settings there are: all sections, or those of one with defaults, bounds and meanings."""
-    from workflows.settings import print_settings
+    from workflows.settings import file_schema, print_settings
 
     model = StudyConfig if of_study else RunConfig
     with clear_errors():
         if schema:
-            typer.echo(json.dumps(model.model_json_schema(), indent=1))
+            typer.echo(json.dumps(file_schema(model), indent=1))
             return
         print_settings(model, section, console())
 

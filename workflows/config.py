@@ -65,6 +65,12 @@ class RunConfig(Settings):
                 raise ValueError(
                     f"judge.{name} is {asked}, but the teacher learns with samples.{name} {trained}: set both alike"
                 )
+        if isinstance(self.engine, VllmEngine):
+            for name, ask in (("rationales", self.rationales), ("samples", self.samples), ("judge", self.judge)):
+                if ask.max_tokens >= (most := self.engine.max_model_len):
+                    raise ValueError(
+                        f"{name}.max_tokens {ask.max_tokens} leaves no room for a prompt in engine.max_model_len {most}"
+                    )
         if "train" not in self.samples.splits:
             raise ValueError("samples.splits: must contain train, or there are no preferences to learn from")
         if self.sft.use_unlabelled and "unlabelled" not in self.rationales.splits:
@@ -148,7 +154,10 @@ def validate(data: Mapping[str, Any], where: str) -> RunConfig:
 def _line(error: Any, root: type[Settings] = RunConfig) -> str:
     place, holder = _setting(error["loc"], root)
     if error["type"] == "extra_forbidden":
-        return f"  {place}: no such setting{_nearest(str(error['loc'][-1]), holder)}"
+        return f"  {place}: no such setting. {_nearest(str(error['loc'][-1]), holder, root)}"
+    if error["type"] == "union_tag_not_found":
+        kinds = _kinds(holder.model_fields[error["loc"][-1]].annotation)
+        return f"  {place}: say which one, by kind = {' or '.join(repr(kind) for kind in kinds)}"
     return f"  {place}: {error['msg']} (given: {error.get('input')!r})" if place else f"  {error['msg']}"
 
 
@@ -158,10 +167,9 @@ def _setting(loc: tuple[Any, ...], root: type[Settings]) -> tuple[str, Any]:
     holder: Any = root
     inside: Any = root
     for part in loc:
-        choices = [kind for kind in get_args(inside) if "kind" in getattr(kind, "model_fields", {})]
-        chosen = [kind for kind in choices if kind.model_fields["kind"].default == part]
-        if chosen:  # pydantic names the chosen kind as if it were a section
-            inside = chosen[0]
+        choices = _kinds(inside)
+        if part in choices:  # pydantic names the chosen kind as if it were a section
+            inside = choices[part]
             continue
         names.append(str(part))
         holder = inside
@@ -170,12 +178,19 @@ def _setting(loc: tuple[Any, ...], root: type[Settings]) -> tuple[str, Any]:
     return ".".join(names), holder
 
 
-def _nearest(name: str, holder: Any) -> str:
+def _kinds(annotation: Any) -> dict[str, Any]:
+    """Return the classes of a union by their `kind`; of anything else none."""
+    choices = [choice for choice in get_args(annotation) if "kind" in getattr(choice, "model_fields", {})]
+    return {choice.model_fields["kind"].default: choice for choice in choices}
+
+
+def _nearest(name: str, holder: Any, root: type[Settings]) -> str:
     """Return which setting may have been meant by a misspelt key, or where all are."""
     import difflib
 
     near = difflib.get_close_matches(name, list(getattr(holder, "model_fields", {})), n=1)
-    return f". Did you mean {near[0]!r}?" if near else ". `broadfast settings SECTION` lists what there is."
+    of_study = " --study" if root is StudyConfig else ""
+    return f"Did you mean {near[0]!r}?" if near else f"`broadfast settings SECTION{of_study}` lists what there is."
 
 
 def _apply(data: dict[str, Any], change: str) -> None:

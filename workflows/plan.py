@@ -10,9 +10,11 @@ from rich.table import Table
 
 from cluster.artifacts import read_manifest
 from cluster.config import ClusterSettings
+from cluster.errors import UserError
 from cluster.progress import console
 from cluster.ray_session import ray_session
 from workflows.config import RunConfig
+from workflows.runner import stage_folder
 from workflows.stages import Stage
 
 
@@ -25,7 +27,7 @@ def print_plan(config: RunConfig, run_dir: Path, stages: Sequence[Stage], redo: 
         table.add_row(
             stage.name,
             ", ".join(name.partition("-")[0] for name in stage.reads),
-            "again" if redo else state(run_dir / stage.name),
+            "again" if redo else state(config, run_dir, stage),
             rows(config, run_dir, stage),
             need.model,
             asked(need.cpus, have["CPU"]),
@@ -56,10 +58,15 @@ def asked(count: float, have: float) -> str:
     return f"{count:g}" if count <= have else f"[red]{count:g} of {have:g}[/red]"
 
 
-def state(folder: Path) -> str:
-    """Return whether a stage is finished, was begun, or is new."""
-    if read_manifest(folder):
-        return "finished"
+def state(config: RunConfig, run_dir: Path, stage: Stage) -> str:
+    """Return whether a stage is finished, by these settings or by others, was begun, or is new."""
+    folder = run_dir / stage.name
+    if manifest := read_manifest(folder):
+        try:
+            own = stage_folder(config, run_dir, stage).fingerprint == manifest["fingerprint"]
+        except UserError:  # what it reads is gone
+            own = False
+        return "finished" if own else "[red]other settings[/red]"
     return "begun" if folder.exists() and any(folder.iterdir()) else "new"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,10 @@ from cluster.progress import console
 from cluster.ray_session import ray_session
 from cluster.storage import check_writable
 from cluster.training import CHECKPOINTS
-from mpcot.labels import load_scheme
+from mpcot.labels import Scheme, load_scheme
 from mpcot.pairs import check as check_source
-from mpcot.perspective import load_perspectives
+from mpcot.perspective import Perspective, load_perspectives
+from mpcot.prompts import examples
 from mpcot.sources.config import PairsStage
 from mpcot.sources.filesets import state as file_state
 from workflows.config import RunConfig
@@ -75,9 +76,10 @@ def run_stages(config: RunConfig, run_dir: Path, stages: Sequence[Stage], redo: 
 
 def preflight(config: RunConfig, stages: Sequence[Stage]) -> None:
     """Check what can be checked before anything runs: schemes, perspectives, model folders."""
-    load_scheme(config.labels.scheme)
-    load_perspectives(config.perspectives)
+    scheme, perspectives = load_scheme(config.labels.scheme), load_perspectives(config.perspectives)
     names = {stage.short for stage in stages}
+    for section in ("rationales", "samples", "judge"):
+        check_examples(section, getattr(config, section).few_shot, scheme, perspectives)
     if "pairs" in names:
         pairs = find_stage("pairs").settings(config)
         assert isinstance(pairs, PairsStage)
@@ -88,6 +90,21 @@ def preflight(config: RunConfig, stages: Sequence[Stage]) -> None:
         check_model("targets.encoder", config.targets.encoder)
     if "student" in names:
         check_model("student.model", config.student.model)
+
+
+def check_examples(section: str, few_shot: int, scheme: Scheme, perspectives: Iterable[Perspective]) -> None:
+    """Refuse more worked examples than a perspective has.
+
+    Raises:
+        UserError: names the perspective and how many of its examples have a verdict of the scheme.
+    """
+    for perspective in perspectives:
+        have = len(examples(perspective, scheme))
+        if few_shot > have:
+            raise UserError(
+                f"{section}.few_shot is {few_shot}, and perspective {perspective.name} has {have} examples with a "
+                f"verdict of the scheme {scheme.name}: lower it, or give more in your own file (perspectives.folder)."
+            )
 
 
 def unfinished(config: RunConfig, run_dir: Path, stages: Sequence[Stage]) -> Sequence[Stage]:

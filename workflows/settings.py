@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from cluster.config import Settings
 from cluster.errors import UsageError
 
-REQUIRED = "needed"
+REQUIRED, FILE_NAME = "needed", "the file's name"
 NODE = dict[str, Any]
 BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
 TYPES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true, false", "null": "empty"}
@@ -48,9 +48,20 @@ class Section:
         return header + (f'  kind = "{self.kind}"' if self.kind else "")
 
 
+def file_schema(model: type[Settings]) -> NODE:
+    """Return the JSON schema of a file of this model: it may leave its name out, but not which kind of a section."""
+    schema = model.model_json_schema()
+    schema["required"] = [name for name in schema.get("required", ()) if name != "name"]
+    schema["properties"]["name"]["default"] = FILE_NAME
+    for node in schema.get("$defs", {}).values():
+        if _kind(node):
+            node["required"] = ["kind", *node.get("required", ())]
+    return schema
+
+
 def sections(model: type[Settings]) -> list[Section]:
     """Return all sections that a file of this model may hold, from its JSON schema."""
-    schema = model.model_json_schema()
+    schema = file_schema(model)
     # Dicts keep their order: what is the same for several kinds of its owner comes once.
     return list(dict.fromkeys(_walk(schema, schema.get("$defs", {}), "", False, {})))
 
@@ -92,7 +103,7 @@ def _value(default: Any) -> str:
         return "empty"
     if isinstance(default, list):
         default = [one.get("kind", one) if isinstance(one, dict) else one for one in default]
-    return default if default == REQUIRED else json.dumps(default, ensure_ascii=False)
+    return default if default in (REQUIRED, FILE_NAME) else json.dumps(default, ensure_ascii=False)
 
 
 def _allowed(field: NODE) -> str:
@@ -106,11 +117,19 @@ def _allowed(field: NODE) -> str:
     if field.get("type") == "object":
         return f"table of: {_allowed(field.get('additionalProperties') or {})}"
     bounds = " and ".join(f"{sign} {field[name]:g}" for name, sign in BOUNDS.items() if name in field)
-    return f"{TYPES.get(field.get('type', ''), 'any')} {bounds}".strip()
+    pattern = f"like {field['pattern']}" if "pattern" in field else ""
+    return " ".join(word for word in (TYPES.get(field.get("type", ""), "any"), bounds, pattern) if word)
+
+
+def _alone(section: Section, wanted: str) -> Section | None:
+    """Return the section with the one setting that is wanted, or None."""
+    owner, _, name = wanted.rpartition(".")
+    own = tuple(one for one in section.settings if one.name == name)
+    return replace(section, settings=own) if section.name == owner and own else None
 
 
 def print_settings(model: type[Settings], wanted: str | None, out: Console) -> None:
-    """Print the sections of a file, or the settings of the wanted one and of those below it.
+    """Print the sections of a file, or the settings of the wanted one and of those below it, or one setting.
 
     Raises:
         UsageError: no such section; names the nearest.
@@ -123,10 +142,11 @@ def print_settings(model: type[Settings], wanted: str | None, out: Console) -> N
         out.print(table)
         return
     chosen = [section for section in found if f"{section.name}.".startswith(f"{wanted}.")]
+    chosen = chosen or [own for section in found if (own := _alone(section, wanted))]
     if not chosen:
         near = get_close_matches(wanted, {section.name for section in found}, 1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise UsageError(f"no section {wanted}.{hint} `broadfast settings` lists them all.")
+        raise UsageError(f"no section or setting {wanted}.{hint} `broadfast settings` lists them all.")
     for section in chosen:
         out.print(f"\n[bold]{escape(section.title)}[/bold]  {escape(section.about)}", highlight=False)
         if section.settings:

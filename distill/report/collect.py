@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from distill.report.config import ReportStage
 from distill.report.quality import agreement, headline, stages_of_teacher, teacher
 from distill.report.segments import segments
 from mpcot.labels import Scheme, load_scheme
+from mpcot.reasons import kind_of
 from mpcot.records import SPLITS
+from mpcot.sources.rows import reason_of
 
 Rows = list[dict[str, Any]]
 Pairs = dict[str, dict[str, Any]]
@@ -88,9 +90,11 @@ def answers_of(folder: Path) -> dict[str, Rows]:
     return {name: [row for row in rows_of(folder / f"{name}.parquet") if not row["hinted"]] for name in outcomes}
 
 
-def count_by(rows: Iterable[Mapping[str, Any]], field: str, most: int = 12) -> dict[str, int]:
-    """Rows by the value of `field`, most frequent first; beyond `most` values the rest is one entry."""
-    ranked = Counter(str(row[field]) for row in rows).most_common()
+def count_by(
+    rows: Iterable[Mapping[str, Any]], field: str, most: int = 12, named: Callable[[str], str] = str
+) -> dict[str, int]:
+    """Rows by the value of `field`, as it is named, most frequent first; beyond `most` values the rest is one entry."""
+    ranked = Counter(named(str(row[field])) for row in rows).most_common()
     rest = sum(count for _, count in ranked[most:])
     return dict(ranked[:most]) | ({f"{len(ranked) - most} other values": rest} if rest else {})
 
@@ -108,7 +112,7 @@ def data(pairs: Pairs, folder: Path, scheme: Scheme) -> dict[str, Any]:
                 "labels": {code: labels[code] for code in scheme.codes},
             }
     failed, seeds = (rows_of(folder / f"{name}.parquet") for name in ("failed", "seeds"))
-    return {"splits": splits, "failed": count_by(failed, "reason"), "seeds": count_by(seeds, "origin")}
+    return {"splits": splits, "failed": count_by(failed, "reason", named=reason_of), "seeds": count_by(seeds, "origin")}
 
 
 def kept_rates(found: dict[str, Rows], pairs: Pairs, names: list[str], scheme: Scheme) -> dict[str, Any]:
@@ -126,7 +130,7 @@ def kept_rates(found: dict[str, Rows], pairs: Pairs, names: list[str], scheme: S
         for name in names
         for code in scheme.codes
     ]
-    reasons = {outcome: count_by(found[outcome], "reason") for outcome in ("filtered", "failed")}
+    reasons = {outcome: count_by(found[outcome], "reason", named=kind_of) for outcome in ("filtered", "failed")}
     return {"counts": {outcome: len(rows) for outcome, rows in found.items()}, "kept": cells, **reasons}
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import cycle, islice, product
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +18,9 @@ from distill.study.rows import StudyRow, student_of
 # Part of every key. Raise it when the training changes what a run comes to, or a setting gets another default:
 # keys hold only what differs from defaults, so that a new setting does not make old records worthless.
 FORMAT = 2
+
+
+Combination = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -53,42 +56,54 @@ def described(student: StudentSettings) -> dict[str, Any]:
 def trials(row: StudyRow, config: StudyConfig) -> list[StudentSettings]:
     """Return the row's trials: `tuning.trials` combinations of what has an effect on it, as unlike as may be.
 
-    Rows with the same knobs get the same combinations.
+    The learning rates and epochs are the same for all rows, in the same order, so that none is tried at fewer of
+    them; what a row has besides is varied within. Rows with the same knobs get the same combinations.
 
     Raises:
         UserError: there are fewer combinations than trials, so that the row would be tuned less than others.
     """
     base, tuning = student_of(row, config.student), config.tuning
-    knobs: dict[str, Sequence[Any]] = {"learning_rate": tuning.learning_rate, "epochs": tuning.epochs}
-    if row.tunes:
-        knobs["teacher_weight"] = tuning.teacher_weight
+    shared: dict[str, Sequence[Any]] = {"learning_rate": tuning.learning_rate, "epochs": tuning.epochs}
+    own: dict[str, Sequence[Any]] = {"teacher_weight": tuning.teacher_weight} if row.tunes else {}
     if "alignment_weight" in (row.tunes or ()) and base.alignment == "mse":
-        knobs["normalise"] = tuning.normalise
-    combinations = list(product(*knobs.values()))
+        own["normalise"] = tuning.normalise
+    knobs = shared | own
+    combinations = _shuffled(list(product(*knobs.values())), config.seed)
     if len(combinations) < tuning.trials:
         raise UserError(
             f"tuning.trials: {tuning.trials} is more than the {len(combinations)} combinations of "
             f"{', '.join(knobs)} that row {row.name} has. Lower it or add values, so that every row gets as many."
         )
-    spread = _spread([combinations[i] for i in np.random.default_rng(config.seed).permutation(len(combinations))])
-    return [_turned(base, row, dict(zip(knobs, next(spread), strict=True))) for _ in range(tuning.trials)]
+    chosen: list[Combination] = []
+    for begun in islice(cycle(_spread(_shuffled(list(product(*shared.values())), config.seed))), tuning.trials):
+        left = [one for one in combinations if one[: len(shared)] == begun and one not in chosen]
+        chosen.append(_unlike(left or [one for one in combinations if one not in chosen], chosen))
+    return [_turned(base, row, dict(zip(knobs, values, strict=True))) for values in chosen]
 
 
-def _spread(combinations: list[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-    """Yield combinations, each the one that differs in most settings from those before it (from the nearest of them).
+def _shuffled(combinations: list[Combination], seed: int) -> list[Combination]:
+    return [combinations[i] for i in np.random.default_rng(seed).permutation(len(combinations))]
+
+
+def _spread(combinations: list[Combination]) -> list[Combination]:
+    """Return all combinations, each the one that is most unlike those before it.
 
     Few trials drawn at random may all have the same learning rate; these try every value before one comes twice.
     """
-    chosen = [combinations[0]]
-    yield chosen[0]
+    chosen: list[Combination] = []
     while rest := [one for one in combinations if one not in chosen]:
+        chosen.append(_unlike(rest, chosen))
+    return chosen
 
-        def unlike(one: tuple[Any, ...]) -> tuple[int, int]:
-            apart = [sum(a != b for a, b in zip(one, other, strict=True)) for other in chosen]
-            return min(apart), sum(apart)
 
-        chosen.append(max(rest, key=unlike))
-        yield chosen[-1]
+def _unlike(combinations: Sequence[Combination], chosen: Sequence[Combination]) -> Combination:
+    """Return the one that differs in most settings from the chosen ones (from the nearest of them)."""
+
+    def apart(one: Combination) -> tuple[int, int]:
+        differing = [sum(a != b for a, b in zip(one, other, strict=True)) for other in chosen]
+        return min(differing, default=0), sum(differing)
+
+    return max(combinations, key=apart)
 
 
 def _turned(base: StudentSettings, row: StudyRow, values: dict[str, Any]) -> StudentSettings:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mpcot.inspect.answers import OUTCOMES
+from mpcot.reasons import kind_of
 
 BINS = 24
 MOST_REASONS = 12
@@ -119,7 +120,7 @@ def lengths(answers: pd.DataFrame, perspectives: Sequence[str]) -> dict[str, Any
 
 def reasons(answers: pd.DataFrame, outcome: str) -> dict[str, int]:
     """Why answers were not kept, the most frequent reason first; beyond some the rest is one entry."""
-    ranked = answers.loc[answers["outcome"] == outcome, "reason"].value_counts()
+    ranked = answers.loc[answers["outcome"] == outcome, "reason"].map(kind_of).value_counts()
     shown = {str(reason): int(n) for reason, n in ranked.iloc[:MOST_REASONS].items()}
     rest = int(ranked.iloc[MOST_REASONS:].sum())
     return shown | ({f"{len(ranked) - MOST_REASONS} other reasons": rest} if rest else {})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import itertools
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -39,12 +40,22 @@ class FileSet:
 
     def need(self, columns: Sequence[str], field: str) -> None:
         """Raise a `UserError` that names the columns that are missing and those that are there."""
-        missing = [name for name in columns if name not in self.columns]
+        missing = [name for name in columns if name not in self.columns and not self._mention(name)]
         if missing:
             raise UserError(
                 f"{field}: {self.paths[0]} has no column {', '.join(map(repr, missing))}; it has "
                 f"{', '.join(self.columns) or 'none'}. Correct the file, or name yours in source.columns"
             )
+
+    def _mention(self, name: str) -> bool:
+        """Return whether a jsonl file has the key somewhere: the first lines need not have all that later ones have."""
+        keys = [json.dumps(name, ensure_ascii=plain).encode() for plain in (True, False)]
+        for path in self.paths if self.format == "jsonl" else ():
+            with self.filesystem.open_input_stream(path) as stream:
+                content = stream.readall()
+            if any(key in content for key in keys):
+                return True
+        return False
 
 
 def find(path: str, form: str = "auto", field: str = "source.path") -> FileSet:
@@ -60,8 +71,9 @@ def find(path: str, form: str = "auto", field: str = "source.path") -> FileSet:
         raise UserError(f"{field}: {path} mixes {', '.join(sorted(formats))}; give a folder of one format")
     (form,) = formats
     if form in TEXT_FORMATS:
-        for file in files:
-            _check_encoding(filesystem, file, field)
+        blank = [_check_encoding(filesystem, file, field) for file in files]
+        if all(blank):
+            raise UserError(f"{field}: {files[0]} is empty")
     columns = _columns(filesystem, files, form, field)
     return FileSet(filesystem, tuple(files), form, columns)
 
@@ -145,8 +157,11 @@ def _format(path: str, field: str) -> str:
     return SUFFIXES[_suffix(path)]
 
 
-def _check_encoding(filesystem: pafs.FileSystem, path: str, field: str) -> None:
-    """Decode a text file once, block by block, so that a wrong byte is named before any work starts."""
+def _check_encoding(filesystem: pafs.FileSystem, path: str, field: str) -> bool:
+    """Decode a text file once, block by block, so that a wrong byte is named before any work starts.
+
+    Returns whether it is blank.
+    """
     decoder, offset, blank = codecs.getincrementaldecoder("utf-8")(), 0, True
     with filesystem.open_input_stream(path) as stream:
         while block := stream.read(1 << 22):
@@ -159,8 +174,7 @@ def _check_encoding(filesystem: pafs.FileSystem, path: str, field: str) -> None:
             offset += len(block)
     if decoder.getstate()[0]:
         raise UserError(_encoding_message(path, offset, b"", field))
-    if blank:
-        raise UserError(f"{field}: {path} is empty")
+    return blank
 
 
 def _encoding_message(path: str, offset: int, block: bytes, field: str) -> str:
@@ -177,15 +191,15 @@ def _encoding_message(path: str, offset: int, block: bytes, field: str) -> str:
 def _columns(filesystem: pafs.FileSystem, files: Sequence[str], form: str, field: str) -> tuple[str, ...]:
     if form == "parquet":
         return _parquet_columns(filesystem, files, field)
-    with filesystem.open_input_stream(files[0]) as stream:
-        head = stream.read(PROBE_BYTES).decode("utf-8", errors="ignore")
-    rows = list(itertools.islice(parse_text(head, form), 200))
-    if not rows:
-        raise UserError(f"{field}: {files[0]} has no rows{', only a header' if form in DELIMITERS else ''}")
-    parsed = [row for row in rows if PARSE_ERROR not in row or form in DELIMITERS]
-    names = dict.fromkeys(name for row in parsed for name in row)
-    names.pop(PARSE_ERROR, None)
-    return tuple(names)
+    for file in files:  # the first of a folder's may have none, as Spark writes them
+        with filesystem.open_input_stream(file) as stream:
+            head = stream.read(PROBE_BYTES).decode("utf-8", errors="ignore")
+        if rows := list(itertools.islice(parse_text(head, form), 200)):
+            parsed = [row for row in rows if PARSE_ERROR not in row or form in DELIMITERS]
+            names = dict.fromkeys(name for row in parsed for name in row)
+            names.pop(PARSE_ERROR, None)
+            return tuple(names)
+    raise UserError(f"{field}: {files[0]} has no rows{', only a header' if form in DELIMITERS else ''}")
 
 
 def _parquet_columns(filesystem: pafs.FileSystem, files: Sequence[str], field: str) -> tuple[str, ...]:

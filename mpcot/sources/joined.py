@@ -6,12 +6,13 @@ may be far larger than memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from cluster.storage import wide
 from mpcot.sources.config import ChorusSource, EsciSource, WandsSource
 from mpcot.sources.filesets import BATCH, FileSet, collect, find
 from mpcot.sources.parse import PARSE_ERROR
@@ -200,16 +201,18 @@ def _join(judged: pa.Table, items: pa.Table, on: tuple[str, ...], cleaning: Clea
     for place, key in enumerate(zip(*(items[name].to_pylist() for name in on), strict=True)):
         places.setdefault(key, place)
     found = [places.get(key) for key in zip(*(judged[name].to_pylist() for name in on), strict=True)]
-    taken = items.select(["title", "brand", "description"]).take(pa.array(found, pa.int64()))
-    for name in taken.column_names:
-        judged = judged.append_column(name, taken[name])
-    judged = judged.append_column("found", pa.array([place is not None for place in found]))
-    tables = [rows_table(_rows(batch, cleaning)) for batch in judged.to_batches(BATCH)]
+    texts = wide(items.select(["title", "brand", "description"])).combine_chunks()
+    tables = []
+    for start in range(0, len(found), BATCH):  # a product's text comes once per judgement: never all at a time
+        here = found[start : start + BATCH]
+        beside = texts.take(pa.array(here, pa.int64())).to_pylist()
+        raws = judged.slice(start, BATCH).to_pylist()
+        tables.append(rows_table(_rows(zip(raws, here, beside, strict=True), cleaning)))
     return pa.concat_tables(tables) if tables else rows_table([])
 
 
-def _rows(batch: pa.RecordBatch, cleaning: Cleaning) -> Iterator[dict[str, Any]]:
-    for raw in batch.to_pylist():
-        lost = raw["query"] and raw["product_id"] and not raw["found"]
+def _rows(joined: Iterable[tuple[Raw, int | None, Raw]], cleaning: Cleaning) -> Iterator[dict[str, Any]]:
+    for raw, place, texts in joined:
+        lost = raw["query"] and raw["product_id"] and place is None
         error = raw["error"] or ("product not in the products file" if lost else None)
-        yield make_row(0, {k: v for k, v in raw.items() if k not in ("error", "found")}, cleaning, error)
+        yield make_row(0, {k: v for k, v in raw.items() if k != "error"} | texts, cleaning, error)

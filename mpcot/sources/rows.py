@@ -62,6 +62,8 @@ def clean_text(value: Any) -> str | None:
         return None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
+    if isinstance(value, bytes):  # parquet of writers that do not mark text as such
+        value = value.decode("utf-8", errors="replace")
     text = unicodedata.normalize("NFC", _NOISE.sub("", str(value)))
     return " ".join(text.split()) or None
 
@@ -69,9 +71,10 @@ def clean_text(value: Any) -> str | None:
 def describe(*parts: Any) -> str | None:
     """Join description, bullet points and attributes into one text of at most `DESCRIPTION_LIMIT` characters.
 
-    A mapping becomes "key: value; key: value"; empty parts are left out.
+    A mapping becomes "key: value; key: value", of a list each entry is a part; empty parts are left out.
     """
-    texts = (_attributes(p) if isinstance(p, Mapping) else clean_text(p) for p in parts)
+    flat = (one for p in parts for one in (p if isinstance(p, list | tuple) else [p]))
+    texts = (_attributes(p) if isinstance(p, Mapping) else clean_text(p) for p in flat)
     text = " ".join(text for text in texts if text)
     return text[:DESCRIPTION_LIMIT].rstrip() or None
 

@@ -6,9 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from mpcot.answers import Answers, asked_figures
 from mpcot.generate import _told
+from mpcot.inspect import figures
+from mpcot.reasons import kind_of, too_long
 
 
 def test_what_the_engines_told_is_added_up() -> None:
@@ -34,3 +37,10 @@ def test_the_figures_are_those_of_both_rounds(tmp_path: Path) -> None:
     reused = replace(first, asked=0, engine={})
     assert asked_figures([reused]) == {"asked": 0, "reused": 20, "engine": {}}
     assert asked_figures([reused, hinted])["engine"]["prefix_cache_hit_rate"] == 0.6
+
+
+def test_reasons_are_counted_without_what_is_of_one_request_alone() -> None:
+    reasons = [too_long(n, 1536, False) for n in (1600, 1601)] + ["engine error: OSError: gone", "form: markup"]
+    assert [kind_of(reason) for reason in reasons] == ["prompt too long"] * 2 + ["engine error", "form: markup"]
+    answers = pd.DataFrame({"outcome": ["failed"] * 3 + ["filtered"], "reason": reasons})
+    assert figures.reasons(answers, "failed") == {"prompt too long": 2, "engine error": 1}

@@ -27,6 +27,7 @@ from mpcot.generate import (
 )
 from mpcot.labels import load_scheme
 from mpcot.perspective import Perspective
+from mpcot.reasons import too_long
 from mpcot.records import ANSWER, PAIR
 from mpcot.worker import requests_of
 from tests.scripted_plan import scripted_plan
@@ -61,7 +62,6 @@ def test_every_request_has_a_key_and_a_seed_of_its_own() -> None:
         {"engine": VllmEngine()},
         {"scheme": load_scheme("graded")},
         {"ask": AnswerSettings(samples=2, temperature=0.1)},
-        {"ask": AnswerSettings(samples=2, retry_temperature=0.1)},
         {"ask": AnswerSettings(samples=2, max_tokens=12)},
         {"ask": AnswerSettings(samples=2, max_chars=50)},
         {"ask": AnswerSettings(samples=2, few_shot=1)},
@@ -78,10 +78,11 @@ def test_what_decides_an_answer_makes_every_key_new(change: dict[str, Any]) -> N
         {"model": "/elsewhere/models/a"},
         {"engine": ScriptedEngine(delay_s=1.0, replicas=Replicas(max=4, cpus=2, flush_rows=1))},
         {"ask": AnswerSettings(samples=2, splits=("train", "dev"), pairs_per_split=9)},
+        {"ask": AnswerSettings(samples=2, retry_temperature=0.1)},
         {"ask": AnswerSettings(samples=2, retries=5, max_failed_share=0.9)},
         {"ask": RationaleSettings(samples=2, filters=("verdict", "length"), hinted_retry=True)},
     ],
-    ids=["where the model lies", "resources", "which pairs", "patience", "sorting"],
+    ids=["where the model lies", "resources", "which pairs", "what no retry uses", "patience", "sorting"],
 )
 def test_what_decides_no_answer_keeps_every_key(change: dict[str, Any]) -> None:
     assert keys(replace(PLAN, **change)) == keys()
@@ -91,6 +92,24 @@ def test_engine_settings_of_speed_alone_keep_every_key() -> None:
     slow, fast = VllmEngine(), VllmEngine(max_num_seqs=4, enforce_eager=True, gpu_memory_utilization=0.5)
     assert keys(replace(PLAN, engine=slow)) == keys(replace(PLAN, engine=fast))
     assert keys(replace(PLAN, engine=slow)) != keys(replace(PLAN, engine=VllmEngine(dtype="float32")))
+
+
+def test_the_retries_temperature_counts_where_it_is_used() -> None:
+    cold, other = (replace(PLAN, ask=AnswerSettings(temperature=0, retry_temperature=t)) for t in (0.7, 0.1))
+    assert not set(keys(cold).values()) & set(keys(other).values())
+
+
+def test_a_longer_engine_asks_only_what_was_too_long() -> None:
+    """Where descriptions are cut, the limit decides how much of them is read."""
+    short, long = (replace(PLAN, engine=VllmEngine(max_model_len=length)) for length in (1024, 4096))
+    assert keys(short) == keys(long)
+    cutting = AnswerSettings(samples=2, description_chars=900, when_too_long="cut")
+    assert not set(keys(replace(short, ask=cutting)).values()) & set(keys(replace(long, ask=cutting)).values())
+    reasons = [None, too_long(990, 896, False), too_long(4000, 3968, False), too_long(990, 896, True)]
+    batch = pa.RecordBatch.from_pylist([{"reason": reason, "tries": 1} for reason in reasons])
+    assert short.settled(batch).to_pylist() == [True, True, False, False]
+    assert long.settled(batch).to_pylist() == [True, False, True, False]
+    assert replace(short, ask=cutting).settled(batch).to_pylist() == [True, False, False, True]
 
 
 def test_more_samples_and_more_perspectives_keep_what_was_paid_for() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from cluster.artifacts import StageFolder
 from cluster.errors import UserError
-from mpcot.pairs import check, pair_id, plan_rows, run
+from mpcot.pairs import _source_rows, check, pair_id, plan_rows, run
 from mpcot.records import FAILED_ROW, PAIR, SEED
 from mpcot.sources.config import CatalogueSource, LabelSettings, PairsStage, SplitSettings, TableSource
 
@@ -235,6 +235,7 @@ def test_seeds_from_a_file_are_joined_and_checked(tmp_path: Path):
         keys[0] | {"verdict": train["label"], "origin": "people, once more"},
     ]
     path = write(tmp_path / "seeds.jsonl", seeds)
+    path.write_text(path.read_text(encoding="utf-8") + '{"query": "cut off', encoding="utf-8")
     folder = stage(tmp_path, TableSource(path=str(tmp_path / "rows.jsonl"), seeds=str(path)))
     (seed,) = pq.read_table(folder.path / "seeds.parquet").to_pylist()
     assert (seed["pair_id"], seed["origin"]) == (train["pair_id"], "people")
@@ -245,7 +246,17 @@ def test_seeds_from_a_file_are_joined_and_checked(tmp_path: Path):
         "pair not in train": 1,
         "no such pair": 1,
         "duplicate": 1,
+        "query or product_id missing": 1,
     }
+
+
+def test_more_text_than_one_arrow_array_may_hold_is_no_obstacle():
+    """Chunks that are one in memory: as many as make 2 GiB."""
+    text = pa.array(["x" * 1000] * 1000)
+    many = pa.table({"title": pa.chunked_array([text] * 2200)})
+    rows = [{"source_row": place} for place in (0, 1_000_000, 2_199_999)]
+    assert _source_rows(many, rows)["title"].to_pylist() == ["x" * 1000] * 3
+    assert not len(_source_rows(many, []))
 
 
 def test_check_names_the_field_before_anything_starts(tmp_path: Path):

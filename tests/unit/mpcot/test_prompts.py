@@ -164,3 +164,13 @@ def test_a_perspective_without_a_file_names_those_there_are(tmp_path: Path) -> N
     write_perspective(tmp_path, "season")
     with pytest.raises(UserError, match=r"no file wether\.toml; there are attributes, intent, rules, season"):
         load_perspectives(PerspectiveSettings(names=("wether",), folder=str(tmp_path)))
+
+
+def test_a_model_that_can_think_by_itself_is_asked_not_to() -> None:
+    """The form has no room for it: what it thinks would be the rationale, cut off somewhere."""
+    tokenizer = tiny_llama_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+        "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}"
+    )
+    assert render(tokenizer, [{"role": "user", "content": "hello"}]) == "hello\n<think></think>"

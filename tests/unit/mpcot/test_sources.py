@@ -139,6 +139,17 @@ def test_header_only_empty_folder_wrong_format_and_renamed_column(tmp_path: Path
         read(TableSource(path=str(path), columns={"label": "grade"}))
 
 
+def test_the_first_file_may_be_empty_and_the_first_lines_without_an_optional_column(tmp_path: Path):
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    (folder / "part-0.jsonl").write_text("")
+    plain = [{name: row[name] for name in ("query", "product_id", "title")} for row in ROWS]
+    late = plain[0] | {"product_id": "late", "rating": "E"}
+    put(folder / "part-1.jsonl", [plain[0] | {"product_id": str(number)} for number in range(300)] + [late])
+    found = read(TableSource(path=str(folder), columns={"label": "rating"}))
+    assert found.rows["label"].to_pylist() == [None] * 300 + ["E"]
+
+
 def test_config_names_what_it_does_not_know():
     adapter: TypeAdapter[Any] = TypeAdapter(SourceSettings)
     assert isinstance(adapter.validate_python({"kind": "wands", "path": "x"}), WandsSource)
@@ -160,6 +171,8 @@ def test_cleaning():
     assert clean_text("\ud800x") == "x"
     assert describe({"colour": "red", "size": None}, " - ", "x" * 3000) == ("colour: red - " + "x" * 3000)[:2000]
     assert describe(None, {}) is None
+    assert clean_text("grün".encode()) == "grün"
+    assert describe("Warm.", ["Waterproof", None, "it's light"]) == "Warm. Waterproof it's light"
 
 
 def test_official_esci_is_joined_by_product_and_locale(tmp_path: Path):

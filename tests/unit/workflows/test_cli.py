@@ -216,6 +216,14 @@ def test_a_dry_run_knows_what_is_done(config_file: Path, run_dir: Path, wide: No
     assert states["finished"] == [s.name for s in STAGES[:6]]
     assert states["begun"] == ["7-judgements"] and states["new"] == [s.name for s in STAGES[7:]]
     assert files(run_dir) == before
+    changed = broadfast("run", config_file, "--dry-run", "--out", run_dir, "--set", "seed=99").output
+    assert all("other settings" in line for line in changed.splitlines() if "1-pairs" in line)
+
+
+def test_more_worked_examples_than_there_are_is_refused(config_file: Path) -> None:
+    changes = [f"{section}.few_shot=9" for section in ("rationales", "samples", "judge")]
+    result = broadfast("run", config_file, *(word for change in changes for word in ("--set", change)))
+    assert result.exit_code == 1 and "rationales.few_shot is 9, and perspective" in text(result)
 
 
 def test_verify_report_and_inspect_want_a_run_folder(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from cluster.config import Settings
 from distill.study.config import StudyConfig
 from tests.command import broadfast, text
 from workflows.config import RunConfig
-from workflows.settings import REQUIRED, Section, Setting, sections
+from workflows.settings import REQUIRED, Section, Setting, file_schema, sections
 
 CONFIGS = Path(__file__).parents[3] / "workflows" / "configs"
 
@@ -101,3 +101,18 @@ def test_the_command_shows_a_section_and_those_below_it() -> None:
 def test_a_misspelt_section_names_the_nearest() -> None:
     said = broadfast("settings", "studnt")
     assert said.exit_code == 2 and "Did you mean student?" in text(said)
+
+
+def test_a_single_setting_can_be_asked_for() -> None:
+    said = text(broadfast("settings", "student.dropout"))
+    assert "before the classifier" in said and "max_tokens" not in said
+    assert "our column" in text(broadfast("settings", "source.columns"))
+
+
+def test_a_file_may_leave_its_name_out_but_not_a_kind() -> None:
+    schema = file_schema(RunConfig)
+    least = {"source": {"kind": "catalogue"}, "teacher": {"model": "m"}}
+    jsonschema.validate(least, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(least | {"sft": {"tuning": {"rank": 8}}}, schema)
+    assert setting(find(""), "name").default == "the file's name"

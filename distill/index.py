@@ -20,6 +20,7 @@ from distill.predict import predict
 from distill.student import Student, load_tokenizer
 from mpcot.records import PAIR
 
+AT_A_TIME = 64  # questions, whose similarities to all N are in memory together
 VECTORS, ROWS = "index.safetensors", "index.parquet"
 
 # 10-export/index.parquet -> serve. Row n describes row n of the vectors; lists run over perspectives.
@@ -64,15 +65,23 @@ class RationaleIndex:
             raise UserError(f"{folder}: {VECTORS} and {ROWS} are not of one export. Export the student again.")
         return cls(vectors.astype(np.float32), rows, perspectives)
 
-    def nearest(self, latents: np.ndarray, count: int = 1) -> dict[str, list[Neighbour]]:
-        """Return, by perspective, the `count` most similar training rationales to one pair's latents LxD."""
+    def nearest(self, latents: np.ndarray, count: int = 1) -> list[dict[str, list[Neighbour]]]:
+        """Return for each of B pairs, by perspective, the `count` training rationales most similar to its latents.
+
+        Args:
+            latents: BxLxD.
+        """
         unit = _unit(np.asarray(latents, np.float32))
-        similarities = np.einsum("lnd,ld->ln", self.vectors, unit)
-        found = {}
+        found: list[dict[str, list[Neighbour]]] = [{} for _ in unit]
         for p, name in enumerate(self.perspectives):
-            scores = np.where(self.said[:, p], similarities[p if len(unit) > 1 else 0], -np.inf)
-            best = [int(n) for n in np.argsort(-scores, kind="stable")[:count] if np.isfinite(scores[n])]
-            found[name] = [self._neighbour(n, p, float(scores[n])) for n in best]
+            layer = p if unit.shape[1] > 1 else 0
+            for start in range(0, len(unit), AT_A_TIME):
+                similar = unit[start : start + AT_A_TIME, layer] @ self.vectors[layer].T
+                similar[:, ~self.said[:, p]] = -np.inf
+                for row, scores in enumerate(similar, start):
+                    best = [scores.argmax()] if count == 1 else np.argsort(-scores, kind="stable")[:count]
+                    near = [(int(n), float(scores[n])) for n in best if np.isfinite(scores[n])]
+                    found[row][name] = [self._neighbour(n, p, score) for n, score in near]
         return found
 
     def _neighbour(self, n: int, p: int, similarity: float) -> Neighbour:

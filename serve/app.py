@@ -89,6 +89,11 @@ class StudentDeployment(SwappingService):
         if getattr(self, "loaded", None):  # a replica that failed to load has none
             await self.close()
 
+    async def check_health(self) -> None:
+        """Ray Serve asks every few seconds, and replaces a replica where this raises three times in a row."""
+        if wrong := self.wrong():
+            raise RuntimeError(wrong)
+
     def state(self) -> State:
         """What this replica has loaded."""
         loaded = str(self.current.export_dir)

@@ -12,15 +12,17 @@ from serve.api import Examples, Explanation
 
 
 class Explainer:
-    """Turns a pair's latent vectors into what the service answers."""
+    """Turns pairs' latent vectors into what the service answers."""
 
     def __init__(self, index: RationaleIndex) -> None:
         self.index = index
 
-    def nearest(self, latents: np.ndarray) -> list[Explanation]:
-        """Return the nearest rationale of each perspective that has one, for latent vectors LxD of one pair."""
-        found = self.index.nearest(latents)
-        return [Explanation.model_validate(n, from_attributes=True) for near in found.values() for n in near]
+    def nearest(self, latents: np.ndarray) -> list[list[Explanation]]:
+        """Return for each of B pairs the nearest rationale of each perspective that has one, for latents BxLxD."""
+        return [
+            [Explanation.model_validate(n, from_attributes=True) for near in found.values() for n in near]
+            for found in self.index.nearest(latents)
+        ]
 
     @cached_property
     def _texts(self) -> tuple[list[str], list[str]]:

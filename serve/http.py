@@ -42,7 +42,18 @@ PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    code: {"model": ProblemDetails, "content": {PROBLEM: {}}} for code in (400, 401, 413, 422, 503)
+    code: {
+        "description": about,
+        "content": {PROBLEM: {"schema": {"$ref": f"#/components/schemas/{ProblemDetails.__name__}"}}},
+    }
+    for code, about in {
+        400: "Not HTTP as it should be",
+        401: "No token, or not one that is known",
+        413: "The body is too large",
+        422: "A field is wrong or over its limit",
+        500: "The service failed; its log says why",
+        503: "Too much to do: try again after `Retry-After`",
+    }.items()
 }
 
 
@@ -94,14 +105,28 @@ def make_api(
     api.add_middleware(Observed, metrics=service.metrics, log=log, log_queries=settings.log_queries)
     add_problems(api)
     # The middleware has let the request in already; this only tells OpenAPI, so that /docs asks for the token.
-    locked = [Depends(HTTPBearer(auto_error=False))] if digests else []
-    for router in (scoring(service, limits), reranking(service, limits), models(service, limits)):
-        api.include_router(router, dependencies=locked)
-    api.include_router(figures(service), dependencies=locked)
+    locked: dict[str, Any] = {}
+    if digests:
+        locked = {"dependencies": [Depends(HTTPBearer(auto_error=False))], "responses": {401: REFUSALS[401]}}
+    for router in (scoring(service, limits), reranking(service, limits), models(service, limits), figures(service)):
+        api.include_router(router, **locked)
     for router in (health(service), page()):
         api.include_router(router)
     api.mount("/page", StaticFiles(directory=PAGE), name="page")
+    describe_refusals(api)
     return api
+
+
+def describe_refusals(api: FastAPI) -> None:
+    """Add the body of refusals to the OpenAPI document, which FastAPI itself would give the media type of answers."""
+    plain = api.openapi
+
+    def described() -> dict[str, Any]:
+        schema = plain()
+        schema["components"]["schemas"][ProblemDetails.__name__] = ProblemDetails.model_json_schema()
+        return schema
+
+    api.openapi = described  # type: ignore[method-assign]
 
 
 async def scored(service: Service, request: ScoreInput, http: Request) -> ScoreResponse:

@@ -46,6 +46,9 @@ class Metrics:
         gauge = Gauge("broadfast_waiting_requests", "requests in the queue now", ("replica",), registry=self.registry)
         gauge.labels(replica).set_function(lambda: sum(count() for count in self._queues))
 
+        about = "exposures that wait to be written, and that were lost since no disk took them"
+        self._exposures = Gauge("broadfast_exposures", about, ("replica", "state"), registry=self.registry)
+
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
         return Counter(f"broadfast_{name}", about, ("replica", *labels), registry=self.registry)
 
@@ -71,6 +74,11 @@ class Metrics:
     def shadow_refused(self) -> None:
         """Count a request that a shadow arm did not score."""
         self._errors.labels(self.replica, "shadow_refused").inc()
+
+    def watch_exposures(self, waiting: Callable[[], int], lost: Callable[[], int]) -> None:
+        """Read how many exposures of an experiment wait to be written and were lost; those of the last one count."""
+        self._exposures.labels(self.replica, "waiting").set_function(waiting)
+        self._exposures.labels(self.replica, "lost").set_function(lost)
 
     def text(self) -> str:
         """Everything in Prometheus' text form."""

@@ -22,6 +22,17 @@ from pydantic import (
 from serve.api import ProductInput, ScoreInput, ScoreResponse, not_blank
 from serve.config import LimitSettings
 
+DEPTH = 64  # of what is only given back: pydantic writes some 250
+
+
+def _depth(value: Any) -> int:
+    """Return how deep lists and objects are nested, layer by layer; what is plain is 0 deep."""
+    depth, layer = 0, [value]
+    while layer := [one for one in layer if isinstance(one, dict | list) and one]:
+        depth += 1
+        layer = [inside for one in layer for inside in (one.values() if isinstance(one, dict) else one)]
+    return depth
+
 
 class DocumentInput(BaseModel):
     """A document as an object: its `text`, or a product's `title`; other members are given back and not read."""
@@ -36,6 +47,8 @@ class DocumentInput(BaseModel):
     def _something(self) -> DocumentInput:
         if not ((self.title or "").strip() or (self.text or "").strip()):
             raise ValueError("needs a text or a title that is not blank")
+        if _depth(self.model_extra) > DEPTH:
+            raise ValueError(f"has members nested deeper than {DEPTH}")
         try:  # pydantic checks the text of fields, not of what is only given back
             json.dumps(self.model_extra, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -51,7 +64,7 @@ class RerankInput(BaseModel):
     query: str
     documents: list[Any]
     top_n: int | None = Field(None, ge=0, description="how many of the best to return; none or 0 returns all")
-    return_documents: bool = False
+    return_documents: bool | None = Field(None, description="false leaves them out of the answer")
 
     @field_validator("query")
     @classmethod
@@ -64,7 +77,7 @@ class RerankResult(BaseModel):
 
     index: int = Field(description="position in the request's documents")
     relevance_score: float = Field(description="the score of /v1/score, 0 to 1")
-    document: dict[str, Any] | None = Field(None, description="only where the request asked to return documents")
+    document: dict[str, Any] | None = Field(None, description="unless the request asked for none")
 
 
 class RerankResponse(BaseModel):
@@ -122,7 +135,7 @@ def ranked(request: RerankInput, response: ScoreResponse, request_id: str) -> Re
         RerankResult(
             index=n,
             relevance_score=result.score,
-            document=_returned(request.documents[n]) if request.return_documents else None,
+            document=None if request.return_documents is False else _returned(request.documents[n]),
         )
         for n, result in shown
     ]

@@ -150,10 +150,13 @@ class Scorer:
         """Score the products of several requests at once; one list of results per request."""
         pairs = [{"query": r.query, **product.model_dump()} for r in requests for product in r.products]
         scores = self.score(pairs)
-        ids = iter(range(len(pairs)))
-        return [[self._result(product.id, scores, next(ids), r.explain) for product in r.products] for r in requests]
+        explained = self._explanations(scores, [r.explain for r in requests for _ in r.products])
+        rows = iter(range(len(pairs)))
+        return [
+            [self._result(p.id, scores, row := next(rows), explained.get(row)) for p in r.products] for r in requests
+        ]
 
-    def _result(self, product_id: str, scores: Scores, row: int, explain: bool) -> Result:
+    def _result(self, product_id: str, scores: Scores, row: int, explanations: list[Explanation] | None) -> Result:
         probabilities = scores.probabilities[row]
         verdicts = (
             {} if scores.verdicts is None else dict(zip(self.config.perspectives, scores.verdicts[row], strict=True))
@@ -164,7 +167,7 @@ class Scorer:
             score=float(np.clip(probabilities @ self.gains, 0, 1)),
             probabilities=self._named(probabilities),
             perspectives={n: Verdict(verdict=self._best(p), probabilities=self._named(p)) for n, p in verdicts.items()},
-            explanations=self._explanations(scores, row) if explain else None,
+            explanations=explanations,
         )
 
     def _best(self, probabilities: np.ndarray) -> str:
@@ -173,9 +176,13 @@ class Scorer:
     def _named(self, probabilities: np.ndarray) -> dict[str, float]:
         return dict(zip(self.config.scheme.codes, probabilities.tolist(), strict=True))
 
-    def _explanations(self, scores: Scores, row: int) -> list[Explanation]:
+    def _explanations(self, scores: Scores, wanted: Sequence[bool]) -> dict[int, list[Explanation]]:
+        """Return the explanations of the rows that want one, all looked up together: the model waits meanwhile."""
+        rows = np.flatnonzero(wanted)
+        if not len(rows):
+            return {}
         assert self.explainer is not None and scores.latents is not None, "refused before scoring"
-        return self.explainer.nearest(scores.latents[row])
+        return dict(zip(rows.tolist(), self.explainer.nearest(scores.latents[rows]), strict=True))
 
 
 def check_export(export_dir: Path) -> None:
@@ -205,6 +212,18 @@ def load_proven(export_dir: Path, settings: ServeSettings) -> Scorer:
         UserError: it is not an export, or a probability that it answers is not a number.
     """
     scorer = Scorer.load(export_dir, settings)
-    if not np.isfinite(scorer.score([PROOF]).probabilities).all():
-        raise UserError(f"{export_dir}: its probabilities are not numbers. Its weights are damaged; export it anew.")
+    try:
+        prove(scorer)
+    except ArithmeticError as error:
+        raise UserError(f"{export_dir}: {error}. Its weights are damaged; export it anew.") from error
     return scorer
+
+
+def prove(scorer: Scorer) -> None:
+    """Score one pair.
+
+    Raises:
+        ArithmeticError: a probability is not a number.
+    """
+    if not np.isfinite(scorer.score([PROOF]).probabilities).all():
+        raise ArithmeticError("its probabilities are not numbers")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from serve.api import Asker, Examples, ModelInfo, Result, ScoreInput, ScoreResponse
 from serve.batching import Batcher
@@ -15,9 +16,13 @@ from serve.cache import ScoreCache
 from serve.config import ServeSettings
 from serve.metrics import Metrics
 from serve.problems import Problem
-from serve.scorer import Scorer
+from serve.scorer import Scorer, prove
 
 CLOSE_POLL_S = 0.05
+FAILED_BATCHES = 3  # one after the other, and the model is tried with a pair of ours
+HUNG_DEADLINES = 3  # that long in one batch, and it will not come back
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class StudentService:
         batch = settings.batch
         self.batcher = Batcher(self._answer, batch.max_batch_pairs, batch.batch_wait_ms / 1000)
         self.metrics.watch_waiting(self.waiting)
+        self.failed, self.began = 0, math.inf
 
     @property
     def models(self) -> list[ModelInfo]:
@@ -77,6 +83,16 @@ class StudentService:
             return None
         detail = f"max_queued_requests = {self.settings.max_queued_requests} requests wait already: try again"
         return Problem(503, "The queue is full", detail, "max_queued_requests", 1)
+
+    def wrong(self) -> str | None:
+        """What is wrong with the model, so that only another process can mend it; None while it works.
+
+        A model that hangs, or fails batch after batch, a pair of ours among them, as after an error of its GPU.
+        """
+        hung = time.perf_counter() - self.began
+        if hung > HUNG_DEADLINES * self.settings.request_timeout_s:
+            return f"the model is {hung:.0f} s in one batch"
+        return f"the model failed {self.failed} times in a row" if self.failed > FAILED_BATCHES else None
 
     async def exposition(self) -> str:
         """The figures of this replica."""
@@ -121,6 +137,27 @@ class StudentService:
         for job in jobs:
             self.metrics.queue_seconds.observe(started - job.came)
         self.metrics.batch_pairs.observe(sum(map(len, jobs)))
-        loop = asyncio.get_running_loop()
-        with self.metrics.model_seconds.time():
-            return await loop.run_in_executor(self.thread, self.answer, [job.request for job in jobs])
+        self.began = started
+        try:
+            with self.metrics.model_seconds.time():
+                answers = await self._run(self.answer, [job.request for job in jobs])
+            self.failed = 0
+            return answers
+        except Exception:
+            self.failed += 1
+            if self.failed >= FAILED_BATCHES:
+                await self._prove()
+            raise
+        finally:
+            self.began = math.inf
+
+    async def _prove(self) -> None:
+        """Try the model with a pair of ours: what was asked may be what it fails on."""
+        try:
+            await self._run(prove, self.scorer)
+            self.failed = 0
+        except Exception:
+            self.failed += 1
+
+    async def _run(self, work: Callable[..., Answer], *given: Any) -> Answer:
+        return await asyncio.get_running_loop().run_in_executor(self.thread, work, *given)

@@ -90,6 +90,10 @@ class SwappingService:
         """Whether a request would be taken now."""
         return self.loaded is not None and self.loaded.service.ready()
 
+    def wrong(self) -> str | None:
+        """What is wrong with the model that answers, so that only another replica can mend it."""
+        return self.loaded.service.wrong() if self.loaded else None
+
     def full(self) -> Problem | None:
         """The refusal of a request that came now."""
         return self.current.service.full()

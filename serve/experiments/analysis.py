@@ -19,6 +19,7 @@ from scipy.stats import chisquare, norm
 from cluster.errors import UsageError, UserError
 
 SRM_ALARM = 0.001
+READ = ("experiment", "request_id", "unit", "arm", "share", "shadow")  # of the exposures
 UNSEEN = "arms without a request"
 
 

@@ -30,6 +30,9 @@ class ExperimentSettings(Resources):
     folder: Path = Field(Path("runs/exposures"), description="where exposures go; all replicas may write to one")
     flush_rows: PositiveInt = Field(1000, description="exposures that may wait to be written")
     flush_seconds: PositiveFloat = Field(5.0, description="how long an exposure may wait, at most, to be written")
+    max_waiting: PositiveInt = Field(
+        20_000, description="exposures kept in a replica while the folder cannot be written; then the oldest are lost"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ExperimentSettings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
+from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,9 +13,10 @@ from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cluster.errors import UserError
-from cluster.storage import check_writable, read_table, write_table
+from cluster.storage import check_writable, parquet_files, read_table, write_table
 from serve.experiments.assign import unit_digest
 from serve.experiments.config import Arm, ExperimentSettings
 
@@ -41,7 +43,8 @@ class ExposureLog:
     """Appends exposures to a folder, from any number of threads; other processes may write to the folder, too.
 
     Rows wait in memory until there are `flush_rows` or the oldest has waited `flush_seconds`; `close` writes the
-    rest. A process that is killed outright loses what waited. What cannot be written stays and is tried again.
+    rest. A process that is killed outright loses what waited. What cannot be written stays and is tried again, up to
+    `max_waiting` rows: past those the oldest are lost, and counted in `lost`.
 
     Raises:
         UserError: the folder cannot be made or written.
@@ -51,7 +54,8 @@ class ExposureLog:
         check_writable(folder)
         self.folder, self.experiment = folder, experiment
         self.writer, self.parts = uuid.uuid4().hex[:12], 0
-        self.waiting: list[dict[str, Any]] = []
+        self.waiting: deque[dict[str, Any]] = deque()
+        self.lost = 0
         self.lock, self.writing = threading.Lock(), threading.Lock()
         self.closed, self.wake = threading.Event(), threading.Event()
         self.failure: UserError | None = None
@@ -76,6 +80,7 @@ class ExposureLog:
         }
         with self.lock:
             self.waiting.append(row)
+            self._bound()
             full = len(self.waiting) >= self.experiment.flush_rows
         if full and self.failure is None:  # on a full disk, the next try is the timer's
             self.wake.set()
@@ -88,7 +93,7 @@ class ExposureLog:
         """
         with self.writing:
             with self.lock:
-                rows, self.waiting = self.waiting, []
+                rows, self.waiting = list(self.waiting), deque()
             if not rows:
                 return
             try:
@@ -97,8 +102,14 @@ class ExposureLog:
                 self.parts += 1
             except UserError:
                 with self.lock:
-                    self.waiting = rows + self.waiting
+                    self.waiting.extendleft(reversed(rows))
+                    self._bound()
                 raise
+
+    def _bound(self) -> None:
+        while len(self.waiting) > self.experiment.max_waiting:
+            self.waiting.popleft()
+            self.lost += 1
 
     def close(self) -> None:
         """Write the rest and stop; harmless when called twice.
@@ -136,15 +147,16 @@ class ExposureLog:
         self.close()
 
 
-def read_exposures(path: Path) -> pa.Table:
-    """Return the exposures of a folder of parts, or of one file.
+def read_exposures(path: Path, columns: Sequence[str] = tuple(EXPOSURE.names)) -> pa.Table:
+    """Return the exposures of a folder of parts, or of one file; products and scores are most of them.
 
     Raises:
         UserError: there are none, or the file holds something else.
     """
-    table = read_table(path) if path.exists() else pa.table({})
-    missing = [name for name in EXPOSURE.names if name not in table.column_names]
+    parts = parquet_files(path) if path.exists() else []
+    there = pq.read_schema(parts[0]).names if parts else []
+    missing = [name for name in EXPOSURE.names if name not in there]
     if missing:
-        why = "no parquet part is there" if not table.column_names else f"columns are missing: {', '.join(missing)}"
+        why = "no parquet part is there" if not there else f"columns are missing: {', '.join(missing)}"
         raise UserError(f"{path} holds no exposures ({why}). Give the folder that the service wrote.")
-    return table.select(EXPOSURE.names)
+    return read_table(path, list(columns)).select(list(columns))

@@ -10,7 +10,7 @@ from rich.table import Table
 from cluster.errors import UserError
 from cluster.files import whole_file
 from cluster.progress import console
-from serve.experiments.analysis import SRM_ALARM, Findings, Lift, analyse
+from serve.experiments.analysis import READ, SRM_ALARM, Findings, Lift, analyse
 from serve.experiments.exposures import read_exposures
 
 READERS = {
@@ -45,7 +45,7 @@ def report_experiment(exposures: Path, outcomes: Path, plot: Path, control: str,
     Raises:
         UserError: as `read_exposures`, `read_outcomes` and `analyse`.
     """
-    found = analyse(read_exposures(exposures).to_pandas(), read_outcomes(outcomes), control, level)
+    found = analyse(read_exposures(exposures, READ).to_pandas(), read_outcomes(outcomes), control, level)
     console().print(table_of(found))
     verdict = "as planned" if found.ratio_holds else f"NOT as planned (p < {SRM_ALARM:g}): mend that before you read on"
     console().print(f"sample ratio: p = {found.ratio_p:.3g}, {verdict}", highlight=False)
@@ -60,7 +60,7 @@ def table_of(found: Findings) -> Table:
     """Return a table with one row per arm."""
     kinds = list(found.arms[0].rates)
     heads = [head for kind in kinds for head in (kind, f"lift of {kind}")]
-    table = Table("arm", "units", "requests", *heads, title=f"{found.experiment}, {found.level:.0%} intervals")
+    table = Table("arm", "units", "requests", *heads, title=f"{found.experiment}, {100 * found.level:g} % intervals")
     for arm in found.arms:
         cells = [text for kind in kinds for text in (f"{arm.rates[kind].value:.3%}", words(arm.lifts.get(kind)))]
         table.add_row(arm.arm, f"{arm.units:,}", f"{arm.requests:,}", *cells)
@@ -98,7 +98,7 @@ def write_plot(found: Findings, path: Path) -> None:
             axes.errorbar(100 * each.value, place, xerr=reach, fmt="o", capsize=3, color="C0" if each.found else "0.4")
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel(f"lift over {found.control} in %, {found.level:.0%} interval")
+    axes.set_xlabel(f"lift over {found.control} in %, {100 * found.level:g} % interval")
     axes.set_title(f"{found.experiment}{'' if found.ratio_holds else ' (sample ratio is off)'}")
     with whole_file(path) as partial, rc_context({"svg.fonttype": "none"}):  # text stays text
         figure.savefig(partial, format=path.suffix[1:])

@@ -17,7 +17,7 @@ from serve.service import StudentService
 
 
 class ExperimentService:
-    """Answers by the arm of the asker's unit; shadow arms score the same request once it is answered.
+    """Answers by the arm of the asker's unit; shadow arms score the same request once it is answered, if nobody waits.
 
     Who sends no unit is answered by `default`, and is no exposure.
 
@@ -36,6 +36,7 @@ class ExperimentService:
         self.default, self.arms, self.experiment, self.exposures = default, arms, experiment, exposures
         self.model, self.metrics = default.model, default.metrics
         self.in_shadow: set[asyncio.Task[None]] = set()
+        self.metrics.watch_exposures(lambda: len(exposures.waiting), lambda: exposures.lost)
 
     @property
     def models(self) -> list[ModelInfo]:
@@ -50,6 +51,10 @@ class ExperimentService:
     def ready(self) -> bool:
         """Whether the queue of every arm that answers has room; a full shadow takes nothing from anybody."""
         return all(student.ready() for student in self._answering)
+
+    def wrong(self) -> str | None:
+        """What is wrong with the model of an arm that answers, if anything."""
+        return next(filter(None, (student.wrong() for student in self._answering)), None)
 
     def full(self) -> Problem | None:
         """The refusal of a request that no arm would take."""
@@ -97,6 +102,9 @@ class ExperimentService:
                 await student.close()
 
     async def _shadow(self, request: ScoreInput, asker: Asker, unit: str, arm: Arm) -> None:
+        if any(student.waiting() for student in self._answering):  # all arms share the model's thread
+            self.metrics.shadow_refused()
+            return
         try:
             response = await self.arms[arm.name].score(request.model_copy(update={"explain": False}))
         except Problem:  # nobody waits for it: a full queue is for those who are waited for

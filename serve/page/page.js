@@ -215,13 +215,16 @@ function counted() {
 
 function step(by) {
   const stops = [$("query"), ...$("results").querySelectorAll("summary")];
-  stops[Math.max(0, Math.min(stops.length - 1, stops.indexOf(document.activeElement) + by))].focus();
+  const at = Math.max(0, stops.indexOf(document.activeElement));
+  stops[Math.max(0, Math.min(stops.length - 1, at + by))].focus();
 }
 
-// In the query the arrows belong to the browser's list of queries until results stand below it.
-function mayStep(target) {
-  if (!$("results").children.length || target === $("products")) return false;
-  return target !== $("query") || target.value.trim() === ranked;
+// Elsewhere the arrows scroll. In the query they belong to the browser's list of queries until results stand below it.
+function mayStep(event) {
+  const target = event.target;
+  if (!$("results").children.length || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return false;
+  if (target === $("query")) return target.value.trim() === ranked;
+  return target.matches("#results summary") || (target === $("results") && event.key === "ArrowDown");
 }
 
 document.addEventListener("keydown", (event) => {
@@ -231,7 +234,7 @@ document.addEventListener("keydown", (event) => {
   } else if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target === $("products")) {
     event.preventDefault();
     rank();
-  } else if ((event.key === "ArrowDown" || event.key === "ArrowUp") && !$("lock").open && mayStep(event.target)) {
+  } else if ((event.key === "ArrowDown" || event.key === "ArrowUp") && !$("lock").open && mayStep(event)) {
     event.preventDefault();
     step(event.key === "ArrowDown" ? 1 : -1);
   }

@@ -15,7 +15,7 @@ from distill import export, lrkd
 from distill.calibration import scaled
 from distill.config import ExportSettings, ExportStage, MlpExtractor, StudentSettings, StudentStage
 from distill.evaluate import evaluate
-from distill.index import RationaleIndex
+from distill.index import AT_A_TIME, RationaleIndex
 from distill.predict import predict
 from distill.student import Student, load_tokenizer, read_student_config
 from mpcot.config import PerspectiveSettings
@@ -146,7 +146,7 @@ def test_a_training_pair_is_its_own_nearest(exported: Export) -> None:
     pair = {"query": "red drill", "title": "the lamp"}
     latents = predict(Student.load(folder.path), load_tokenizer(folder.path), [pair]).latents
     assert latents is not None
-    nearest = index.nearest(latents[0], count=3)
+    (nearest,) = index.nearest(latents[:1], count=3)
     assert list(nearest) == ["intent", "rules"]
     for found in nearest.values():
         assert (found[0].query, found[0].title) == ("red drill", "the lamp")
@@ -159,9 +159,16 @@ def test_a_perspective_that_was_silent_is_never_shown(exported: Export) -> None:
     folder = exported()
     index = RationaleIndex.load(folder.path, NAMES)
     assert index is not None
-    found = index.nearest(index.vectors[:, 0], count=100)
+    every = index.vectors.transpose(1, 0, 2)
+    (found,) = index.nearest(every[:1], count=100)
     assert len(found["intent"]) == 31 and len(found["rules"]) == 31 - 8
     assert all(neighbour.rationale for neighbour in found["rules"])
+    # More questions than are looked up at a time: each gets its own answer, the first of those that it would get alone.
+    many = index.nearest(np.tile(every, (5, 1, 1)))
+    assert len(many) == 5 * 31 > 2 * AT_A_TIME
+    alone = [index.nearest(every[n : n + 1], count=100)[0] for n in range(31)]
+    first = [{name: near[0].pair_id for name, near in one.items()} for one in alone]
+    assert [{name: near[0].pair_id for name, near in one.items()} for one in many] == 5 * first
 
 
 def test_a_student_that_was_not_trained(exported: Export, stage: Stage) -> None:

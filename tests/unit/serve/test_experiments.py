@@ -125,6 +125,28 @@ def test_what_a_full_disk_refused_is_written_later(
     assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
+def test_what_waits_for_a_disk_is_bounded_and_the_oldest_are_counted_as_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serve.experiments import exposures
+
+    bounded = EXPERIMENT.model_copy(update={"max_waiting": 4, "flush_rows": 100, "flush_seconds": 60.0})
+    with ExposureLog(tmp_path, bounded) as log, monkeypatch.context() as patch:
+
+        def refuse(*_: object) -> None:
+            raise UserError("the disk is full")
+
+        patch.setattr(exposures, "write_table", refuse)
+        for number in range(9):
+            log.append(f"r{number}", "u", ARMS[0])
+            if number == 6:
+                with pytest.raises(UserError, match="full"):
+                    log.flush()
+        assert log.lost == 5
+    assert read_exposures(tmp_path)["request_id"].to_pylist() == [f"r{i}" for i in range(5, 9)]
+    assert read_exposures(tmp_path, ["arm"]).column_names == ["arm"]
+
+
 STOPPED = """
 import signal, sys, threading
 from pathlib import Path

@@ -113,6 +113,21 @@ def test_a_full_shadow_does_not_make_the_service_unready(service, monkeypatch):
     assert not service.ready() and service.full() is None, "another arm would take it"
 
 
+def test_a_shadow_leaves_out_while_requests_wait_for_the_model(service, monkeypatch):
+    async def run():
+        monkeypatch.setattr(service.arms["new"], "waiting", lambda: 1)
+        await service.score(ask("a"), Asker("busy", {"X-Unit-ID": "u"}))
+        await asyncio.gather(*service.in_shadow)
+        monkeypatch.undo()
+        await service.score(ask("a"), Asker("idle", {"X-Unit-ID": "u"}))
+        await service.close()
+
+    asyncio.run(run())
+    assert {request for request, arm in seen(service) if arm == "shade"} == {"idle"}
+    text = service.metrics.text()
+    assert 'kind="shadow_refused"' in text and 'broadfast_exposures{replica="local",state="lost"} 0.0' in text
+
+
 def test_a_refusal_is_no_exposure_and_a_shadow_that_refuses_disturbs_nobody(service):
     async def run():
         with pytest.raises(Problem, match="rationale index"):

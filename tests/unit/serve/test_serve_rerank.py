@@ -56,11 +56,18 @@ def test_a_client_of_another_service_gets_a_ranking(client, path, more):
         "id": "mine",
         "model": "echo",
         "results": [
-            {"index": 1, "relevance_score": 0.07},
-            {"index": 0, "relevance_score": 0.03},
-            {"index": 2, "relevance_score": 0.01},
+            {"index": 1, "relevance_score": 0.07, "document": {"text": "longest"}},
+            {"index": 0, "relevance_score": 0.03, "document": {"text": "mid"}},
+            {"index": 2, "relevance_score": 0.01, "document": {"text": "a"}},
         ],
     }
+
+
+@pytest.mark.parametrize(("wanted", "come"), [(True, True), (None, True), (False, False)])
+def test_documents_are_left_out_where_they_are_not_wanted(client, wanted, come):
+    asked = {"query": "q", "documents": ["a"], "return_documents": wanted}
+    (result,) = client.post("/v1/rerank", json=asked).json()["results"]
+    assert ("document" in result) == come
 
 
 @pytest.mark.parametrize(
@@ -123,7 +130,16 @@ def test_a_wrong_request_names_the_field_and_the_limit(client, body, field, limi
     assert problem.get("limit") == limit
 
 
-@pytest.mark.parametrize("document", ['{"text": "b", "x": "\\ud800"}', '{"text": "b", "x": [{"y": "\\ud800"}]}'])
+@pytest.mark.parametrize(
+    "document",
+    [
+        '{"text": "b", "x": "\\ud800"}',
+        '{"text": "b", "x": [{"y": "\\ud800"}]}',
+        '{"text": "b", "x": ' + 300 * "[" + "1" + 300 * "]" + "}",
+        '{"text": "b", "x": ' + 100 * '{"y": ' + "1" + 100 * "}" + "}",
+    ],
+    ids=["half a pair", "half a pair inside", "deep lists", "deep objects"],
+)
 def test_what_cannot_be_given_back_is_refused(client, document):
     body = f'{{"query": "a", "documents": [{document}], "return_documents": true}}'
     answer = client.post("/v1/rerank", content=body, headers={"Content-Type": "application/json"})

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -13,7 +15,7 @@ from serve.api import ProductInput, Result, ScoreInput
 from serve.batching import Batcher
 from serve.config import BatchSettings, CacheSettings, LimitSettings, ServeSettings
 from serve.problems import Problem
-from serve.service import StudentService
+from serve.service import FAILED_BATCHES, StudentService
 
 
 class Held:
@@ -218,3 +220,52 @@ def test_another_text_under_the_same_id_is_another_pair(scorer):
 
     asyncio.run(run())
     assert len(scorer.batches) == 4
+
+
+class Failing(Held):
+    """A scorer that fails on what it is asked, and on a pair of ours only while `broken`."""
+
+    def __init__(self, broken: bool) -> None:
+        super().__init__()
+        self.broken = broken
+        self.go.set()
+
+    def score(self, pairs):
+        if self.broken:
+            raise RuntimeError("an illegal memory access")
+        return SimpleNamespace(probabilities=np.ones((1, 2)))
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_model_that_fails_batch_after_batch_is_wrong_unless_it_scores_a_pair_of_ours(broken):
+    """What a client asks must not make Ray Serve replace a sound replica."""
+
+    async def run():
+        service = make(Failing(broken))
+        for _ in range(FAILED_BATCHES + 1):
+            with pytest.raises(RuntimeError, match="a fault in the model"):
+                await service.score(ask("broken"))
+        wrong = service.wrong()
+        await service.close()
+        return wrong
+
+    said = asyncio.run(run())
+    assert ("in a row" in said) if broken else said is None
+
+
+def test_a_model_that_hangs_is_wrong(scorer):
+    async def run():
+        service = make(scorer, request_timeout_s=0.05)
+        assert service.wrong() is None
+        task = asyncio.create_task(service.score(ask("first")))
+        await started(scorer)
+        with pytest.raises(Problem, match="request_timeout_s"):
+            await task
+        await asyncio.sleep(0.2)
+        wrong = service.wrong()
+        scorer.go.set()
+        await service.close()
+        return wrong, service.wrong()
+
+    hung, after = asyncio.run(run())
+    assert "in one batch" in hung and after is None

@@ -45,7 +45,8 @@ def deepspeed_config(settings: TrainSettings, precision: Precision = "fp32") -> 
     Raises:
         UserError: batches that do not divide, or an offload that the ZeRO stage does not have.
     """
-    zero: dict[str, Any] = {"stage": settings.zero_stage}
+    # In bf16 without ZeRO, DeepSpeed takes an empty step of Adam beforehand, and the first real one is too small.
+    zero: dict[str, Any] = {"stage": max(settings.zero_stage, int(precision == "bf16"))}
     offload = settings.offload
     if offload.optimizer == "cpu":
         _need(settings.zero_stage >= 1, "offload.optimizer = 'cpu' needs zero_stage 1, 2 or 3")

@@ -25,7 +25,8 @@ LAYER_BYTES = 34  # of activations, per token and unit of width, that one layer 
 KEPT_BYTES = 2  # of them with recomputation: a layer's input alone
 LOGIT_BYTES = 10  # per logit: 16 bit, its fp32 copy, and that copy's gradient
 ADAM_BYTES = 8  # two moments in fp32
-MASTER_BYTES = 4  # fp32 copy of a trained bf16 parameter
+MASTER_BYTES = 4  # fp32 copy of a trained bf16 parameter, and of its gradient
+GROUP_BYTES = 4 * GB  # of gradients that stage 3 casts at a time: DeepSpeed's sub-groups of 1e9
 
 
 class Gpu(Settings):
@@ -118,17 +119,22 @@ def training_memory(model: ModelSize, plan: Training) -> Memory:
 
     Stage 1 shares the optimizer's states over the workers, 2 the gradients too, 3 the parameters too; then the
     largest piece that is gathered at a time (a layer or a vocabulary matrix) comes on top, twice for prefetching.
+    In bf16 there is no stage 0, and each worker's share of the gradients is cast to fp32 for the step, in stage 3
+    some at a time.
     """
     width = plan.precision_bytes
-    share = [1 if plan.zero_stage < stage else plan.workers for stage in (1, 2, 3)]
+    stage = max(plan.zero_stage, int(width == 2))
+    share = [1 if stage < least else plan.workers for least in (1, 2, 3)]
     states = plan.trained * (ADAM_BYTES + (MASTER_BYTES if width == 2 else 0)) / share[0]
+    cast = plan.trained * MASTER_BYTES / share[0]
     weights = model.parameters * width / share[2]
     if plan.zero_stage == 3:
         gathered = 2 * max(model.layer, model.embedding) * width
         weights = gathered + (0 if plan.offload_parameters else weights)
+        cast = min(cast, GROUP_BYTES)
     return Memory(
         weights=weights,
-        gradients=plan.trained * width / share[1],
+        gradients=plan.trained * width / share[1] + (cast if width == 2 else 0),
         optimizer=0 if plan.offload_optimizer else states,
         activations=training_activations(model, plan),
     )

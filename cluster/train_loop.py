@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 from cluster.best import BestWeights, best, mark_kept, waited_enough
 from cluster.boards import write_tensorboard
 from cluster.deepspeed_config import clips_itself, deepspeed_config
+from cluster.devices import use_gpus
 from cluster.files import whole_file
 from cluster.task import TrainTask, epoch_batches
 
@@ -61,6 +61,7 @@ class Loop:
 
         context = ray.train.get_context()
         self.job, self.task, self.settings = job, job.task, job.task.settings
+        use_gpus(self.settings.workers.gpus_per_worker)
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         if not torch.cuda.is_available():
             torch.set_num_threads(self.settings.workers.cpus_per_worker)
@@ -78,11 +79,8 @@ class Loop:
         self.best = BestWeights(Path(job.scratch))
 
     def _engine(self) -> Any:
-        import torch
-
-        if not torch.cuda.is_available():
-            os.environ["DS_ACCELERATOR"] = "cpu"
         import deepspeed
+        import torch
         from transformers import get_scheduler
 
         # On a CPU, DeepSpeed would compile an all-reduce kernel of its own: a minute at every user's first start,
@@ -93,6 +91,11 @@ class Loop:
         model: Any = self.task.build()
         if self.settings.gradient_checkpointing:
             model.gradient_checkpointing_enable()
+        if self.plan["zero_optimization"]["stage"] == 3:
+            # Each GPU gets its share at once: handed the whole model, DeepSpeed moves all of it there first.
+            deepspeed.init_distributed(dist_init_required=False)  # Ray has; DeepSpeed has not seen it yet
+            dtype = torch.bfloat16 if self.task.precision == "bf16" else torch.float32
+            deepspeed.zero.Init(module=model.to(dtype), config_dict_or_path=self.plan, dtype=dtype)
         parameters = [p for p in model.parameters() if p.requires_grad]
         rate, decay = self.settings.learning_rate, self.settings.weight_decay
         optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
@@ -105,7 +108,7 @@ class Loop:
             config=self.plan,
             dist_init_required=False,
         )
-        if self.world == 1 and not self.settings.zero_stage:
+        if self.world == 1 and not self.plan["zero_optimization"]["stage"]:
             # One worker has nothing to average: DeepSpeed would copy all gradients out and back at every step.
             engine.enable_backward_allreduce = False
         return engine

@@ -104,7 +104,7 @@ def held_out_figures(pairs: Path, predictions: Path, config: StudentConfig) -> d
     judged = [row for row in read_table(predictions).to_pylist() if row["split"] == "test"]
     labels = [gold[row["pair_id"]]["label"] for row in judged]
     queries = [gold[row["pair_id"]]["query_id"] for row in judged]
-    probabilities = np.array([row["probabilities"] for row in judged])
+    probabilities = np.array([row["probabilities"] for row in judged]).reshape(len(judged), len(config.scheme.codes))
     train = [row["label"] for row in rows if row["split"] == "train"]
     own = evaluate(labels, scaled(probabilities, config.temperature), queries, config.scheme)
     return {**own, "majority": majority_baseline(train, labels)}

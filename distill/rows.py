@@ -17,6 +17,7 @@ from cluster.config import Settings
 from cluster.storage import read_table
 from mpcot.labels import Scheme
 
+JUDGED = ["pair_id", "vote", "agreement", "soft", "verdicts"]  # of the judgements: rationales are most of them
 TEXT = ["pair_id", "query_id", "query", "title", "brand", "description"]
 
 
@@ -50,7 +51,7 @@ class StudentRows(Sequence[dict[str, Any]]):
 
     def __init__(self, settings: RowSettings, splits: Sequence[str]) -> None:
         self.settings = settings
-        judgements = read_table(settings.judgements)
+        judgements = read_table(settings.judgements, JUDGED)
         self.judged = _positions(judgements)
         pairs = read_table(settings.pairs)
         pairs = pairs.filter(pc.is_in(pairs["split"], value_set=pa.array(splits)))
@@ -60,7 +61,7 @@ class StudentRows(Sequence[dict[str, Any]]):
         ]
         self.unusable = len(usable) - sum(usable)
         self.pairs = pairs.filter(pa.array(usable, pa.bool_())).combine_chunks()
-        self.judgements = judgements.combine_chunks()
+        self.judgements = judgements
         targets = read_table(settings.targets)
         self.targeted = _positions(targets)
         self.targets = targets  # in its chunks: the numbers of all vectors are more than one Arrow list may hold

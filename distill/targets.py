@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cluster.artifacts import StageFolder
+from cluster.devices import use_gpus
 from cluster.errors import UserError
 from cluster.files import disk_error
 from cluster.models import check_model
@@ -39,6 +40,7 @@ class SentenceEncoder:
     """A frozen encoder with pooling, as a Ray Data actor: batches of judgements in, batches of targets out."""
 
     def __init__(self, settings: TargetSettings) -> None:
+        use_gpus(settings.workers.gpus_per_worker)
         self.settings = settings
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.device.type == "cpu":

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.artifacts import StageFolder
+from cluster.devices import use_gpus
 from cluster.errors import UserError
 from cluster.precision import resolve_precision
 from cluster.progress import progress
@@ -143,6 +144,7 @@ def with_reference(table: pa.Table, model: str, config: PreferenceStage, folder:
                 config.dpo.share_prompts,
                 config.dpo.train.precision,
                 settings.workers.cpus_per_worker,
+                settings.workers.gpus_per_worker,
             ),
             batch_size=settings.batch_size,
             compute=ray.data.ActorPoolStrategy(size=settings.workers.count),
@@ -172,7 +174,10 @@ def fill_reference(table: pa.Table, scored: dict[str, tuple[float, float]]) -> p
 class ReferenceScorer:
     """Ray Data actor: sums of the answers' log-probabilities under the frozen reference."""
 
-    def __init__(self, model: str, max_tokens: int, share_prompts: bool, precision: str, threads: int) -> None:
+    def __init__(
+        self, model: str, max_tokens: int, share_prompts: bool, precision: str, threads: int, gpus: float = 0
+    ) -> None:
+        use_gpus(gpus)
         import torch
         from transformers import AutoModelForCausalLM
 

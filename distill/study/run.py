@@ -173,6 +173,7 @@ class Study:
             hidden_labels=data.pairs.hidden_labels,
             test=run.purpose == "final",
             threads=config.workers.cpus_per_run,
+            gpus=config.workers.gpus_per_run,
         )
 
 

@@ -20,6 +20,8 @@ from transformers import get_scheduler
 from cluster.artifacts import StageFolder
 from cluster.config import Settings
 from cluster.deepspeed_config import accumulation_steps
+from cluster.devices import use_gpus
+from cluster.precision import resolve_precision
 from cluster.storage import read_table
 from cluster.task import epoch_batches, padded_length
 from distill.config import StudentSettings, StudentStage
@@ -48,6 +50,7 @@ class Job(Settings):
     hidden_labels: float = 0
     test: bool
     threads: int
+    gpus: float = 0
 
 
 def run_one(job: Job) -> dict[str, Any]:
@@ -57,6 +60,7 @@ def run_one(job: Job) -> dict[str, Any]:
         `predicted` labels by `short_id`.
     """
     started = time.monotonic()
+    use_gpus(job.gpus)
     if not torch.cuda.is_available():
         torch.set_num_threads(job.threads)
     with tempfile.TemporaryDirectory() as scratch:
@@ -107,7 +111,9 @@ def accumulate(task: LrkdTask, student: Student, rows: dict[str, Any], batch: li
 
 def products(task: LrkdTask) -> torch.autocast:
     """Return the context in which matrices are multiplied as the task's precision says; weights stay in fp32."""
-    return torch.autocast(_device().type, torch.bfloat16, enabled=task.precision != "fp32")
+    device = _device().type
+    precision = resolve_precision(task.settings.precision, device == "cuda")
+    return torch.autocast(device, torch.bfloat16, enabled=precision != "fp32")
 
 
 def take(batch: dict[str, Any], chosen: np.ndarray) -> dict[str, Any]:

@@ -103,6 +103,21 @@ def test_workers_and_zero_stages_do_not_change_what_is_learnt(
     assert loss_of_folder(dev_task, result.model) == pytest.approx(result.kept["loss"], rel=1e-5)
 
 
+def test_adapters_in_bf16_learn_the_same_in_shares_of_the_model_as_in_one_piece(
+    llama_folder: Path, tmp_path: Path
+) -> None:
+    """As a large teacher is trained: ZeRO-3 with LoRA in bf16, against one worker that holds everything."""
+    curves = []
+    for zero, workers in ((0, 1), (3, 2)):
+        (folder := tmp_path / str(zero)).mkdir()
+        own = settings(zero, workers, precision="bf16", epochs=2)
+        result = run_training(sft_task(folder, llama_folder, own, Lora(rank=4, alpha=8)), folder / "out", "sft")
+        curves.append(curve(result, "train"))
+        assert logits(result.model).isfinite().all()
+    np.testing.assert_allclose(*curves, rtol=1e-2)
+    assert curves[0][-1] < 0.98 * curves[0][0]
+
+
 @pytest.fixture(scope="module")
 def undisturbed(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     """With dropout, whose draws a resumed training must repeat."""

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from cluster.artifacts import StageFolder, read_manifest
 from cluster.config import TrainSettings
 from cluster.errors import UserError
-from cluster.storage import read_table
+from cluster.storage import read_table, write_table
 from distill import export, lrkd
 from distill.calibration import scaled
 from distill.config import ExportSettings, ExportStage, MlpExtractor, StudentSettings, StudentStage
@@ -169,6 +170,16 @@ def test_a_perspective_that_was_silent_is_never_shown(exported: Export) -> None:
     alone = [index.nearest(every[n : n + 1], count=100)[0] for n in range(31)]
     first = [{name: near[0].pair_id for name, near in one.items()} for one in alone]
     assert [{name: near[0].pair_id for name, near in one.items()} for one in many] == 5 * first
+
+
+def test_a_run_without_a_test_split_is_exported_without_figures(exported: Export) -> None:
+    folder = exported()
+    trained = folder.run_dir / "9-student/lrkd/predictions.parquet"
+    predicted = read_table(trained)
+    write_table(trained, predicted.filter(pc.not_equal(predicted["split"], "test")))
+    manifest = read_manifest(exported().path)
+    assert manifest is not None and manifest["figures"]["test"]["pairs"] == 0
+    assert "| accuracy | - | - |" in (folder.path / "README.md").read_text(encoding="utf-8").lower()
 
 
 def test_a_student_that_was_not_trained(exported: Export, stage: Stage) -> None:

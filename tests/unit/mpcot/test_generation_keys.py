@@ -27,7 +27,6 @@ from mpcot.generate import (
 )
 from mpcot.labels import load_scheme
 from mpcot.perspective import Perspective
-from mpcot.reasons import too_long
 from mpcot.records import ANSWER, PAIR
 from mpcot.worker import requests_of
 from tests.scripted_plan import scripted_plan
@@ -92,24 +91,6 @@ def test_engine_settings_of_speed_alone_keep_every_key() -> None:
     slow, fast = VllmEngine(), VllmEngine(max_num_seqs=4, enforce_eager=True, gpu_memory_utilization=0.5)
     assert keys(replace(PLAN, engine=slow)) == keys(replace(PLAN, engine=fast))
     assert keys(replace(PLAN, engine=slow)) != keys(replace(PLAN, engine=VllmEngine(dtype="float32")))
-
-
-def test_the_retries_temperature_counts_where_it_is_used() -> None:
-    cold, other = (replace(PLAN, ask=AnswerSettings(temperature=0, retry_temperature=t)) for t in (0.7, 0.1))
-    assert not set(keys(cold).values()) & set(keys(other).values())
-
-
-def test_a_longer_engine_asks_only_what_was_too_long() -> None:
-    """Where descriptions are cut, the limit decides how much of them is read."""
-    short, long = (replace(PLAN, engine=VllmEngine(max_model_len=length)) for length in (1024, 4096))
-    assert keys(short) == keys(long)
-    cutting = AnswerSettings(samples=2, description_chars=900, when_too_long="cut")
-    assert not set(keys(replace(short, ask=cutting)).values()) & set(keys(replace(long, ask=cutting)).values())
-    reasons = [None, too_long(990, 896, False), too_long(4000, 3968, False), too_long(990, 896, True)]
-    batch = pa.RecordBatch.from_pylist([{"reason": reason, "tries": 1} for reason in reasons])
-    assert short.settled(batch).to_pylist() == [True, True, False, False]
-    assert long.settled(batch).to_pylist() == [True, False, True, False]
-    assert replace(short, ask=cutting).settled(batch).to_pylist() == [True, False, False, True]
 
 
 def test_more_samples_and_more_perspectives_keep_what_was_paid_for() -> None:

@@ -167,8 +167,14 @@ for (const key of ["ArrowDown", "ArrowDown", "ArrowUp", "ArrowUp"]) {
   press(page.activeElement, key);
   walked.push(page.activeElement.id || page.activeElement.querySelector(".rank").textContent);
 }
+// dispatchEvent tells whether the browser is left to do what it does: to scroll.
+const scrolls = [page.body, $("results")].map((place) => press(place, "ArrowUp"));
+scrolls.push(press($("query"), "ArrowDown", {shiftKey: true}));
+$("results").focus();
+press($("results"), "ArrowDown");
+const first = page.activeElement.querySelector(".rank").textContent;
 const tabs = [...page.querySelectorAll("summary")].every((summary) => summary.tabIndex === 0);
-return {query, walked, tabs, titles: titles().sort()};
+return {query, walked, tabs, scrolls, first, titles: titles().sort()};
 """
 
 
@@ -176,6 +182,7 @@ def test_one_s_own_products_and_the_keyboard(do: Do) -> None:
     seen = do(BY_KEYBOARD)
     assert seen["titles"] == ["blue mug", "phone case", "red lamp"]
     assert (seen["query"], seen["walked"], seen["tabs"]) == ("query", ["1", "2", "1", "query"], True)
+    assert (seen["scrolls"], seen["first"]) == ([True, True, True], "1")
 
 
 TOO_MANY = """

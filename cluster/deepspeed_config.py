@@ -36,7 +36,15 @@ def clips_itself(settings: TrainSettings, precision: Precision) -> bool:
 
     Without ZeRO and bf16 weights the gradients are plain tensors; DeepSpeed's norm took a fifth of a step on a CPU.
     """
-    return settings.zero_stage == 0 and precision != "bf16"
+    return zero_stage(settings.zero_stage, precision == "bf16") == 0
+
+
+def zero_stage(asked: int, bf16: bool) -> int:
+    """Return the ZeRO stage that a training has: in bf16 at least 1.
+
+    In bf16 without ZeRO, DeepSpeed takes an empty step of Adam beforehand, and the first real one is too small.
+    """
+    return max(asked, 1) if bf16 else asked
 
 
 def deepspeed_config(settings: TrainSettings, precision: Precision = "fp32") -> dict[str, Any]:
@@ -45,8 +53,7 @@ def deepspeed_config(settings: TrainSettings, precision: Precision = "fp32") -> 
     Raises:
         UserError: batches that do not divide, or an offload that the ZeRO stage does not have.
     """
-    # In bf16 without ZeRO, DeepSpeed takes an empty step of Adam beforehand, and the first real one is too small.
-    zero: dict[str, Any] = {"stage": max(settings.zero_stage, int(precision == "bf16"))}
+    zero: dict[str, Any] = {"stage": zero_stage(settings.zero_stage, precision == "bf16")}
     offload = settings.offload
     if offload.optimizer == "cpu":
         _need(settings.zero_stage >= 1, "offload.optimizer = 'cpu' needs zero_stage 1, 2 or 3")

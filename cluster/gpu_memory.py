@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import PositiveFloat
 
 from cluster.config import Settings
+from cluster.deepspeed_config import zero_stage
 from cluster.errors import UsageError
 from cluster.model_size import ModelSize
 
@@ -119,22 +120,22 @@ def training_memory(model: ModelSize, plan: Training) -> Memory:
 
     Stage 1 shares the optimizer's states over the workers, 2 the gradients too, 3 the parameters too; then the
     largest piece that is gathered at a time (a layer or a vocabulary matrix) comes on top, twice for prefetching.
-    In bf16 there is no stage 0, and each worker's share of the gradients is cast to fp32 for the step, in stage 3
-    some at a time.
+    In bf16 each worker's share of the gradients is cast to fp32 for the step, in stage 3 some at a time.
     """
     width = plan.precision_bytes
-    stage = max(plan.zero_stage, int(width == 2))
+    master = MASTER_BYTES if width == 2 else 0
+    stage = zero_stage(plan.zero_stage, width == 2)
     share = [1 if stage < least else plan.workers for least in (1, 2, 3)]
-    states = plan.trained * (ADAM_BYTES + (MASTER_BYTES if width == 2 else 0)) / share[0]
-    cast = plan.trained * MASTER_BYTES / share[0]
+    states = plan.trained * (ADAM_BYTES + master) / share[0]
+    cast = plan.trained * master / share[0]
     weights = model.parameters * width / share[2]
-    if plan.zero_stage == 3:
+    if stage == 3:
         gathered = 2 * max(model.layer, model.embedding) * width
         weights = gathered + (0 if plan.offload_parameters else weights)
         cast = min(cast, GROUP_BYTES)
     return Memory(
         weights=weights,
-        gradients=plan.trained * width / share[1] + (cast if width == 2 else 0),
+        gradients=plan.trained * width / share[1] + cast,
         optimizer=0 if plan.offload_optimizer else states,
         activations=training_activations(model, plan),
     )

@@ -84,6 +84,10 @@ class VllmEngine(Settings):
     cpu_kv_cache_gib: PositiveInt = Field(1, description="KV cache of an engine on a CPU, GiB")
     replicas: Replicas = Replicas()
 
+    def prompt_tokens(self, ask: AnswerSettings) -> int:
+        """Return how many tokens a prompt may have."""
+        return self.max_model_len - ask.max_tokens
+
 
 class ScriptedEngine(Settings):
     """An engine that answers by rule, for tests of everything around a model."""

@@ -134,11 +134,6 @@ def sampling(ask: AnswerSettings, regex: str, labels: list[int], seed: int | Non
     )
 
 
-def prompt_tokens(engine: VllmEngine, ask: AnswerSettings) -> int:
-    """Return how many tokens a prompt may have."""
-    return engine.max_model_len - ask.max_tokens
-
-
 def temperature_of(ask: AnswerSettings, tried: int) -> float:
     """Return the temperature of a request that was tried `tried` times."""
     return ask.retry_temperature if tried and not ask.temperature else ask.temperature
@@ -158,7 +153,7 @@ class Vllm:
 
         self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         self.labels = LabelTokens.of(self.tokenizer, scheme)
-        self.limit = prompt_tokens(engine, ask)
+        self.limit = engine.prompt_tokens(ask)
         self.regex = answer_regex(scheme, ask.min_chars, ask.max_chars)
         self.ask, self.gpu = ask, gpu
         arguments = AsyncEngineArgs(**engine_arguments(engine, model, gpu))

@@ -30,7 +30,7 @@ from cluster.storage import batches_of, rows_of, table_writer
 from cluster.store import Store
 from mpcot.answers import ANSWERS, Answers, TooManyFailed, shelves_of, too_many_failed
 from mpcot.config import AnswerSettings, Engine, VllmEngine
-from mpcot.engine import Ask, prompt_tokens, replica_resources
+from mpcot.engine import Ask, replica_resources
 from mpcot.labels import Scheme
 from mpcot.perspective import Perspective
 from mpcot.prompts import Message, answer_regex, messages
@@ -85,7 +85,7 @@ class GenerationPlan:
         """Mark the answers that are not asked again under these settings."""
         ending = ""
         if isinstance(self.engine, VllmEngine):
-            ending = under(prompt_tokens(self.engine, self.ask), self.ask.when_too_long == "cut")
+            ending = under(self.engine.prompt_tokens(self.ask), self.ask.when_too_long == "cut")
         return settled(answers, self.ask.retries, ending)
 
     def easy(self) -> Ask:

@@ -67,9 +67,10 @@ class RunConfig(Settings):
                 )
         if isinstance(self.engine, VllmEngine):
             for name, ask in (("rationales", self.rationales), ("samples", self.samples), ("judge", self.judge)):
-                if ask.max_tokens >= (most := self.engine.max_model_len):
+                if self.engine.prompt_tokens(ask) <= 0:
                     raise ValueError(
-                        f"{name}.max_tokens {ask.max_tokens} leaves no room for a prompt in engine.max_model_len {most}"
+                        f"{name}.max_tokens {ask.max_tokens} leaves no room for a prompt in engine.max_model_len "
+                        f"{self.engine.max_model_len}"
                     )
         if "train" not in self.samples.splits:
             raise ValueError("samples.splits: must contain train, or there are no preferences to learn from")

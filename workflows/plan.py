@@ -14,7 +14,7 @@ from cluster.errors import UserError
 from cluster.progress import console
 from cluster.ray_session import ray_session
 from workflows.config import RunConfig
-from workflows.runner import stage_folder
+from workflows.runner import own_folder
 from workflows.stages import Stage
 
 
@@ -61,12 +61,12 @@ def asked(count: float, have: float) -> str:
 def state(config: RunConfig, run_dir: Path, stage: Stage) -> str:
     """Return whether a stage is finished, by these settings or by others, was begun, or is new."""
     folder = run_dir / stage.name
-    if manifest := read_manifest(folder):
+    if read_manifest(folder):
         try:
-            own = stage_folder(config, run_dir, stage).fingerprint == manifest["fingerprint"]
-        except UserError:  # what it reads is gone
-            own = False
-        return "finished" if own else "[red]other settings[/red]"
+            own_folder(config, run_dir, stage)
+        except UserError:  # as the run will refuse it
+            return "[red]other settings[/red]"
+        return "finished"
     return "begun" if folder.exists() and any(folder.iterdir()) else "new"
 
 

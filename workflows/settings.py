@@ -52,7 +52,7 @@ def file_schema(model: type[Settings]) -> NODE:
     """Return the JSON schema of a file of this model: it may leave its name out, but not which kind of a section."""
     schema = model.model_json_schema()
     schema["required"] = [name for name in schema.get("required", ()) if name != "name"]
-    schema["properties"]["name"]["default"] = FILE_NAME
+    schema["properties"]["name"].pop("default", None)
     for node in schema.get("$defs", {}).values():
         if _kind(node):
             node["required"] = ["kind", *node.get("required", ())]
@@ -62,6 +62,7 @@ def file_schema(model: type[Settings]) -> NODE:
 def sections(model: type[Settings]) -> list[Section]:
     """Return all sections that a file of this model may hold, from its JSON schema."""
     schema = file_schema(model)
+    schema["properties"]["name"]["default"] = FILE_NAME
     # Dicts keep their order: what is the same for several kinds of its owner comes once.
     return list(dict.fromkeys(_walk(schema, schema.get("$defs", {}), "", False, {})))
 

@@ -76,8 +76,8 @@ def trials(row: StudyRow, config: StudyConfig) -> list[StudentSettings]:
         )
     chosen: list[Combination] = []
     for begun in islice(cycle(_spread(_shuffled(list(product(*shared.values())), config.seed))), tuning.trials):
-        left = [one for one in combinations if one[: len(shared)] == begun and one not in chosen]
-        chosen.append(_unlike(left or [one for one in combinations if one not in chosen], chosen))
+        left = [one for one in combinations if one not in chosen]
+        chosen.append(_unlike([one for one in left if one[: len(shared)] == begun] or left, chosen))
     return [_turned(base, row, dict(zip(knobs, values, strict=True))) for values in chosen]
 
 

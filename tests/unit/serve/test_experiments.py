@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from pydantic import ValidationError
 from scipy.stats import chisquare
 
 from cluster.errors import UserError
+from serve.experiments import exposures
 from serve.experiments.assign import assign, position, shadows, unit_digest
 from serve.experiments.config import Arm, ExperimentSettings
 from serve.experiments.exposures import EXPOSURE, ExposureLog, read_exposures
@@ -101,17 +104,20 @@ def test_many_threads_and_two_writers_lose_nothing(tmp_path: Path) -> None:
     assert sorted(found) == sorted(f"{k}-{i}" for k in range(4) for i in range(25))
 
 
+@contextmanager
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def refuse(*_: object) -> None:
+        raise UserError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exposures, "write_table", refuse)
+        yield
+
+
 def test_what_a_full_disk_refused_is_written_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from serve.experiments import exposures
-
-    with ExposureLog(tmp_path, EXPERIMENT) as log, monkeypatch.context() as patch:
-
-        def refuse(*_: object) -> None:
-            raise UserError("the disk is full")
-
-        patch.setattr(exposures, "write_table", refuse)
+    with ExposureLog(tmp_path, EXPERIMENT) as log, full_disk(monkeypatch):
         for number in range(5):
             log.append(f"r{number}", "u", ARMS[0])
         while log.failure is None:
@@ -128,15 +134,8 @@ def test_what_a_full_disk_refused_is_written_later(
 def test_what_waits_for_a_disk_is_bounded_and_the_oldest_are_counted_as_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from serve.experiments import exposures
-
     bounded = EXPERIMENT.model_copy(update={"max_waiting": 4, "flush_rows": 100, "flush_seconds": 60.0})
-    with ExposureLog(tmp_path, bounded) as log, monkeypatch.context() as patch:
-
-        def refuse(*_: object) -> None:
-            raise UserError("the disk is full")
-
-        patch.setattr(exposures, "write_table", refuse)
+    with ExposureLog(tmp_path, bounded) as log, full_disk(monkeypatch):
         for number in range(9):
             log.append(f"r{number}", "u", ARMS[0])
             if number == 6:

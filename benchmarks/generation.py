@@ -20,20 +20,21 @@ from typing import Any
 
 from results import Figure, write_results
 
-from cluster.artifacts import StageFolder, digest, read_json, write_json
+from cluster.base.ray_session import ray_session
+from cluster.base.stage_folder import StageFolder, digest, read_json, write_json
 from cluster.config import ClusterSettings
-from cluster.models import check_model, model_fingerprint
-from cluster.ray_session import ray_session
+from cluster.models.folders import check_model, model_fingerprint
+from mpcot.asking.engines.vllm_engine import engine_arguments, engine_environment, sampling
+from mpcot.asking.generate import generate
+from mpcot.asking.parsing import LabelTokens
+from mpcot.asking.plan import GenerationPlan
+from mpcot.asking.prompts import Message, answer_regex, pair_text, render, system_text
 from mpcot.config import AnswerSettings, PerspectiveSettings, Replicas, VllmEngine
-from mpcot.engine import engine_arguments, engine_environment, sampling
 from mpcot.filters.chain import Chain
 from mpcot.filters.config import DEFAULT
-from mpcot.generate import GenerationPlan, generate
-from mpcot.labels import load_scheme
-from mpcot.parsing import LabelTokens
-from mpcot.perspective import Perspective, load_perspectives
-from mpcot.prompts import Message, answer_regex, pair_text, render, system_text
+from mpcot.perspectives.perspective import Perspective, load_perspectives
 from mpcot.rationales import write_outcomes
+from mpcot.schemes.scheme import load_scheme
 
 MODEL = Path(__file__).parents[1] / "models" / "smollm2-135m-instruct"
 ARMS = ("bare", "stage", "perspective_first")

@@ -26,11 +26,11 @@ from contest.weights import HELD_OUT, Pairs, make_pairs_of_real_length, prepare
 from ray import serve as ray_serve
 from results import Figure, write_results
 
-from cluster.ray_session import LOCAL_ENVIRONMENT
-from serve.app import build_app
+from cluster.base.ray_session import LOCAL_ENVIRONMENT
 from serve.config import Ingress, ReplicaSettings, ServeSettings
-from serve.ingress import ingress_environment
-from serve.run import wait_until_ready
+from serve.on_ray.deployment import build_app
+from serve.on_ray.proxy import ingress_environment
+from serve.on_ray.running_service import wait_until_ready
 
 PRODUCTS = 10
 CLIENTS = 24  # requests under way while capacity is measured: one full batch of the service, nearly

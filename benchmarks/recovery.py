@@ -29,11 +29,11 @@ from load import write_bodies
 from results import Figure, write_results
 from safetensors.torch import load_file, save_file
 
-from cluster.ray_session import LOCAL_ENVIRONMENT
+from cluster.base.ray_session import LOCAL_ENVIRONMENT
 from serve.config import Ingress, ReplicaSettings, ServeSettings
-from serve.ingress import ingress_environment
-from serve.rollout import roll_export
-from serve.run import serve_export
+from serve.on_ray.proxy import ingress_environment
+from serve.on_ray.rollout import roll_export
+from serve.on_ray.running_service import serve_export
 
 CLIENTS = 8
 LEAD_S = 3.0  # load before anything happens to it

@@ -15,9 +15,9 @@ from typing import Any
 
 from rich.table import Table
 
-from cluster.artifacts import versions, write_json
-from cluster.precision import cpu_multiplies_bf16
-from cluster.progress import console
+from cluster.base.processor import cpu_multiplies_bf16
+from cluster.base.progress import console
+from cluster.base.stage_folder import versions, write_json
 
 RESULTS = Path(__file__).parent / "results"
 

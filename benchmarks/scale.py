@@ -22,10 +22,10 @@ import psutil
 import pyarrow as pa
 from results import Figure, write_results
 
-from cluster.artifacts import MANIFEST, StageFolder, digest, read_json
+from cluster.base.ray_session import ray_session
+from cluster.base.stage_folder import MANIFEST, StageFolder, digest, read_json
+from cluster.base.tables import table_writer
 from cluster.config import ClusterSettings
-from cluster.ray_session import ray_session
-from cluster.storage import table_writer
 from mpcot.config import (
     PerspectiveSettings,
     RationaleSettings,

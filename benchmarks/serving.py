@@ -25,11 +25,11 @@ from contest.weights import HELD_OUT, ROOT, Pairs, make_pairs_of_real_length, pr
 from results import Figure, write_results
 from sklearn.metrics import f1_score
 
-from cluster.precision import inference_precision
-from distill.predict import predict
-from distill.student import Student, load_tokenizer
+from cluster.base.processor import inference_precision
+from distill.student.model import Student, load_tokenizer
+from distill.student.predict import predict
 from serve.config import ServeSettings
-from serve.scorer import Scorer
+from serve.scoring.scorer import Scorer
 
 REQUESTS = {1: 24, 10: 8, 50: 2, 200: 1}  # products of a request, requests of a round
 OF_PEER = ("sentence-transformers ONNX", "sentence-transformers ONNX int8", "sentence-transformers OpenVINO")

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from results import Figure, write_results
 
-from cluster.models import check_model
+from cluster.models.folders import check_model
 from distill.config import Extractor, GatExtractor, MlpExtractor, NoExtractor, PolyExtractor, StudentConfig
-from distill.student import Student, build_student
-from mpcot.labels import load_scheme
+from distill.student.model import Student, build_student
+from mpcot.schemes.scheme import load_scheme
 
 MODEL = Path(__file__).parents[1] / "models" / "all-minilm-l6-v2"
 PAIRS, TOKENS, ROUNDS = (1, 8, 32, 128), 32, 15

@@ -12,13 +12,13 @@ from typing import Any
 
 from results import RESULTS, Figure, write_results
 
-from cluster.errors import UserError
-from cluster.files import whole_file
-from cluster.progress import console
-from distill.evaluate import METRICS
+from cluster.base.errors import UserError
+from cluster.base.progress import console
+from cluster.base.whole_files import whole_file
+from distill.metrics import METRICS
 from distill.study.compare import compare
-from distill.study.page import markdown
-from distill.study.run import run_study
+from distill.study.study import run_study
+from distill.study.study_page import markdown
 from workflows.config import load_study
 
 ROOT = Path(__file__).parents[1]

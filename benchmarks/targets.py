@@ -19,12 +19,12 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from cluster.artifacts import read_json
-from cluster.storage import read_table
+from cluster.base.stage_folder import read_json
+from cluster.base.tables import read_table
 from distill.config import TargetSettings
-from distill.evaluate import label_metrics, paired_bootstrap
+from distill.metrics import label_metrics, paired_bootstrap
 from distill.targets import SentenceEncoder
-from mpcot.labels import load_scheme
+from mpcot.schemes.scheme import load_scheme
 
 ENCODER = Path(__file__).parents[1] / "models/all-minilm-l6-v2"
 RESAMPLES = 2000

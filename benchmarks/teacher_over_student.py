@@ -20,14 +20,15 @@ from contest.running import Contestant
 from contest.weights import HELD_OUT, ROOT, Pairs, make_pairs_of_real_length, prepare
 from results import Figure, write_results
 
-from cluster.artifacts import digest, read_json, write_json
+from cluster.base.ray_session import ray_session
+from cluster.base.stage_folder import digest, read_json, write_json
 from cluster.config import ClusterSettings
-from cluster.models import check_model, model_fingerprint
-from cluster.ray_session import ray_session
+from cluster.models.folders import check_model, model_fingerprint
+from mpcot.asking.generate import generate
+from mpcot.asking.plan import GenerationPlan
 from mpcot.config import AnswerSettings, PerspectiveSettings, Replicas, VllmEngine
-from mpcot.generate import GenerationPlan, generate
-from mpcot.labels import load_scheme
-from mpcot.perspective import load_perspectives
+from mpcot.perspectives.perspective import load_perspectives
+from mpcot.schemes.scheme import load_scheme
 
 MODEL = ROOT / "models" / "smollm2-135m-instruct"
 # As stage 7 asks in `workflows/configs/demo.toml`, but for the description, which the student reads too.

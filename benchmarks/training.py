@@ -23,11 +23,11 @@ import numpy as np
 from results import Figure, write_results
 from training_arms import ARMS, MODEL, WARM_UP_STEPS, Row, batches, dpo_rows, dpo_task, sft_rows, sft_task, tokens
 
-from cluster.ray_session import LOCAL_ENVIRONMENT
+from cluster.base.ray_session import LOCAL_ENVIRONMENT
+from teacher.answer_tokens import IGNORED, PADDING
 from teacher.dpo import DpoTask
-from teacher.reference import SIDES
+from teacher.preferences.stage import SIDES
 from teacher.sft import SftTask
-from teacher.tokens import IGNORED, PADDING
 
 MIB = 2**20
 # Relative; bf16 rounds sums of other shapes otherwise, and a preference's loss is of differences of sums over answers.

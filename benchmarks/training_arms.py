@@ -19,24 +19,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from cluster.base.processor import resolve_precision
+from cluster.base.ray_session import ray_session
 from cluster.config import ClusterSettings, TrainSettings, Workers
-from cluster.precision import resolve_precision
-from cluster.ray_session import ray_session
-from cluster.rows import write_rows
-from cluster.task import epoch_batches
-from cluster.training import run_training
+from cluster.training.arrow_rows import write_rows
+from cluster.training.driver import run_training
+from cluster.training.task import epoch_batches
+from mpcot.asking.prompts import answer, messages, render
 from mpcot.config import PerspectiveSettings
-from mpcot.labels import load_scheme
-from mpcot.perspective import load_perspectives
-from mpcot.prompts import answer, messages, render
-from mpcot.sources.catalogue.generate import Pair, make_pairs
-from mpcot.sources.catalogue.rationales import PERSPECTIVES, rationale
+from mpcot.perspectives.perspective import load_perspectives
+from mpcot.schemes.scheme import load_scheme
+from mpcot.sources.catalogue.make_pairs import Pair, make_pairs
+from mpcot.sources.catalogue.write_rationales import PERSPECTIVES, rationale
+from teacher.answer_tokens import encode
 from teacher.config import DpoSettings, Full
 from teacher.dpo import DpoTask
 from teacher.model import load_tokenizer
-from teacher.reference import SIDES, ReferenceScorer
+from teacher.preferences.stage import SIDES, ReferenceScorer
 from teacher.sft import SftTask
-from teacher.tokens import encode
 
 MODEL = Path(__file__).parents[1] / "models" / "smollm2-135m-instruct"
 THREADS, SEED, MAX_TOKENS = 2, 13, 384

@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from cluster.config import Resources, Settings, TrainSettings, check_best_by
 from mpcot.config import PerspectiveSettings
-from mpcot.labels import Scheme
+from mpcot.schemes.scheme import Scheme
 from mpcot.sources.config import LabelSettings
 
 ProductFields = Literal["title", "title+brand", "title+description"]

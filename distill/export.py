@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from cluster.artifacts import StageFolder, write_json
-from cluster.errors import UserError
-from cluster.files import disk_error
-from cluster.storage import read_table
-from distill.calibration import fit_temperature, scaled
+from cluster.base.errors import UserError
+from cluster.base.stage_folder import StageFolder, write_json
+from cluster.base.tables import read_table
+from cluster.base.whole_files import disk_error
 from distill.config import ExportStage, StudentConfig
-from distill.evaluate import evaluate, majority_baseline
-from distill.index import ROWS, VECTORS, write_index
-from distill.predict import predict
-from distill.student import CONFIG, Student, load_tokenizer, read_student_config
+from distill.metrics import evaluate, majority_baseline
+from distill.student.calibration import fit_temperature, scaled
+from distill.student.model import CONFIG, Student, load_tokenizer, read_student_config
+from distill.student.predict import predict
+from distill.student.rationale_index import ROWS, VECTORS, write_index
 
 TOLERANCE = 1e-4
 CARD = {
@@ -142,7 +142,7 @@ the figures below. Labels are the same at any temperature; the order of products
 | --- | --- | --- |
 {table}
 
-Use: `broadfast serve` with this folder, or `distill.student.Student.load` in Python. Weights: float32.
+Use: `broadfast serve` with this folder, or `distill.student.model.Student.load` in Python. Weights: float32.
 """
 
 

@@ -17,14 +17,13 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from cluster.artifacts import StageFolder, read_manifest, versions
-from cluster.errors import UserError
-from cluster.models import check_model
-from cluster.storage import read_table, write_table
-from cluster.task import PAD_MULTIPLE
-from cluster.training import Row, TrainResult, TrainTask, drop_checkpoints, read_history, run_training
+from cluster.base.errors import UserError
+from cluster.base.stage_folder import StageFolder, read_manifest, versions
+from cluster.base.tables import read_table, write_table
+from cluster.models.folders import check_model
+from cluster.training.driver import Row, TrainResult, TrainTask, drop_checkpoints, read_history, run_training
+from cluster.training.task import PAD_MULTIPLE
 from distill.config import StudentConfig, StudentSettings, StudentStage
-from distill.inputs import encode_pairs, product_text
 from distill.losses import (
     alignment_loss,
     balanced_weights,
@@ -35,9 +34,8 @@ from distill.losses import (
     teacher_margin_loss,
     verdict_loss,
 )
-from distill.predict import predict
-from distill.rows import RowSettings, StudentRows
-from distill.student import (
+from distill.student.inputs import encode_pairs, product_text
+from distill.student.model import (
     Student,
     StudentOutput,
     build_student,
@@ -46,7 +44,9 @@ from distill.student import (
     load_tokenizer,
     write_student,
 )
-from mpcot.labels import load_scheme
+from distill.student.predict import predict
+from distill.teaching_rows import RowSettings, StudentRows
+from mpcot.schemes.scheme import load_scheme
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 PARTS = ("ce", "alignment", "soft", "margin", "verdicts")

@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cluster.artifacts import StageFolder
-from cluster.devices import use_gpus
-from cluster.errors import UserError
-from cluster.files import disk_error
-from cluster.models import check_model
-from cluster.progress import progress
-from cluster.ray_session import stream_parquet
-from cluster.storage import write_table
+from cluster.base.devices import use_gpus
+from cluster.base.errors import UserError
+from cluster.base.progress import progress
+from cluster.base.ray_session import stream_parquet
+from cluster.base.stage_folder import StageFolder
+from cluster.base.tables import write_table
+from cluster.base.whole_files import disk_error
+from cluster.models.folders import check_model
 from distill.config import TargetSettings, TargetsStage
-from distill.extractors import masked_mean
-from distill.student import load_encoder, load_tokenizer
+from distill.student.extractors import masked_mean
+from distill.student.model import load_encoder, load_tokenizer
 from mpcot.records import TARGET
 
 # 8-targets/failed.parquet -> people.

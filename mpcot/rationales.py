@@ -14,19 +14,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.artifacts import StageFolder
-from cluster.models import check_model, model_fingerprint
-from cluster.storage import table_writer
-from mpcot.answers import Answers, asked_figures
+from cluster.base.stage_folder import StageFolder
+from cluster.base.tables import table_writer
+from cluster.models.folders import check_model, model_fingerprint
+from mpcot.asking.answers import Answers, asked_figures
+from mpcot.asking.failure_reasons import kind_of
+from mpcot.asking.generate import generate, select_pairs
+from mpcot.asking.hinted_retry import ask_with_hint
+from mpcot.asking.join_answers import Shelf
+from mpcot.asking.plan import GenerationPlan
 from mpcot.config import RationaleStage, SampleStage, SortedSettings
 from mpcot.filters.chain import Chain, Said
-from mpcot.generate import GenerationPlan, generate, select_pairs
-from mpcot.hinted import ask_with_hint
-from mpcot.labels import load_scheme
-from mpcot.perspective import load_perspectives
-from mpcot.reasons import kind_of
+from mpcot.perspectives.perspective import load_perspectives
 from mpcot.records import SORTED
-from mpcot.shelves import Shelf
+from mpcot.schemes.scheme import load_scheme
 from mpcot.votes import wanted_verdicts
 
 OUTCOMES = ("kept", "filtered", "failed")

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mpcot.labels import Scheme
-from mpcot.shelves import Shelf
+from mpcot.asking.join_answers import Shelf
+from mpcot.schemes.scheme import Scheme
 
 SURE = 0.9
 

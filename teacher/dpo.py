@@ -9,12 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.artifacts import StageFolder
-from cluster.errors import UserError
-from cluster.rows import write_rows
-from cluster.training import Row, run_training
+from cluster.base.errors import UserError
+from cluster.base.stage_folder import StageFolder
+from cluster.training.arrow_rows import write_rows
+from cluster.training.driver import Row, run_training
 from teacher.config import DpoSettings, DpoStage
-from teacher.reference import SIDES, collate_preferences, read_preferences
+from teacher.preferences.stage import SIDES, collate_preferences, read_preferences
 from teacher.sft import AnswerTask
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from teacher.tokens import IGNORED, attention
+from teacher.answer_tokens import IGNORED, attention
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,7 @@ def answer_logprobs(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tenso
 
     Args:
         model: a causal language model of transformers, or a DeepSpeed engine around one.
-        batch: what `teacher.tokens.pad` returns, each B x T.
+        batch: what `teacher.answer_tokens.pad` returns, each B x T.
 
     Returns:
         N log-probabilities in fp32, and N answer numbers.

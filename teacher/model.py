@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.errors import UserError
+from cluster.base.errors import UserError
 from teacher.config import Lora, Tuning
 
 if TYPE_CHECKING:

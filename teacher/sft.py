@@ -11,19 +11,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from cluster.artifacts import StageFolder
-from cluster.errors import UserError
-from cluster.models import check_model
-from cluster.progress import console
-from cluster.rows import ArrowRows, write_rows
-from cluster.storage import read_table
-from cluster.training import Row, Rows, TrainTask, run_training
-from mpcot.labels import Scheme, load_scheme
-from mpcot.perspective import load_perspectives
-from mpcot.prompts import answer, messages, render
+from cluster.base.errors import UserError
+from cluster.base.progress import console
+from cluster.base.stage_folder import StageFolder
+from cluster.base.tables import read_table
+from cluster.models.folders import check_model
+from cluster.training.arrow_rows import ArrowRows, write_rows
+from cluster.training.driver import Row, Rows, TrainTask, run_training
+from mpcot.asking.prompts import answer, messages, render
+from mpcot.perspectives.perspective import load_perspectives
+from mpcot.schemes.scheme import Scheme, load_scheme
+from teacher.answer_tokens import IGNORED, SharedSequence, encode, pad, share, verdict_tokens
 from teacher.config import SftStage, Tuning
 from teacher.model import attention_kernel, load_tokenizer, load_trainable, save_merged
-from teacher.tokens import IGNORED, SharedSequence, encode, pad, share, verdict_tokens
 
 EXAMPLE = pa.schema(
     [(name, pa.string()) for name in ("pair_id", "query_id", "perspective", "prompt", "answer", "verdict", "origin")]

@@ -10,11 +10,11 @@ from typing import Annotated, Optional
 import typer
 from rich.table import Table
 
-from cluster.errors import UsageError, UserError
-from cluster.progress import console
+from cluster.base.errors import UsageError, UserError
+from cluster.base.progress import console
 from distill.study.config import StudyConfig
 from workflows.config import RunConfig, load_config, load_study, validate
-from workflows.serving import Changes, Verbose, add_serving
+from workflows.serve_commands import Changes, Verbose, add_serving
 from workflows.stages import STAGES
 from workflows.terminal import LOG, clear_errors, quiet
 
@@ -53,7 +53,7 @@ def run(
 def _run(
     settings: RunConfig, out: Path | None, first: str | None, last: str | None, redo: bool, dry_run: bool, verbose: bool
 ) -> None:
-    from workflows.plan import print_plan
+    from workflows.dry_run import print_plan
     from workflows.runner import run_stages, select
 
     run_dir = out or Path("runs") / settings.name
@@ -72,14 +72,14 @@ def _run(
 @app.command()
 def plan(
     config: ConfigFile,
-    gpu: Annotated[str, typer.Option("--gpu", help="a name of cluster/gpus.toml")],
+    gpu: Annotated[str, typer.Option("--gpu", help="a name of cluster/gpus/cards.toml")],
     nodes: Annotated[int, typer.Option(min=1)] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=1)] = 8,
     pairs: Annotated[int, typer.Option(min=1, help="judged pairs that the hours are for")] = 100_000,
     changes: Changes = None,
 ) -> None:
     """Say what fits on which GPUs and about how long it takes; exit 1 with the way out if something cannot fit."""
-    from workflows.gpu_page import print_gpu_plan
+    from workflows.gpu_plan.tables import print_gpu_plan
 
     with clear_errors():
         print_gpu_plan(load_config(config, changes or ()), STAGES, gpu, nodes, gpus_per_node, pairs)
@@ -92,7 +92,7 @@ def settings(
     schema: Annotated[bool, typer.Option("--schema", help="the JSON schema of the whole file, for editors")] = False,
 ) -> None:
     """Say which settings there are: all sections, or those of one with defaults, bounds and meanings."""
-    from workflows.settings import file_schema, print_settings
+    from workflows.list_settings import file_schema, print_settings
 
     model = StudyConfig if of_study else RunConfig
     with clear_errors():
@@ -126,7 +126,7 @@ def submit(
 
 
 def _writable(log: Path) -> Path:
-    from cluster.storage import check_writable
+    from cluster.base.tables import check_writable
 
     check_writable(log.parent)
     return log
@@ -165,8 +165,8 @@ def inspect(
     ] = None,
 ) -> None:
     """Show what the teacher wrote so far, here and as one HTML page."""
-    from mpcot.inspect.collect import collect
-    from mpcot.inspect.page import PAGE, write_page
+    from mpcot.inspect.inspect_data import collect
+    from mpcot.inspect.inspect_page import PAGE, write_page
     from mpcot.inspect.terminal import show
 
     with clear_errors():
@@ -185,10 +185,10 @@ def study(
     verbose: Verbose = False,
 ) -> None:
     """Compare LRKD with other ways to teach the student and with controls; finished runs are skipped."""
-    from cluster.ray_session import ray_session
+    from cluster.base.ray_session import ray_session
     from distill.study.compare import compare
-    from distill.study.page import write_study
-    from distill.study.run import run_study
+    from distill.study.study import run_study
+    from distill.study.study_page import write_study
     from workflows.runner import locked
 
     with clear_errors():
@@ -210,7 +210,7 @@ def seeds(
     ] = None,
 ) -> None:
     """Write what a run's teacher wrote as seed rationales, for another run's source.seeds."""
-    from mpcot.seeds import write_seeds
+    from mpcot.write_seeds import write_seeds
 
     with clear_errors():
         counts = write_seeds(run_dir, path, origin)
@@ -240,7 +240,7 @@ def fetch_model(
     verbose: Verbose = False,
 ) -> None:
     """Make a local model folder from a package."""
-    from cluster.models import fetch
+    from cluster.models.folders import fetch
 
     with clear_errors(), quiet(None if verbose else root / LOG):
         folder = fetch(name, root)
@@ -250,7 +250,7 @@ def fetch_model(
 @models.command("list")
 def list_models() -> None:
     """Say which small models a package carries."""
-    from cluster.models import packaged_models
+    from cluster.models.folders import packaged_models
 
     table = Table("name", "about", "licence")
     for name, model in packaged_models().items():

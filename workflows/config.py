@@ -9,8 +9,8 @@ from typing import Any, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
+from cluster.base.errors import UsageError
 from cluster.config import ClusterSettings, Settings
-from cluster.errors import UsageError
 from distill.config import ExportSettings, StudentSettings, TargetSettings
 from distill.report.config import ReportSettings
 from distill.study.config import StudyConfig

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from cluster.progress import console
-from cluster.ray_session import ray_session
-from serve.run import score_once, serve_export
+from cluster.base.progress import console
+from cluster.base.ray_session import ray_session
+from serve.on_ray.running_service import score_once, serve_export
 from workflows.config import load_config
 from workflows.terminal import LOG, clear_errors, quiet
 
@@ -18,7 +18,7 @@ CONFIG = Path(__file__).parent / "configs" / "demo.toml"
 
 def main(run_dir: Path) -> None:
     """Score a test query of the demo's own catalogue, with the products that it was judged with."""
-    from cluster.storage import read_table
+    from cluster.base.tables import read_table
 
     config = load_config(CONFIG)
     pairs = [p for p in read_table(run_dir / "1-pairs" / "pairs.parquet").to_pylist() if p["split"] == "test"]

@@ -11,7 +11,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from cluster.artifacts import (
+from cluster.base.errors import UsageError, UserError
+from cluster.base.progress import console
+from cluster.base.ray_session import ray_session
+from cluster.base.stage_folder import (
     MANIFEST,
     StageFolder,
     changed_settings,
@@ -21,16 +24,13 @@ from cluster.artifacts import (
     result_settings,
     write_json,
 )
-from cluster.errors import UsageError, UserError
-from cluster.models import check_model, model_fingerprint
-from cluster.progress import console
-from cluster.ray_session import ray_session
-from cluster.storage import check_writable
-from cluster.training import CHECKPOINTS
-from mpcot.labels import Scheme, load_scheme
-from mpcot.pairs import check as check_source
-from mpcot.perspective import Perspective, load_perspectives
-from mpcot.prompts import examples
+from cluster.base.tables import check_writable
+from cluster.models.folders import check_model, model_fingerprint
+from cluster.training.driver import CHECKPOINTS
+from mpcot.asking.prompts import examples
+from mpcot.pairs.stage import check as check_source
+from mpcot.perspectives.perspective import Perspective, load_perspectives
+from mpcot.schemes.scheme import Scheme, load_scheme
 from mpcot.sources.config import PairsStage
 from mpcot.sources.filesets import state as file_state
 from workflows.config import RunConfig

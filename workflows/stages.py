@@ -67,7 +67,10 @@ def _workers(workers: Workers, model: str) -> Need:
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("1-pairs", (), PairsStage, "mpcot.pairs:run", lambda c: Need(), "sources -> validated pairs, split by query"),
+    Stage(
+        "1-pairs", (), PairsStage, "mpcot.pairs.stage:run",
+        lambda c: Need(), "sources -> validated pairs, split by query",
+    ),
     Stage(
         "2-rationales", ("1-pairs",), RationaleStage, "mpcot.rationales:run_rationales",
         lambda c: _engine(c, c.teacher.model), "the teacher reasons from every perspective",
@@ -81,7 +84,8 @@ STAGES: tuple[Stage, ...] = (
         lambda c: _engine(c, "3-sft"), "it answers each training pair again",
     ),
     Stage(
-        "5-preferences", ("1-pairs", "2-rationales", "3-sft", "4-samples"), PreferenceStage, "teacher.reference:run",
+        "5-preferences", ("1-pairs", "2-rationales", "3-sft", "4-samples"), PreferenceStage,
+        "teacher.preferences.stage:run",
         lambda c: _workers(c.preferences.workers, "3-sft"), "conflicts -> chosen/rejected, reference log-probs",
     ),
     Stage(
@@ -89,7 +93,7 @@ STAGES: tuple[Stage, ...] = (
         lambda c: _workers(c.dpo.train.workers, "3-sft"), "it learns to prefer the right rationale",
     ),
     Stage(
-        "7-judgements", ("1-pairs", "6-dpo"), JudgeStage, "teacher.judge:run",
+        "7-judgements", ("1-pairs", "6-dpo"), JudgeStage, "mpcot.judgements:run",
         lambda c: _engine(c, "6-dpo"), "it judges every pair: verdicts, vote, soft labels",
     ),
     Stage(
@@ -121,7 +125,7 @@ def find_stage(name: str) -> Stage:
     Raises:
         UsageError: no such stage.
     """
-    from cluster.errors import UsageError
+    from cluster.base.errors import UsageError
 
     for stage in STAGES:
         if name in (stage.name, stage.short):

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cluster.errors import UsageError, UserError
-from cluster.progress import console
+from cluster.base.errors import UsageError, UserError
+from cluster.base.progress import console
 from workflows.runner import select
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from cluster.errors import UsageError, UserError
-from cluster.progress import console, use_console
+from cluster.base.errors import UsageError, UserError
+from cluster.base.progress import console, use_console
 
 LOG = "broadfast.log"
 

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cluster.artifacts import read_manifest
-from cluster.errors import UsageError
-from cluster.ids import IdSet
-from cluster.storage import batches_of, rows_of, values_of
-from mpcot.answers import ANSWERS
-from mpcot.generate import REQUESTED, REQUESTED_HINTED
-from mpcot.prompts import VERDICT
+from cluster.base.errors import UsageError
+from cluster.base.id_sets import IdSet
+from cluster.base.stage_folder import read_manifest
+from cluster.base.tables import batches_of, rows_of, values_of
+from mpcot.asking.answers import ANSWERS
+from mpcot.asking.generate import REQUESTED, REQUESTED_HINTED
+from mpcot.asking.prompts import VERDICT
 from workflows.stages import STAGES
 
 BATCH = 65536

@@ -20,9 +20,9 @@ THREADS = 2
 
 def scorer(folder: Path, **settings: Any) -> Answer:
     """Our scorer in process; `answer` builds everything that the service returns."""
-    from serve.api import ProductInput, ScoreInput
     from serve.config import ServeSettings
-    from serve.scorer import Scorer
+    from serve.http.schemas import ProductInput, ScoreInput
+    from serve.scoring.scorer import Scorer
 
     ours = Scorer.load(folder / "export", ServeSettings(cpus_per_replica=THREADS, **settings))
 

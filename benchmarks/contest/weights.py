@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from transformers import BertForSequenceClassification
 
-from cluster.models import check_model
+from cluster.models.folders import check_model
 from distill.config import PolyExtractor, StudentConfig
-from distill.inputs import encode_pairs
-from distill.student import CONFIG, Student, build_student, load_tokenizer
-from mpcot.labels import load_scheme
-from mpcot.sources.catalogue.generate import make_pairs
+from distill.student.inputs import encode_pairs
+from distill.student.model import CONFIG, Student, build_student, load_tokenizer
+from mpcot.schemes.scheme import load_scheme
+from mpcot.sources.catalogue.make_pairs import make_pairs
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / "all-minilm-l6-v2"

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from distill.inputs import encode_pairs
 from distill.report.config import ReportSettings
-from distill.student import Student, load_tokenizer
+from distill.student.inputs import encode_pairs
+from distill.student.model import Student, load_tokenizer
 
 WARM_UP = 5
 

@@ -1,4 +1,4 @@
-"""The quality part of the report: judges beside one another on the same test pairs, through `distill.evaluate`."""
+"""The quality part of the report: judges beside one another on the same test pairs, through `distill.metrics`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from distill.calibration import calibrated
-from distill.evaluate import METRICS, evaluate, label_metrics, majority_baseline, paired_bootstrap
-from mpcot.labels import Scheme
+from distill.metrics import METRICS, evaluate, label_metrics, majority_baseline, paired_bootstrap
+from distill.student.calibration import calibrated
+from mpcot.schemes.scheme import Scheme
 
 Rows = list[dict[str, Any]]
 Pairs = dict[str, dict[str, Any]]

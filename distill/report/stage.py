@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from cluster.artifacts import StageFolder, write_json
-from cluster.files import disk_error
-from cluster.storage import rows_of
-from distill.report.collect import collect
+from cluster.base.stage_folder import StageFolder, write_json
+from cluster.base.tables import rows_of
+from cluster.base.whole_files import disk_error
 from distill.report.config import ReportStage
 from distill.report.latency import measure
-from distill.report.page import render
+from distill.report.report_data import collect
+from distill.report.report_page import render
 
 
 def run(config: ReportStage, folder: StageFolder) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from distill.evaluate import METRICS, Metric, bootstrap_differences, interval, label_metrics
+from distill.metrics import METRICS, Metric, bootstrap_differences, interval, label_metrics
 from distill.study.config import StudyConfig
 from distill.study.data import StudyData
-from distill.study.run import Finished, best_candidate
-from distill.study.segments import NO_ANSWER, by_segment
+from distill.study.segment_tables import NO_ANSWER, by_segment
+from distill.study.study import Finished, best_candidate
 
 MEANS = ("auc", "ndcg_at_10", "calibration_error")
 RATIOS = ("alignment_over_ce_loss", "alignment_over_ce_gradient")

@@ -79,7 +79,7 @@ class StudyConfig(Settings):
     cluster: ClusterSettings = ClusterSettings()
     data: tuple[DataSet, ...] = Field(min_length=1, description="finished runs whose pairs are learnt and tested")
     rows: tuple[str, ...] = Field((), description="names of rows; empty takes all of the file")
-    rows_file: str | None = Field(None, description="one's own rows; empty takes the shipped distill/study/rows.toml")
+    rows_file: str | None = Field(None, description="one's own rows; empty takes the shipped distill/study/arms.toml")
     seeds: tuple[int, ...] = Field(
         (1, 2, 3), min_length=1, description="of the final runs; each row is trained once per fold and seed"
     )

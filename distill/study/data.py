@@ -12,18 +12,18 @@ import pyarrow as pa
 import xxhash
 from pydantic import Field
 
-from cluster.artifacts import MANIFEST, digest, read_json, write_json
+from cluster.base.errors import UserError
+from cluster.base.stage_folder import MANIFEST, digest, read_json, write_json
+from cluster.base.tables import read_table, write_table
 from cluster.config import Settings
-from cluster.errors import UserError
-from cluster.models import check_model, model_fingerprint
-from cluster.storage import read_table, write_table
+from cluster.models.folders import check_model, model_fingerprint
 from distill.study.config import DataSet, StudyConfig
-from distill.study.segments import NO_ANSWER, Segment, segments_of
+from distill.study.segment_tables import NO_ANSWER, Segment, segments_of
 from mpcot.config import PerspectiveSettings
-from mpcot.labels import Scheme, load_scheme
+from mpcot.pairs.splits import unit_hash
 from mpcot.records import PAIR
+from mpcot.schemes.scheme import Scheme, load_scheme
 from mpcot.sources.config import LabelSettings
-from mpcot.splits import unit_hash
 
 READS = {"1-pairs": "pairs", "7-judgements": "judgements", "8-targets": "targets"}
 INDEX = "pairs.json"

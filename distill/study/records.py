@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import UserError
-from cluster.files import whole_file
+from cluster.base.errors import UserError
+from cluster.base.whole_files import whole_file
 
 Record = dict[str, Any]
 

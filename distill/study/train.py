@@ -17,18 +17,18 @@ import torch
 from torch import Tensor
 from transformers import get_scheduler
 
-from cluster.artifacts import StageFolder
+from cluster.base.devices import use_gpus
+from cluster.base.processor import resolve_precision
+from cluster.base.stage_folder import StageFolder
+from cluster.base.tables import read_table
 from cluster.config import Settings
-from cluster.deepspeed_config import accumulation_steps
-from cluster.devices import use_gpus
-from cluster.precision import resolve_precision
-from cluster.storage import read_table
-from cluster.task import epoch_batches, padded_length
+from cluster.training.deepspeed_config import accumulation_steps
+from cluster.training.task import epoch_batches, padded_length
 from distill.config import StudentSettings, StudentStage
-from distill.evaluate import evaluate
 from distill.lrkd import INPUTS, LrkdTask, tasks
-from distill.predict import predict
-from distill.student import Student, load_tokenizer
+from distill.metrics import evaluate
+from distill.student.model import Student, load_tokenizer
+from distill.student.predict import predict
 from distill.study.data import READS, fold_folder, short_id
 from mpcot.config import PerspectiveSettings
 from mpcot.sources.config import LabelSettings

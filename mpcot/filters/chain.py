@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from mpcot.filters import steps
-from mpcot.filters.alike import kept_answers, shingles
+from mpcot.filters import objections as steps
 from mpcot.filters.config import (
     Filter,
     FormFilter,
@@ -16,8 +15,9 @@ from mpcot.filters.config import (
     NearDuplicateFilter,
     RepetitionFilter,
 )
-from mpcot.labels import Scheme
+from mpcot.filters.near_duplicates import kept_answers, shingles
 from mpcot.records import NOT_GOLD, NOT_MAJORITY
+from mpcot.schemes.scheme import Scheme
 from mpcot.votes import Wanted
 
 

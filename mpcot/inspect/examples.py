@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from cluster.storage import rows_of
-from mpcot.inspect.answers import texts_of
+from cluster.base.tables import rows_of
+from mpcot.inspect.read_answers import texts_of
 
 Row = dict[str, Any]
 REASONS_SHOWN = 8

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mpcot.inspect.answers import OUTCOMES
-from mpcot.reasons import kind_of
+from mpcot.asking.failure_reasons import kind_of
+from mpcot.inspect.read_answers import OUTCOMES
 
 BINS = 24
 MOST_REASONS = 12

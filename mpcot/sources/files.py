@@ -8,12 +8,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.errors import UserError
+from cluster.base.errors import UserError
 from mpcot.sources import joined
+from mpcot.sources.clean_rows import SOURCE_SEED, Cleaning, SourceRows, clean_text, make_row, rows_table
 from mpcot.sources.config import COLUMNS, REQUIRED, EsciSource, FileSource, TableSource
 from mpcot.sources.filesets import FileSet, collect, exists, find
-from mpcot.sources.parse import PARSE_ERROR
-from mpcot.sources.rows import SOURCE_SEED, Cleaning, SourceRows, clean_text, make_row, rows_table
+from mpcot.sources.parse_text import PARSE_ERROR
 
 ESCI_EXAMPLES = "shopping_queries_dataset_examples.parquet"
 ESCI_PRODUCTS = "shopping_queries_dataset_products.parquet"

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from cluster.errors import UserError
-from mpcot.sources.parse import DELIMITERS, PARSE_ERROR, TEXT_FORMATS, parse_text
+from cluster.base.errors import UserError
+from mpcot.sources.parse_text import DELIMITERS, PARSE_ERROR, TEXT_FORMATS, parse_text
 
 SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 BATCH = 4096  # rows handed to a transform at a time

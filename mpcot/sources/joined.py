@@ -12,11 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.storage import wide
+from cluster.base.tables import wide
+from mpcot.sources.clean_rows import Cleaning, clean_text, describe, make_row, rows_table
 from mpcot.sources.config import ChorusSource, EsciSource, WandsSource
 from mpcot.sources.filesets import BATCH, FileSet, collect, find
-from mpcot.sources.parse import PARSE_ERROR
-from mpcot.sources.rows import Cleaning, clean_text, describe, make_row, rows_table
+from mpcot.sources.parse_text import PARSE_ERROR
 
 
 def _strings(*names: str) -> pa.Schema:

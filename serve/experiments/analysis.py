@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import chisquare, norm
 
-from cluster.errors import UsageError, UserError
+from cluster.base.errors import UsageError, UserError
 
 SRM_ALARM = 0.001
 READ = ("experiment", "request_id", "unit", "arm", "share", "shadow")  # of the exposures

@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.errors import UserError
-from cluster.storage import check_writable, parquet_files, read_table, write_table
+from cluster.base.errors import UserError
+from cluster.base.tables import check_writable, parquet_files, read_table, write_table
 from serve.experiments.assign import unit_digest
 from serve.experiments.config import Arm, ExperimentSettings
 

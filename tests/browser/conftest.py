@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser_look import CHROMIUM, FLAGS, Start
+from tests.helpers.browser_look import CHROMIUM, FLAGS, Start
 
 
 @pytest.fixture

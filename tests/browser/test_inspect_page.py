@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mpcot.inspect.collect import collect
-from mpcot.inspect.page import write_page
-from tests.browser_look import NEEDS_CHROMIUM, brightness, look
-from tests.inspect_run import write_judgements, write_run
+from mpcot.inspect.inspect_data import collect
+from mpcot.inspect.inspect_page import write_page
+from tests.helpers.browser_look import NEEDS_CHROMIUM, brightness, look
+from tests.helpers.inspect_run import write_judgements, write_run
 
 pytestmark = NEEDS_CHROMIUM
 

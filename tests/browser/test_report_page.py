@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from distill.report.stage import run
-from tests.browser_look import NEEDS_CHROMIUM, brightness, look
-from tests.report_run import report_stage, write_run
+from tests.helpers.browser_look import NEEDS_CHROMIUM, brightness, look
+from tests.helpers.report_run import report_stage, write_run
 
 pytestmark = NEEDS_CHROMIUM
 

@@ -20,13 +20,13 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 
-from serve.auth import read_digests
 from serve.config import AuthSettings, LimitSettings, ServeSettings
-from serve.http import make_api
-from serve.scorer import Scorer
-from serve.service import StudentService
-from tests.local_service import explaining_export, local_service, running
-from tests.report_run import NAMES, SCRIPT
+from serve.http.bearer_tokens import read_digests
+from serve.http.routes import make_api
+from serve.replica.replica import StudentService
+from serve.scoring.scorer import Scorer
+from tests.helpers.local_service import explaining_export, local_service, running
+from tests.helpers.report_run import NAMES, SCRIPT
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.e2e.small import ROOT, SMALL, changes, no_models
-from tests.free_port import free_port
+from tests.helpers.free_port import free_port
 
 pytestmark = [
     pytest.mark.timeout(900),
@@ -75,7 +75,9 @@ def test_the_merged_teacher_has_the_same_logits_in_vllm_and_in_transformers(run_
 
     model, told = run_dir / "6-dpo" / "model", tmp_path / "told.json"
     texts = [f"Query: {row['query']} Product: {row['title']}" for row in table(run_dir, "1-pairs/pairs.parquet")[:6]]
-    subprocess.run([sys.executable, "-m", "tests.vllm_logprobs", str(model), str(told), *texts], cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "tests.helpers.vllm_logprobs", str(model), str(told), *texts], cwd=ROOT, check=True
+    )
     plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     assert plain.config.tie_word_embeddings
     for row in json.loads(told.read_text(encoding="utf-8")):
@@ -140,9 +142,9 @@ def url(run_dir: Path) -> Iterator[str]:
 
 
 def test_the_served_student_answers_as_the_trained_one(run_dir: Path, url: str) -> None:
-    from distill.calibration import scaled
-    from distill.student import read_student_config
-    from serve.run import score_once
+    from distill.student.calibration import scaled
+    from distill.student.model import read_student_config
+    from serve.on_ray.running_service import score_once
 
     pairs = {row["pair_id"]: row for row in table(run_dir, "1-pairs/pairs.parquet")}
     predicted = [r for r in table(run_dir, "9-student/lrkd/predictions.parquet") if r["split"] == "test"][:5]

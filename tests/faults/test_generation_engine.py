@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from cluster.artifacts import MANIFEST
+from cluster.base.errors import UserError
+from cluster.base.ray_session import ray_session
+from cluster.base.stage_folder import MANIFEST
+from cluster.base.tables import read_table
 from cluster.config import ClusterSettings
-from cluster.errors import UserError
-from cluster.ray_session import ray_session
-from cluster.storage import read_table
 from mpcot.config import PerspectiveSettings
-from mpcot.perspective import load_perspectives
-from tests.generation_run import PERSPECTIVES, STAGE, check_exactly_once, parts, run_here, write_pairs, written
+from mpcot.perspectives.perspective import load_perspectives
+from tests.helpers.generation_run import PERSPECTIVES, STAGE, check_exactly_once, parts, run_here, write_pairs, written
 
 PAIRS = 30
 REPLICAS = {"pairs_per_task": 2, "flush_rows": 4}

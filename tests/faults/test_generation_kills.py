@@ -12,8 +12,8 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from cluster.artifacts import MANIFEST, read_json
-from tests.generation_run import (
+from cluster.base.stage_folder import MANIFEST, read_json
+from tests.helpers.generation_run import (
     PERSPECTIVES,
     STAGE,
     Driver,

@@ -9,7 +9,7 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests.generation_run import Driver, asked, check_exactly_once, parts, workers, write_pairs, written
+from tests.helpers.generation_run import Driver, asked, check_exactly_once, parts, workers, write_pairs, written
 
 PAIRS = 400
 ENGINE = {"delay_s": 1.5, "replicas": {"min": 1, "max": 2, "pairs_per_task": 2, "flush_rows": 4}}

@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.artifacts import MANIFEST
-from cluster.storage import read_table
-from tests.small_run import small_config, small_models
+from cluster.base.stage_folder import MANIFEST
+from cluster.base.tables import read_table
+from tests.helpers.small_run import small_config, small_models
 from workflows.stages import STAGES
 
 pytestmark = pytest.mark.timeout(900)

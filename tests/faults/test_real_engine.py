@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.artifacts import MANIFEST, StageFolder, read_json
+from cluster.base.ray_session import ray_session
+from cluster.base.stage_folder import MANIFEST, StageFolder, read_json
 from cluster.config import ClusterSettings
-from cluster.ray_session import ray_session
 from mpcot.config import (
     PerspectiveSettings,
     RationaleSettings,
@@ -23,7 +23,7 @@ from mpcot.config import (
 )
 from mpcot.rationales import run_rationales
 from mpcot.sources.config import LabelSettings
-from tests.generation_run import (
+from tests.helpers.generation_run import (
     PERSPECTIVES,
     ROOT,
     STAGE,

@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from cluster.base.errors import UserError
+from cluster.base.ray_session import ray_session
 from cluster.config import ClusterSettings, Workers
-from cluster.errors import UserError
-from cluster.ray_session import ray_session
-from cluster.training import run_training
-from tests.local_s3 import s3_folder, stored
-from tests.training_tasks import Killed, lora_with_dropout, settings, sft_task
+from cluster.training.driver import run_training
+from tests.helpers.local_s3 import s3_folder, stored
+from tests.helpers.training_tasks import Killed, lora_with_dropout, settings, sft_task
 
 
 @pytest.fixture(scope="module")

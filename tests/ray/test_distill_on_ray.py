@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.artifacts import read_manifest
+from cluster.base.ray_session import ray_session
+from cluster.base.stage_folder import read_manifest
+from cluster.base.tables import read_table
 from cluster.config import ClusterSettings, TrainSettings
-from cluster.ray_session import ray_session
-from cluster.storage import read_table
-from cluster.training import read_history
+from cluster.training.driver import read_history
 from distill import lrkd, targets
 from distill.config import MlpExtractor, StudentSettings, StudentStage, TargetSettings, TargetsStage
-from distill.student import Student
+from distill.student.model import Student
 from mpcot.config import PerspectiveSettings
 from mpcot.sources.config import LabelSettings
-from tests.tiny_bert import WIDTH, tiny_bert
-from tests.tiny_shop import make_run, stage_folder
+from tests.helpers.tiny_bert import WIDTH, tiny_bert
+from tests.helpers.tiny_shop import make_run, stage_folder
 
 NAMES = PerspectiveSettings(names=("intent", "rules"))
 TRAIN = TrainSettings(epochs=6, learning_rate=5e-3, global_batch=8, micro_batch=8, precision="fp32", warmup_ratio=0)

@@ -11,12 +11,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.artifacts import MANIFEST, StageFolder, read_json
+from cluster.base.errors import UserError
+from cluster.base.ray_session import ray_session
+from cluster.base.stage_folder import MANIFEST, StageFolder, read_json
+from cluster.base.tables import read_table
 from cluster.config import ClusterSettings
-from cluster.errors import UserError
-from cluster.ray_session import ray_session
-from cluster.storage import read_table
-from mpcot import pairs as pairs_stage
 from mpcot.config import (
     PerspectiveSettings,
     RationaleSettings,
@@ -25,9 +24,10 @@ from mpcot.config import (
     ScriptedEngine,
     TeacherSettings,
 )
-from mpcot.labels import load_scheme
+from mpcot.pairs import stage as pairs_stage
 from mpcot.rationales import run_rationales
 from mpcot.records import ANSWER, SORTED
+from mpcot.schemes.scheme import load_scheme
 from mpcot.sources.config import CatalogueSource, LabelSettings, PairsStage
 
 NAMES = PerspectiveSettings().names

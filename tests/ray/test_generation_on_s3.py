@@ -10,15 +10,15 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from cluster.artifacts import MANIFEST, StageFolder, read_json
+from cluster.base.errors import UserError
+from cluster.base.ray_session import ray_session
+from cluster.base.shared_folder import Store
+from cluster.base.stage_folder import MANIFEST, StageFolder, read_json
+from cluster.base.tables import read_table
 from cluster.config import ClusterSettings
-from cluster.errors import UserError
-from cluster.ray_session import ray_session
-from cluster.storage import read_table
-from cluster.store import Store
-from mpcot import pairs as pairs_stage
+from mpcot.pairs import stage as pairs_stage
 from mpcot.sources.config import PairsStage, SplitSettings, TableSource
-from tests.generation_run import STAGE, check_exactly_once, parts, run_here
+from tests.helpers.generation_run import STAGE, check_exactly_once, parts, run_here
 
 BUCKET = "shop"
 PAIRS = 40

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from cluster.artifacts import StageFolder, read_manifest
+from cluster.base.ray_session import ray_session
+from cluster.base.stage_folder import StageFolder, read_manifest
+from cluster.base.tables import read_table
 from cluster.config import ClusterSettings
-from cluster.ray_session import ray_session
-from cluster.storage import read_table
-from mpcot import pairs as pairs_stage
 from mpcot.config import (
     PerspectiveSettings,
     RationaleSettings,
@@ -23,6 +22,7 @@ from mpcot.config import (
     ScriptedEngine,
     TeacherSettings,
 )
+from mpcot.pairs import stage as pairs_stage
 from mpcot.rationales import run_rationales
 from mpcot.sources.config import CatalogueSource, LabelSettings, PairsStage
 from workflows.verify import verify_run

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.ray_session import stream_parquet
-from cluster.storage import write_table
-from mpcot.labels import load_scheme
+from cluster.base.ray_session import stream_parquet
+from cluster.base.tables import write_table
+from mpcot.schemes.scheme import load_scheme
 from mpcot.sources.config import ChorusSource, TableSource
-from mpcot.sources.read import read_source
+from mpcot.sources.open_source import read_source
 
 ray = pytest.importorskip("ray")
 ROOT = Path(__file__).parents[2]

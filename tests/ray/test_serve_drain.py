@@ -11,19 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from serve.run import score_once
-from tests.free_port import free_port
-from tests.report_run import write_export
+from serve.on_ray.running_service import score_once
+from tests.helpers.free_port import free_port
+from tests.helpers.report_run import write_export
 
 SERVER = """
 import sys
 from pathlib import Path
 from serve.config import ServeSettings
-from serve.ingress import use_ingress
+from serve.on_ray.proxy import use_ingress
 settings = ServeSettings(port=int(sys.argv[2]), ingress=sys.argv[3])
 use_ingress(settings)
 import ray
-from serve.run import serve_export
+from serve.on_ray.running_service import serve_export
 ray.init(num_cpus=1, object_store_memory=100 * 2**20, include_dashboard=False)
 serve_export(Path(sys.argv[1]), settings)
 print("drained", flush=True)

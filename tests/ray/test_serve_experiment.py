@@ -11,9 +11,9 @@ from serve.config import ServeSettings
 from serve.experiments.assign import assign
 from serve.experiments.config import Arm, ExperimentSettings
 from serve.experiments.exposures import read_exposures
-from serve.run import serve_export
-from tests.free_port import free_port
-from tests.report_run import write_export
+from serve.on_ray.running_service import serve_export
+from tests.helpers.free_port import free_port
+from tests.helpers.report_run import write_export
 
 
 def ask(url: str, unit: str) -> tuple[str, str]:

@@ -14,12 +14,12 @@ import ray
 import torch
 from safetensors.torch import load_file, save_file
 
-from cluster.errors import UserError
+from cluster.base.errors import UserError
 from serve.config import AuthSettings, LimitSettings, ReplicaSettings, ServeSettings
-from serve.rollout import roll_export
-from serve.run import RunningService, score_once, serve_export
-from tests.free_port import free_port
-from tests.report_run import write_export
+from serve.on_ray.rollout import roll_export
+from serve.on_ray.running_service import RunningService, score_once, serve_export
+from tests.helpers.free_port import free_port
+from tests.helpers.report_run import write_export
 
 TOKEN = "a-token-of-the-shop-0123456789"
 PRODUCTS = [{"id": str(i), "title": "red phone case mug lamp " * 8} for i in range(100)]

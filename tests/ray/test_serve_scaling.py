@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import ray
 
 from serve.config import ReplicaSettings, ServeSettings
-from serve.run import score_once, serve_export
-from tests.free_port import free_port
-from tests.report_run import write_export
+from serve.on_ray.running_service import score_once, serve_export
+from tests.helpers.free_port import free_port
+from tests.helpers.report_run import write_export
 
 PRODUCTS = [{"id": str(i), "title": "red phone case mug lamp " * 8} for i in range(100)]
 PATIENCE_S = 180  # on a busy machine; here seconds

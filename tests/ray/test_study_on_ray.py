@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from cluster.base.errors import UserError
+from cluster.base.ray_session import ray_session
 from cluster.config import ClusterSettings
-from cluster.errors import UserError
-from cluster.ray_session import ray_session
-from distill.study import run as study
+from distill.study import study
 from distill.study.compare import compare
-from tests.study_run import shop_run, study_config
-from tests.tiny_bert import tiny_bert
+from tests.helpers.study_run import shop_run, study_config
+from tests.helpers.tiny_bert import tiny_bert
 
 
 @pytest.fixture(scope="module")

@@ -13,17 +13,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from cluster.base.errors import UserError
+from cluster.base.ray_session import ray_session
 from cluster.config import ClusterSettings, TrainSettings, Workers
-from cluster.errors import UserError
-from cluster.ray_session import ray_session
-from cluster.rows import write_rows
-from cluster.training import TrainResult, run_training
+from cluster.training.arrow_rows import write_rows
+from cluster.training.driver import TrainResult, run_training
 from mpcot.records import PREFERENCE
 from teacher.config import DpoSettings, Lora
 from teacher.dpo import DpoTask
-from teacher.reference import ReferenceScorer, fill_reference
+from teacher.preferences.stage import ReferenceScorer, fill_reference
 from teacher.sft import SftTask, to_sequences
-from tests.training_tasks import AlwaysFails, Killed, examples, lora_with_dropout, settings, sft_task
+from tests.helpers.training_tasks import AlwaysFails, Killed, examples, lora_with_dropout, settings, sft_task
 
 IDS = torch.arange(5, 69).reshape(2, 32)
 STEPS = 12

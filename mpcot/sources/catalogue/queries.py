@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from mpcot.sources.catalogue.judge import Query, Want
+from mpcot.sources.catalogue.derive_labels import Query, Want
 from mpcot.sources.catalogue.world import Accessory, Category, World
 
 TYPO_SHARE = 0.06

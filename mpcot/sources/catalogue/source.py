@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from cluster.errors import UserError
-from mpcot.sources.catalogue.generate import MIX, Pair, make_pairs
-from mpcot.sources.catalogue.rationales import ORIGIN, PERSPECTIVES, rationale
+from cluster.base.errors import UserError
+from mpcot.sources.catalogue.make_pairs import MIX, Pair, make_pairs
+from mpcot.sources.catalogue.write_rationales import ORIGIN, PERSPECTIVES, rationale
+from mpcot.sources.clean_rows import SOURCE_SEED, Cleaning, SourceRows, make_row, rows_table
 from mpcot.sources.config import CatalogueSource
-from mpcot.sources.rows import SOURCE_SEED, Cleaning, SourceRows, make_row, rows_table
 
 LOCALE = "us"
 

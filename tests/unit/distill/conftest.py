@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.artifacts import StageFolder
-from cluster.best import mark_kept
-from cluster.task import TrainTask, epoch_batches
-from cluster.training import TrainResult
-from tests.tiny_bert import tiny_bert
-from tests.tiny_shop import make_run, stage_folder
+from cluster.base.stage_folder import StageFolder
+from cluster.training.best_weights import mark_kept
+from cluster.training.driver import TrainResult
+from cluster.training.task import TrainTask, epoch_batches
+from tests.helpers.tiny_bert import tiny_bert
+from tests.helpers.tiny_shop import make_run, stage_folder
 
 
 @pytest.fixture(scope="session")

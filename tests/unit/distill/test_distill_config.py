@@ -46,7 +46,7 @@ def test_the_baseline_learns_from_human_labels_alone() -> None:
 
 
 def test_where_the_encoder_runs_does_not_change_the_fingerprint() -> None:
-    from cluster.artifacts import result_settings
+    from cluster.base.stage_folder import result_settings
     from distill.config import EncoderWorkers
 
     few, many = (TargetSettings(workers=EncoderWorkers(count=n)) for n in (1, 8))

@@ -8,21 +8,21 @@ import pyarrow.compute as pc
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from cluster.artifacts import StageFolder, read_manifest
+from cluster.base.errors import UserError
+from cluster.base.stage_folder import StageFolder, read_manifest
+from cluster.base.tables import read_table, write_table
 from cluster.config import TrainSettings
-from cluster.errors import UserError
-from cluster.storage import read_table, write_table
 from distill import export, lrkd
-from distill.calibration import scaled
 from distill.config import ExportSettings, ExportStage, MlpExtractor, StudentSettings, StudentStage
-from distill.evaluate import evaluate
-from distill.index import AT_A_TIME, RationaleIndex
-from distill.predict import predict
-from distill.student import Student, load_tokenizer, read_student_config
+from distill.metrics import evaluate
+from distill.student.calibration import scaled
+from distill.student.model import Student, load_tokenizer, read_student_config
+from distill.student.predict import predict
+from distill.student.rationale_index import AT_A_TIME, RationaleIndex
 from mpcot.config import PerspectiveSettings
 from mpcot.sources.config import LabelSettings
 from serve.config import ServeSettings
-from serve.scorer import Scorer
+from serve.scoring.scorer import Scorer
 
 NAMES = ("intent", "rules")
 LABELS = LabelSettings(scheme="binary")

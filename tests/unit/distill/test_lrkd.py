@@ -9,13 +9,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from cluster.artifacts import StageFolder, read_manifest
+from cluster.base.errors import UserError
+from cluster.base.stage_folder import StageFolder, read_manifest
+from cluster.base.tables import read_table
 from cluster.config import TrainSettings
-from cluster.errors import UserError
-from cluster.storage import read_table
 from distill.config import MlpExtractor, NoExtractor, StudentSettings, StudentStage
 from distill.lrkd import LrkdTask, run, tasks
-from distill.student import Student
+from distill.student.model import Student
 from mpcot.config import PerspectiveSettings
 from mpcot.sources.config import LabelSettings
 

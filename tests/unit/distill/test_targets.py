@@ -9,15 +9,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from cluster.artifacts import StageFolder, read_manifest
-from cluster.errors import UserError
-from cluster.storage import read_table, write_table
+from cluster.base.errors import UserError
+from cluster.base.stage_folder import StageFolder, read_manifest
+from cluster.base.tables import read_table, write_table
 from distill.config import TargetSettings, TargetsStage
-from distill.student import load_encoder, load_tokenizer
+from distill.student.model import load_encoder, load_tokenizer
 from distill.targets import NO_RATIONALE, SentenceEncoder, run
 from mpcot.config import PerspectiveSettings
 from mpcot.records import TARGET
-from tests.tiny_bert import WIDTH
+from tests.helpers.tiny_bert import WIDTH
 
 Stage = Callable[..., StageFolder]
 TEXTS = ["red mug", "the shopper wants a blue lamp", "a case is not a phone"]

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpcot.asking.join_answers import Shelf
 from mpcot.filters.chain import Chain
 from mpcot.filters.config import VerdictFilter
-from mpcot.labels import load_scheme
 from mpcot.rationales import sort_out
 from mpcot.records import ANSWER
-from mpcot.shelves import Shelf
+from mpcot.schemes.scheme import load_scheme
 from mpcot.votes import Wanted, distribution, majority, wanted_verdicts
 
 ESCI = load_scheme("esci")

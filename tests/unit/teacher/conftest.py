@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.one_worker import process_group
+from tests.helpers.one_worker import process_group
 
 
 @pytest.fixture(scope="session")

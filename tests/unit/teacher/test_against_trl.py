@@ -12,11 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cluster.config import TrainSettings
-from mpcot.prompts import answer
+from mpcot.asking.prompts import answer
 from teacher.config import DpoSettings, Full
 from teacher.dpo import DpoTask
 from teacher.model import load_tokenizer
-from teacher.reference import ReferenceScorer
+from teacher.preferences.stage import ReferenceScorer
 from teacher.sft import SftTask
 
 trl = pytest.importorskip("trl")

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cluster import training
-from cluster.checkpoints import trainings_with_checkpoints
 from cluster.config import Mlflow
-from cluster.training import TrainResult, run_training
-from tests.one_worker import train_here
-from tests.training_tasks import settings, sft_task
+from cluster.training import driver as training
+from cluster.training.checkpoints import trainings_with_checkpoints
+from cluster.training.driver import TrainResult, run_training
+from tests.helpers.one_worker import train_here
+from tests.helpers.training_tasks import settings, sft_task
 
 pytestmark = pytest.mark.usefixtures("group")
 

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cluster.config import Offload
-from tests.one_worker import train_here
-from tests.tiny_llama import tiny_llama
-from tests.training_tasks import settings, sft_task
+from tests.helpers.one_worker import train_here
+from tests.helpers.tiny_llama import tiny_llama
+from tests.helpers.training_tasks import settings, sft_task
 
 IDS = torch.arange(5, 69).reshape(2, 32)
 

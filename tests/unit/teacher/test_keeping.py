@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cluster.rows import write_rows
+from cluster.training.arrow_rows import write_rows
 from teacher.config import Full, Lora, Tuning
 from teacher.sft import SftTask, to_sequences
-from tests.one_worker import train_here
-from tests.training_tasks import examples, settings
+from tests.helpers.one_worker import train_here
+from tests.helpers.training_tasks import examples, settings
 
 pytestmark = pytest.mark.usefixtures("group")
 

@@ -9,21 +9,21 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from cluster.base.errors import UserError
+from cluster.base.tables import write_table
 from cluster.config import TrainSettings
-from cluster.errors import UserError
-from cluster.storage import write_table
+from mpcot.asking.prompts import HINT
 from mpcot.config import (
     PerspectiveSettings,
     SampleSettings,
     TeacherSettings,
 )
-from mpcot.labels import load_scheme
-from mpcot.prompts import HINT
 from mpcot.records import PAIR, SEED, SORTED
+from mpcot.schemes.scheme import load_scheme
 from mpcot.sources.config import LabelSettings
+from teacher.answer_tokens import verdict_tokens
 from teacher.config import Full, SftSettings, SftStage
 from teacher.sft import EXAMPLE, VOTE, SftTask, cap_labels, check_labels, collect_examples, hold_out, to_sequences
-from teacher.tokens import verdict_tokens
 
 SPLITS = ("train", "dev", "test", "train")
 

@@ -11,11 +11,11 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
-from mpcot.prompts import answer
+from mpcot.asking.prompts import answer
+from teacher.answer_tokens import IGNORED, PADDING, Example, encode, pad, share
 from teacher.config import DpoSettings
 from teacher.losses import answer_logprobs, preference_loss, sequence_logprobs, verdict_weights
-from teacher.tokens import IGNORED, PADDING, Example, encode, pad, share
-from tests.tiny_llama import tiny_llama_tokenizer
+from tests.helpers.tiny_llama import tiny_llama_tokenizer
 
 TOKENIZER = tiny_llama_tokenizer()
 TEXTS = [

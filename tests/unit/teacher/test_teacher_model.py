@@ -11,10 +11,10 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cluster.errors import UserError
+from cluster.base.errors import UserError
 from teacher.config import Full, Lora, Tuning
 from teacher.model import attention_kernel, load_tokenizer, load_trainable, save_merged
-from tests.tiny_llama import tiny_llama
+from tests.helpers.tiny_llama import tiny_llama
 
 IDS = torch.arange(5, 45).reshape(2, 20)
 LORA = Lora(rank=4, alpha=8)

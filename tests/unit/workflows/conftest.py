@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from cluster import progress
-from cluster.storage import read_table
-from cluster.store import Store
-from mpcot import generate
-from mpcot.answers import ANSWERS
-from mpcot.worker import AnswerWorker
-from tests.small_run import small_config, small_models
+from cluster.base import progress
+from cluster.base.shared_folder import Store
+from cluster.base.tables import read_table
+from mpcot.asking import generate
+from mpcot.asking.answers import ANSWERS
+from mpcot.asking.worker import AnswerWorker
+from tests.helpers.small_run import small_config, small_models
 from workflows import runner
 from workflows.config import RunConfig, load_config
 from workflows.stages import STAGES, find_stage
@@ -100,7 +100,7 @@ def make(config: RunConfig, run_dir: Path, name: str, models: Path) -> None:
         shutil.copytree(models / TRAINED[name], folder.path / "model")
         folder.finish({"train": 1})
     elif name == "5-preferences":
-        from cluster.storage import write_table
+        from cluster.base.tables import write_table
         from mpcot.records import PREFERENCE
 
         write_table(folder.path / "preferences.parquet", PREFERENCE.empty_table())

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.artifacts import MANIFEST, read_json, read_manifest, write_json
-from cluster.training import CHECKPOINTS
+from cluster.base.stage_folder import MANIFEST, read_json, read_manifest, write_json
+from cluster.training.driver import CHECKPOINTS
 from mpcot import rationales
-from tests.command import broadfast, files, text
+from tests.helpers.command import broadfast, files, text
 from workflows.config import load_config
 from workflows.runner import STARTED, prepare, stage_folder
 from workflows.stages import STAGES, find_stage
@@ -250,7 +250,7 @@ def test_unexpected_failures_are_one_line_with_the_story_in_the_log(
     def fail(config: object, folder: object) -> None:
         raise RuntimeError("first line\nthe last line")
 
-    monkeypatch.setattr("mpcot.pairs.run", fail)
+    monkeypatch.setattr("mpcot.pairs.stage.run", fail)
     result = broadfast("pairs", config_file, "--out", tmp_path / "run")
     assert result.exit_code == 1
     assert "RuntimeError: the last line. The whole story is in" in text(result) and "Traceback" not in result.output

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.gpu_memory import find_gpu
-from tests.command import broadfast, text
+from cluster.gpus.memory import find_gpu
+from tests.helpers.command import broadfast, text
 from workflows.config import RunConfig, load_config
-from workflows.gpu_plan import Fleet, StagePlan, plan_stages, trained_parameters
-from workflows.gpu_work import (
+from workflows.gpu_plan.plan import Fleet, StagePlan, plan_stages, trained_parameters
+from workflows.gpu_plan.work import (
     answer_tokens,
     pairs_asked,
     preference_work,
@@ -82,7 +82,7 @@ def test_hours_grow_with_pairs_and_shrink_with_nodes() -> None:
 
 
 def test_frozen_layers_train_neither_themselves_nor_the_embeddings() -> None:
-    from cluster.model_size import hub_models
+    from cluster.models.size import hub_models
 
     model = hub_models()["Qwen/Qwen3-14B"]
     tuning = config('sft.tuning={kind="full", frozen_layers=10}').sft.tuning

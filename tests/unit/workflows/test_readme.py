@@ -13,13 +13,13 @@ from typing import Any, get_args
 import pytest
 import typer
 
-from mpcot.labels import Scheme
-from mpcot.perspective import Perspective
-from serve.api import ScoreResponse, request_types
+from mpcot.perspectives.perspective import Perspective
+from mpcot.schemes.scheme import Scheme
 from serve.config import LimitSettings, ServeSettings
-from serve.http import make_api
-from serve.rerank import RerankResponse, rerank_type
-from tests.echo_service import Echo
+from serve.http.rerank import RerankResponse, rerank_type
+from serve.http.routes import make_api
+from serve.http.schemas import ScoreResponse, request_types
+from tests.helpers.echo_service import Echo
 from workflows.cli import app
 from workflows.config import RunConfig, load_config, load_study, service_config, validate
 from workflows.stages import STAGES, find_stage

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import UsageError
-from distill.study.plan import trials
-from distill.study.rows import load_rows
+from cluster.base.errors import UsageError
+from distill.study.arms import load_rows
+from distill.study.runs import trials
 from mpcot.config import ScriptedEngine, VllmEngine
 from teacher.config import Full
 from workflows import config as config_module

@@ -12,9 +12,9 @@ import pytest
 
 from cluster.config import Settings
 from distill.study.config import StudyConfig
-from tests.command import broadfast, text
+from tests.helpers.command import broadfast, text
 from workflows.config import RunConfig
-from workflows.settings import REQUIRED, Section, Setting, file_schema, sections
+from workflows.list_settings import REQUIRED, Section, Setting, file_schema, sections
 
 CONFIGS = Path(__file__).parents[3] / "workflows" / "configs"
 

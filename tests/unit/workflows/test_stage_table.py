@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.artifacts import result_settings
+from cluster.base.errors import UsageError, UserError
+from cluster.base.stage_folder import result_settings
 from cluster.config import Workers
-from cluster.errors import UsageError, UserError
 from mpcot.config import Replicas, VllmEngine
 from tests.unit.workflows.test_run_config import LEAST
 from workflows.config import RunConfig

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import broadfast, text
-from tests.study_run import Here, shop_run
+from tests.helpers.command import broadfast, text
+from tests.helpers.study_run import Here, shop_run
 
 CONFIG = """
 rows = ["ce_only", "lrkd_mlp", "shuffled"]
@@ -31,8 +31,8 @@ train = {{ global_batch = 8, micro_batch = 8, precision = "fp32" }}
 def config(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A study of one tiny shop whose runs are made in this process."""
     shop_run(tmp_path / "shop")
-    monkeypatch.setattr("distill.study.run.execute", Here())
-    monkeypatch.setattr("cluster.ray_session.ray_session", lambda settings: nullcontext())
+    monkeypatch.setattr("distill.study.study.execute", Here())
+    monkeypatch.setattr("cluster.base.ray_session.ray_session", lambda settings: nullcontext())
     path = tmp_path / "small.toml"
     path.write_text(CONFIG.format(root=tmp_path, models=models), encoding="utf-8")
     return path

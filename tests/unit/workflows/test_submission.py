@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.errors import UsageError, UserError
-from tests.command import broadfast, text
+from cluster.base.errors import UsageError, UserError
+from tests.helpers.command import broadfast, text
 from workflows import submit
 from workflows.submit import ROOT, plan_submission, requirements
 

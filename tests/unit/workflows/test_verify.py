@@ -10,10 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from cluster.artifacts import MANIFEST, read_json, write_json
-from cluster.storage import read_table, write_table
+from cluster.base.stage_folder import MANIFEST, read_json, write_json
+from cluster.base.tables import read_table, write_table
 from mpcot.records import PREFERENCE
-from tests.command import broadfast, text
+from tests.helpers.command import broadfast, text
 from workflows.stages import STAGES
 
 

@@ -1,0 +1,71 @@
+"""How long a GPU takes, as arithmetic on plain numbers: a roofline (Williams et al. 2009) on the data sheet.
+
+Operations per token are those of Kaplan et al. 2020 (arXiv 2001.08361), section 2.1: 2 per parameter forward,
+4 backward; attention over a short context is left out. The shares of the data sheet that are reached are assumed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.gpus.memory import Gpu, kv_bytes_per_token
+from cluster.models.size import ModelSize
+
+COMPUTE_SHARE = 0.4
+BANDWIDTH_SHARE = 0.6
+FORWARD = 2
+FORMULAS = (
+    "prompt: s per token = 2 x parameters / (GPUs x TFLOP/s x {compute:g})",
+    "answer: s per token = max((weights + sequences x context x KV per token) / (GPUs x bandwidth x {bandwidth:g}), "
+    "sequences x 2 x parameters / (GPUs x TFLOP/s x {compute:g})) / sequences",
+    "training: tokens/s = GPUs x TFLOP/s x {compute:g} / (parameters x (2 forward + 4 backward, 2 of them for frozen "
+    "weights, + 2 for recomputation))",
+)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One replica's work: `sequences` at a time, each a prompt and an answer of so many tokens."""
+
+    tensor_parallel: int
+    sequences: int
+    prompt_tokens: int
+    answer_tokens: int
+    width: int = 2
+
+
+def formulas() -> list[str]:
+    """Return the formulas in words, with the shares that they assume."""
+    return [line.format(compute=COMPUTE_SHARE, bandwidth=BANDWIDTH_SHARE) for line in FORMULAS]
+
+
+def compute_rate(gpu: Gpu, count: int = 1) -> float:
+    """Return the operations per second that `count` GPUs are taken to reach."""
+    return count * gpu.bf16_tflops * 1e12 * COMPUTE_SHARE
+
+
+def step_seconds(model: ModelSize, gpu: Gpu, work: Generation) -> float:
+    """Return the time of a decoding step, a token for each sequence: of memory or of arithmetic, the slower."""
+    context = work.prompt_tokens + work.answer_tokens / 2
+    read = model.multiplied * work.width + work.sequences * context * kv_bytes_per_token(model, work.width)
+    by_memory = read / (work.tensor_parallel * gpu.bandwidth_gb_s * 1e9 * BANDWIDTH_SHARE)
+    by_compute = work.sequences * FORWARD * model.multiplied / compute_rate(gpu, work.tensor_parallel)
+    return max(by_memory, by_compute)
+
+
+def answers_per_second(model: ModelSize, gpu: Gpu, work: Generation) -> float:
+    """Return one replica's answers per second; every prompt is counted whole, as if no prefix were cached."""
+    prefill = work.prompt_tokens * FORWARD * model.multiplied / compute_rate(gpu, work.tensor_parallel)
+    decode = work.answer_tokens * step_seconds(model, gpu, work) / work.sequences
+    return 1 / (prefill + decode)
+
+
+def training_tokens_per_second(model: ModelSize, gpu: Gpu, workers: int, frozen: bool, recompute: bool) -> float:
+    """Return the tokens per second of a training; weights that are frozen need no gradient of their own."""
+    operations = FORWARD + (2 if frozen else 4) + (FORWARD if recompute else 0)
+    return compute_rate(gpu, workers) / (operations * model.multiplied)
+
+
+def forward_tokens_per_second(model: ModelSize, gpu: Gpu, workers: int) -> float:
+    """Return the tokens per second of forward passes alone."""
+    return compute_rate(gpu, workers) / (FORWARD * model.multiplied)

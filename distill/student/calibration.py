@@ -1,0 +1,69 @@
+"""Temperature scaling: one number, fitted on held-out pairs, that makes probabilities as sure as they are right.
+
+Guo et al. 2017 (arXiv 1706.04599), section 4.2: softmax(z / T). Of probabilities p = softmax(z) that is p^(1/T),
+scaled to sum to 1, so logits are not needed. The most probable label stays the same.
+
+Shapes: N pairs, C labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from distill.metrics import calibration_error
+from mpcot.schemes.scheme import Scheme
+
+LEAST, MOST = 0.2, 20.0
+TINY = 1e-12
+
+
+def scaled(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Return NxC probabilities at `temperature`: above 1 less sure, below 1 surer."""
+    logits = np.log(np.maximum(probabilities, TINY)) / temperature
+    weights = np.exp(logits - logits.max(1, keepdims=True))
+    return weights / weights.sum(1, keepdims=True)
+
+
+def fit_temperature(gold: Sequence[int], probabilities: np.ndarray) -> float | None:
+    """Return the temperature of the least mean negative log-likelihood, within 0.2 and 20; None without pairs.
+
+    Args:
+        gold: N label numbers.
+        probabilities: NxC.
+    """
+    if not len(gold):
+        return None
+    rows = np.arange(len(gold))
+
+    def nll(log_temperature: float) -> float:
+        found = scaled(probabilities, float(np.exp(log_temperature)))[rows, list(gold)]
+        return float(-np.log(np.maximum(found, TINY)).mean())
+
+    best = minimize_scalar(nll, bounds=(np.log(LEAST), np.log(MOST)), method="bounded")
+    return float(np.exp(best.x))
+
+
+def calibrated(
+    dev: tuple[Sequence[str], np.ndarray], gold: Sequence[str], predicted: Sequence[str], probabilities: np.ndarray,
+    scheme: Scheme,
+) -> dict[str, Any]:  # fmt: skip
+    """Fit on dev, measure on test.
+
+    Args:
+        dev: label codes and probabilities of the pairs to fit on.
+        gold, predicted: N label codes.
+        probabilities: NxC.
+
+    Returns: `temperature`, `temperature_pairs` (those it was fitted on) and `calibrated_error`, the expected
+        calibration error with it; the first and last are None without dev or test pairs.
+    """
+    dev_gold, dev_probabilities = dev
+    temperature = fit_temperature([scheme.index(code) for code in dev_gold], dev_probabilities)
+    error = None
+    if temperature is not None and len(gold):
+        error = calibration_error(gold, predicted, scaled(probabilities, temperature), scheme)
+    return {"temperature": temperature, "temperature_pairs": len(dev_gold), "calibrated_error": error}

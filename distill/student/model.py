@@ -1,0 +1,204 @@
+"""The student: an encoder, a latent reasoning extractor and a classifier over both; saved as safetensors.
+
+Shapes: B batch, T tokens, P latent vectors (one, or one per perspective), H encoder width, D target width,
+C labels.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from cluster.base.errors import UserError
+from cluster.base.stage_folder import read_json, write_json
+from distill.config import StudentConfig
+from distill.student.extractors import PerLatentLinear, build_extractor
+
+CONFIG, WEIGHTS = "student.json", "model.safetensors"
+
+
+class StudentOutput(NamedTuple):
+    """Label logits BxC; latent vectors BxPxD and per-perspective verdict logits BxPxC, each None if there are none."""
+
+    logits: Tensor
+    latents: Tensor | None
+    perspective_logits: Tensor | None
+
+
+class Student(nn.Module):
+    """Linear(concat([CLS], r_1..r_P)) over labels, and a verdict head on each r_p if there is one per perspective.
+
+    With `auxiliary` it is Linear([CLS]): the latent vectors are given for the training's losses only.
+    """
+
+    def __init__(self, encoder: PreTrainedModel, config: StudentConfig) -> None:
+        super().__init__()
+        _check_length(encoder.config, config.max_tokens)
+        width, labels, latents = encoder.config.hidden_size, len(config.scheme.labels), config.latents
+        self.config = config
+        self.encoder = encoder
+        self.extractor = build_extractor(config.extractor, width, latents, config.target_width)
+        self.dropout = nn.Dropout(config.dropout)
+        read = 0 if config.auxiliary else latents * config.target_width
+        self.classifier = nn.Linear(width + read, labels)
+        verdicts = latents > 0 and config.per_perspective
+        self.verdicts = PerLatentLinear(latents, config.target_width, labels) if verdicts else None
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Compute the encoder's activations anew in the backward pass instead of keeping them."""
+        self.encoder.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """Return the token states BxTxH of token ids BxT."""
+        extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        return self.encoder(input_ids=input_ids, attention_mask=attention_mask, **extra).last_hidden_state
+
+    def read(self, states: Tensor, attention_mask: Tensor) -> StudentOutput:
+        """Judge from token states BxTxH and their mask BxT."""
+        latents = None if self.extractor is None else self.extractor(states, attention_mask)
+        features = states[:, 0]
+        if latents is not None and not self.config.auxiliary:
+            features = torch.cat([features, latents.flatten(1)], dim=1)
+        verdicts = None if self.verdicts is None or latents is None else self.verdicts(latents)
+        return StudentOutput(self.classifier(self.dropout(features)), latents, verdicts)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> StudentOutput:
+        return self.read(self.encode(input_ids, attention_mask, token_type_ids), attention_mask)
+
+    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Write the student into `folder`; see `write_student`."""
+        write_student(folder, self.state_dict(), self.config, self.encoder.config, tokenizer)
+
+    @classmethod
+    def load(cls, folder: Path) -> Student:
+        """Load a saved student in float32, in evaluation mode. Runs no code from the folder, unpickles nothing.
+
+        Raises:
+            UserError: the folder is not a student's, or is damaged.
+        """
+        config = read_student_config(folder)
+        encoder_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        encoder = AutoModel.from_config(
+            encoder_config, dtype=torch.float32, trust_remote_code=False, **_no_pooler(encoder_config)
+        )
+        student = cls(encoder, config)
+        try:
+            loaded = student.load_state_dict(load_file(folder / WEIGHTS), strict=False)
+        except (SafetensorError, RuntimeError) as error:
+            raise UserError(f"{folder / WEIGHTS} does not fit {CONFIG}: {error}. Export the student again.") from error
+        # Buffers come from the encoder's config, so a file of parameters alone is whole.
+        lost = [name for name, _ in student.named_parameters() if name in set(loaded.missing_keys)]
+        if lost or loaded.unexpected_keys:
+            wrong = ", ".join([*lost, *loaded.unexpected_keys][:4])
+            raise UserError(f"{folder / WEIGHTS} does not fit {CONFIG} ({wrong}). Export the student again.")
+        return student.eval()
+
+
+def build_student(model: str, config: StudentConfig) -> Student:
+    """Return an untrained student on the encoder `model`, a folder or hub name. Seed torch before."""
+    return Student(load_encoder(model), config)
+
+
+def load_encoder(model: str) -> PreTrainedModel:
+    """Load an encoder in float32, without the pooling layer that nothing here reads.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        extra = _no_pooler(config)
+        return AutoModel.from_pretrained(model, dtype=torch.float32, trust_remote_code=False, **extra)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"cannot load the encoder {model!r}: {error}") from error
+
+
+def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder or by hub name.
+
+    Raises:
+        UserError: it cannot be loaded, or cannot tell where a token came from (a slow one).
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load a tokenizer from {str(model)!r}: {error}") from error
+    if not tokenizer.is_fast:
+        raise UserError(f"the tokenizer of {str(model)!r} has no tokenizer.json; choose a model that has one")
+    return tokenizer
+
+
+def write_student(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    config: StudentConfig,
+    encoder_config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Write a student's folder: encoder config, tokenizer, float32 weights and, last, `student.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).unlink(missing_ok=True)
+    encoder_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    # Clones: safetensors refuses tensors that share memory, as views of a gathered buffer do.
+    tensors = {name: tensor.detach().float().cpu().contiguous().clone() for name, tensor in state.items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_json(folder / CONFIG, config.model_dump(mode="json"))
+
+
+def kept_for_inference(state: Mapping[str, Tensor], config: StudentConfig) -> dict[str, Tensor]:
+    """Return the weights that belong to `config.for_inference()`: without an auxiliary head."""
+    dropped = ("extractor.", "verdicts.") if config.auxiliary else ()
+    return {name: tensor for name, tensor in state.items() if not name.startswith(dropped)}
+
+
+def read_student_config(folder: Path) -> StudentConfig:
+    """Read `student.json`.
+
+    Raises:
+        UserError: the folder is not a student's.
+    """
+    missing = [name for name in (CONFIG, WEIGHTS, "config.json") if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{folder} is not a student's folder: it has no {', '.join(missing)}. Give an export folder.")
+    try:
+        return StudentConfig(**read_json(folder / CONFIG))
+    except (ValidationError, TypeError) as error:
+        raise UserError(f"{folder / CONFIG} does not describe a student: {error}") from error
+
+
+def is_trained(folder: Path, fingerprint: str) -> bool:
+    """Say whether `folder` holds a finished student of the stage of this fingerprint: `student.json` comes last."""
+    return (folder / CONFIG).is_file() and read_student_config(folder).fingerprint == fingerprint
+
+
+def _no_pooler(config: PreTrainedConfig) -> dict[str, bool]:
+    """Keyword that leaves the pooling layer out, for the architectures that have one."""
+    architecture: Any = MODEL_MAPPING.get(type(config), None)
+    if architecture is None:
+        return {}
+    parameters = inspect.signature(architecture).parameters
+    return {"add_pooling_layer": False} if "add_pooling_layer" in parameters else {}
+
+
+def _check_length(config: PreTrainedConfig, max_tokens: int) -> None:
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and max_tokens > positions:
+        raise UserError(f"student.max_tokens: {max_tokens} is more than the {positions} that the encoder can read")

@@ -1,0 +1,117 @@
+"""Nearest training rationales by latent vector: what `explain` shows beside a fresh judgement.
+
+Shapes: N training pairs, L latent vectors of a student (one, or one per perspective), P perspectives, D width.
+Index and question both lie in the student's own latent space, so it works for any target and any weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from safetensors.numpy import load_file, save_file
+
+from cluster.base.errors import UserError
+from cluster.base.tables import read_table, write_table
+from distill.student.model import Student, load_tokenizer
+from distill.student.predict import predict
+from mpcot.records import PAIR
+
+AT_A_TIME = 64  # questions, whose similarities to all N are in memory together
+VECTORS, ROWS = "index.safetensors", "index.parquet"
+
+# 10-export/index.parquet -> serve. Row n describes row n of the vectors; lists run over perspectives.
+INDEX = pa.schema(
+    [
+        *(PAIR.field(name) for name in ("pair_id", "query", "title", "label")),
+        pa.field("verdicts", pa.list_(pa.string()), nullable=False),
+        pa.field("rationales", pa.list_(pa.string()), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A training pair near a latent vector, with what one perspective of the teacher said of it."""
+
+    pair_id: str
+    query: str
+    title: str
+    label: str | None
+    perspective: str
+    verdict: str | None
+    rationale: str
+    similarity: float
+
+
+class RationaleIndex:
+    """Unit vectors LxNxD, and the N rows that they belong to."""
+
+    def __init__(self, vectors: np.ndarray, rows: pa.Table, perspectives: tuple[str, ...]) -> None:
+        self.vectors, self.rows, self.perspectives = vectors, rows, perspectives
+        said = [[bool(text) for text in texts] for texts in rows["rationales"].to_pylist()]
+        self.said = np.array(said, bool).reshape(-1, len(perspectives))  # NxP
+
+    @classmethod
+    def load(cls, folder: Path, perspectives: tuple[str, ...]) -> RationaleIndex | None:
+        """Load the index of an export folder; None if it was exported without one."""
+        if not (folder / VECTORS).exists():
+            return None
+        rows, vectors = read_table(folder / ROWS), load_file(folder / VECTORS)["latents"]
+        if vectors.shape[1] != rows.num_rows:
+            raise UserError(f"{folder}: {VECTORS} and {ROWS} are not of one export. Export the student again.")
+        return cls(vectors.astype(np.float32), rows, perspectives)
+
+    def nearest(self, latents: np.ndarray, count: int = 1) -> list[dict[str, list[Neighbour]]]:
+        """Return for each of B pairs, by perspective, the `count` training rationales most similar to its latents.
+
+        Args:
+            latents: BxLxD.
+        """
+        unit = _unit(np.asarray(latents, np.float32))
+        found: list[dict[str, list[Neighbour]]] = [{} for _ in unit]
+        for p, name in enumerate(self.perspectives):
+            layer = p if unit.shape[1] > 1 else 0
+            for start in range(0, len(unit), AT_A_TIME):
+                similar = unit[start : start + AT_A_TIME, layer] @ self.vectors[layer].T
+                similar[:, ~self.said[:, p]] = -np.inf
+                for row, scores in enumerate(similar, start):
+                    best = [scores.argmax()] if count == 1 else np.argsort(-scores, kind="stable")[:count]
+                    near = [(int(n), float(scores[n])) for n in best if np.isfinite(scores[n])]
+                    found[row][name] = [self._neighbour(n, p, score) for n, score in near]
+        return found
+
+    def _neighbour(self, n: int, p: int, similarity: float) -> Neighbour:
+        row: dict[str, Any] = self.rows.slice(n, 1).to_pylist()[0]
+        said = {"verdict": row.pop("verdicts")[p], "rationale": row.pop("rationales")[p]}
+        return Neighbour(**row, **said, perspective=self.perspectives[p], similarity=similarity)
+
+
+def write_index(folder: Path, pairs: Path, judgements: Path, limit: int) -> int:
+    """Write the index of the student in `folder` over at most `limit` judged training pairs; return how many.
+
+    The pairs are the first of the training split, in file order. A student without latent vectors, a limit
+    of 0 and a training split that nobody judged give no index.
+    """
+    student = Student.load(folder)
+    if not student.config.latents or not limit:
+        return 0
+    judged = {row["pair_id"]: row for row in read_table(judgements).to_pylist()}
+    train = [row for row in read_table(pairs).to_pylist() if row["split"] == "train" and row["pair_id"] in judged]
+    train = train[:limit]
+    if not train:
+        return 0
+    latents = predict(student, load_tokenizer(folder), train).latents
+    assert latents is not None
+    vectors = np.ascontiguousarray(_unit(latents).transpose(1, 0, 2).astype(np.float16))
+    taught = [{**row, **{k: judged[row["pair_id"]][k] for k in ("verdicts", "rationales")}} for row in train]
+    write_table(folder / ROWS, pa.Table.from_pylist([{k: row[k] for k in INDEX.names} for row in taught], INDEX))
+    save_file({"latents": vectors}, folder / VECTORS)
+    return len(train)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)

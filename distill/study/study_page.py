@@ -1,0 +1,92 @@
+"""The study as Markdown, HTML and JSON: tables of rows, and the differences as plots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+from markupsafe import Markup
+
+from cluster.base.stage_folder import write_json
+from cluster.base.whole_files import whole_file
+from cluster.pages.html import page_environment
+from distill.metrics import METRICS
+from distill.report import plots
+from distill.study.compare import NAMES
+
+HERE = Path(__file__).parent
+ENDS = ("difference", "low", "high")
+
+
+def write_study(report: Mapping[str, Any], folder: Path) -> Path:
+    """Write `study.json`, `study.md` and `study.html`; return the page's path.
+
+    Raises:
+        UserError: the disk is full or read-only.
+    """
+    write_json(folder / "study.json", report)
+    for name, text in (("study.md", markdown(report)), ("study.html", page(report))):
+        with whole_file(folder / name) as partial:
+            partial.write_text(text, encoding="utf-8")
+    return folder / "study.html"
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """Return the study as Markdown: conclusions and one table per data set."""
+    return _environment(escape=False).get_template("study.md.j2").render(r=report, metrics=METRICS, names=NAMES)
+
+
+def page(report: Mapping[str, Any]) -> str:
+    """Return the study as one HTML file; names and titles are escaped, only our own SVG is trusted."""
+    drawn = {part["name"]: Markup(gains_plot(f"gains-{i}", part)) for i, part in enumerate(report["data"])}
+    template = _environment(escape=True).get_template("study.html.j2")
+    return template.render(r=report, plots=drawn, metrics=METRICS, names=NAMES)
+
+
+def gains_plot(name: str, part: Mapping[str, Any]) -> str:
+    """Every row's difference to the baseline with its interval, in points."""
+    rows = [row for row in part["rows"] if row["role"] != "baseline"]
+    baseline = next(row for row in part["rows"] if row["role"] == "baseline")
+    series = {
+        NAMES[metric]: [[100 * row["over"][baseline["name"]][metric][end] for end in ENDS] for row in rows]
+        for metric in METRICS
+    }
+    best = next(row for row in rows if row["best"])
+    gain = best["over"][baseline["name"]]["macro_f1"]
+    alt = (
+        f"Difference of every row to {baseline['title']} with its 95 % interval. "
+        f"{best['title']}: macro-F1 {points(gain)} points."
+    )
+    return plots.intervals(name, alt, [row["title"] for row in rows], series, f"points over {baseline['title']}")
+
+
+def mean_and_sd(value: Mapping[str, Any]) -> str:
+    """`0.612 ± 0.008`; without the spread where there is one seed."""
+    sd = "" if value["sd"] is None else f" ± {value['sd']:.3f}"
+    return f"{value['mean']:.3f}{sd}"
+
+
+def points(found: Mapping[str, float] | None) -> str:
+    """`+1.2 (-0.3 to +2.8)`, in points; a dash where nothing was compared."""
+    if found is None:
+        return "–"
+    difference, low, high = (100 * found[end] for end in ENDS)
+    return f"{difference:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def chosen(values: Mapping[str, Any]) -> str:
+    """The tuned settings as `learning_rate 5e-05, epochs 3`."""
+    return ", ".join(f"{name} {_short(value)}" for name, value in values.items())
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
+
+
+def _environment(escape: bool) -> Environment:
+    environment = page_environment(HERE)
+    environment.autoescape, environment.keep_trailing_newline = escape, True
+    environment.filters |= {"mean_and_sd": mean_and_sd, "points": points, "chosen": chosen}
+    return environment

@@ -1,0 +1,141 @@
+"""vLLM inside a Ray Data actor: its arguments and environment as plain data, and the engine itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from cluster.base.processor import cores, inference_precision
+from mpcot.asking.engines.engine import Ask, EngineStopped, Reply
+from mpcot.asking.failure_reasons import too_long
+from mpcot.asking.parsing import LabelTokens
+from mpcot.asking.prompt_length import longest_that_fits
+from mpcot.asking.prompts import Message, answer_regex, render
+from mpcot.config import AnswerSettings, VllmEngine
+from mpcot.schemes.scheme import Scheme
+
+# Prefixes are cached in whole blocks, and vLLM's default on a CPU is 128 tokens: a pair's prompts share fewer.
+CPU_BLOCK_TOKENS = 32
+# Turns of a waiting OpenMP thread, some 30 ms: where Ray's processes hold up one thread for a moment, the others are
+# back at once. Asleep they would come back late, at every one of a step's many barriers.
+SPIN = "10000000"
+
+
+def engine_arguments(engine: VllmEngine, model: str, gpu: bool) -> dict[str, Any]:
+    """Return vLLM's engine arguments as plain data: the plan that tests and `--dry-run` look at."""
+    shared: dict[str, Any] = {
+        "model": model,
+        "dtype": engine_dtype(engine, gpu),
+        "max_model_len": engine.max_model_len,
+        "max_num_seqs": engine.max_num_seqs,
+        "enforce_eager": engine.enforce_eager,
+        "tensor_parallel_size": engine.tensor_parallel,
+        "enable_prefix_caching": True,
+        "trust_remote_code": False,
+        "disable_log_stats": True,
+        "seed": 0,
+    }
+    if gpu:
+        return shared | {"gpu_memory_utilization": engine.gpu_memory_utilization}
+    return shared | {"distributed_executor_backend": "mp", "block_size": CPU_BLOCK_TOKENS}
+
+
+def engine_dtype(engine: VllmEngine, gpu: bool) -> str:
+    """Return the number format: on a CPU, `auto` is bf16 only where the processor multiplies it."""
+    if engine.dtype != "auto" or gpu:
+        return engine.dtype
+    return {"fp32": "float32", "bf16": "bfloat16"}[inference_precision("auto", gpu=False)]
+
+
+def engine_environment(engine: VllmEngine, gpu: bool, cores: list[int], shared_node: bool) -> dict[str, str]:
+    """Return the environment of one replica.
+
+    vLLM's own default on a CPU keeps a core back. A replica that has the node to itself is bound to all of its cores,
+    and its threads spin while they wait for each other; replicas that share a node are left to the scheduler, with as
+    many threads as they ask for.
+    """
+    quiet = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    if gpu:
+        return quiet
+    quiet |= {"VLLM_CPU_KVCACHE_SPACE": str(engine.cpu_kv_cache_gib), "VLLM_TARGET_DEVICE": "cpu"}
+    if shared_node:
+        return quiet | {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(engine.replicas.cpus)}
+    bound = {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)), "OMP_NUM_THREADS": str(len(cores))}
+    return quiet | bound | {"GOMP_SPINCOUNT": SPIN}
+
+
+def sampling(ask: AnswerSettings, regex: str, labels: list[int], seed: int | None, tried: int = 0) -> Any:
+    """Return vLLM's parameters of one request: the enforced form, and log-probabilities of the `labels` tokens."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+
+    return SamplingParams(
+        temperature=temperature_of(ask, tried),
+        top_p=ask.top_p,
+        max_tokens=ask.max_tokens,
+        seed=seed,
+        structured_outputs=StructuredOutputsParams(regex=regex),
+        logprob_token_ids=labels,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def temperature_of(ask: AnswerSettings, tried: int) -> float:
+    """Return the temperature of a request that was tried `tried` times."""
+    return ask.retry_temperature if tried and not ask.temperature else ask.temperature
+
+
+class Vllm:
+    """vLLM's asynchronous engine."""
+
+    def __init__(self, engine: VllmEngine, model: str, scheme: Scheme, ask: AnswerSettings) -> None:
+        gpu = engine.replicas.gpus > 0
+        shared_node = engine.replicas.max > 1
+        os.environ.update(engine_environment(engine, gpu, cores(), shared_node))
+        from transformers import AutoTokenizer
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        self.labels = LabelTokens.of(self.tokenizer, scheme)
+        self.limit = engine.prompt_tokens(ask)
+        self.regex = answer_regex(scheme, ask.min_chars, ask.max_chars)
+        self.ask, self.gpu = ask, gpu
+        arguments = AsyncEngineArgs(**engine_arguments(engine, model, gpu))
+        # As an engine for many prompts at once it prefills more of them in a step than as a server.
+        self.engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
+
+    def _sampling(self, ask: Ask) -> Any:
+        # On a CPU, vLLM's per-request generators die when a prompt is prefilled in pieces (no offset).
+        own = ask.seed if self.gpu and temperature_of(self.ask, ask.tried) else None
+        return sampling(self.ask, self.regex, self.labels.all, own, ask.tried)
+
+    def _encode(self, chat: list[Message]) -> Sequence[int]:
+        return self.tokenizer.encode(render(self.tokenizer, chat), add_special_tokens=False)
+
+    async def reply(self, ask: Ask) -> Reply:
+        prompt = self._encode(ask.chat)
+        if len(prompt) > self.limit:
+            length, most = len(prompt), self.ask.description_chars
+            cut = longest_that_fits(ask.shorter, most, self._encode, self.limit) if ask.shorter else None
+            if cut is None:
+                return Reply("", None, length, 0, too_long(length, self.limit, ask.shorter is not None))
+            prompt = cut
+        from vllm.inputs import TokensPrompt
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        final = None
+        request = f"{ask.key}-{ask.seed}"
+        try:
+            asked = TokensPrompt(prompt_token_ids=list(prompt))
+            async for output in self.engine.generate(asked, self._sampling(ask), request):
+                final = output
+        except EngineDeadError as dead:
+            raise EngineStopped(str(dead)) from dead
+        assert final is not None
+        said = final.outputs[0]
+        known = [{i: p.logprob for i, p in step.items()} for step in said.logprobs or []]
+        logprobs = self.labels.logprobs(list(zip(said.token_ids, known, strict=False)))
+        error = "too long: the answer met max_tokens" if said.finish_reason == "length" else None
+        return Reply(said.text, logprobs, len(prompt), len(said.token_ids), error, final.num_cached_tokens or 0)

@@ -1,0 +1,88 @@
+"""From the engine's text to rationale, verdict and the labels' log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.base.errors import UserError
+from mpcot.asking.prompts import VERDICT
+from mpcot.schemes.scheme import Scheme
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """An answer taken apart. `reason` says why it cannot be used, else None."""
+
+    rationale: str | None
+    verdict: str | None
+    reason: str | None
+
+
+def parse_answer(text: str, scheme: Scheme) -> Parsed:
+    """Take rationale and verdict out of an answer's text."""
+    if not text.strip():
+        return Parsed(None, None, "empty")
+    rationale, marker, verdict = text.rpartition(f"\n{VERDICT}")
+    rationale, verdict = " ".join(rationale.split()), verdict.strip()
+    if not marker:
+        return Parsed(" ".join(text.split()), None, "unparsable: no verdict line")
+    if verdict not in scheme.codes:
+        return Parsed(rationale, None, f"verdict outside the scheme: {verdict[:20]!r}")
+    return Parsed(rationale, verdict, None) if rationale else Parsed(None, verdict, "empty")
+
+
+@dataclass(frozen=True)
+class LabelTokens:
+    """The tokens that tell the labels apart at the verdict: one id per label, in scheme order.
+
+    `spelt` are the codes without the space before them: an untrained model may write the space alone first.
+    """
+
+    ids: tuple[int, ...]
+    spelt: tuple[int, ...] = ()
+
+    @property
+    def all(self) -> list[int]:
+        """Every id whose log-probability the engine is asked for."""
+        return list(dict.fromkeys(self.ids + self.spelt))
+
+    @classmethod
+    def of(cls, tokenizer: Any, scheme: Scheme) -> LabelTokens:
+        """Find the first place at which the labels' tokens differ.
+
+        Raises:
+            UserError: two labels begin with the same token, so their log-probabilities cannot be read.
+        """
+        texts = [f"\n{VERDICT} {code}" for code in scheme.codes]
+        tokens = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        shortest = min(len(t) for t in tokens)
+        place = next((i for i in range(shortest) if len({t[i] for t in tokens}) > 1), None)
+        ids = [t[place] for t in tokens] if place is not None else []
+        # The codes must differ from their first token on, and no id may come again later in a code.
+        shared = str(tokenizer.decode(tokens[0][:place])).strip()
+        again = any(set(t[len(t) if place is None else place + 1 :]) & set(ids) for t in tokens)
+        if len(set(ids)) != len(scheme.codes) or not VERDICT.startswith(shared) or again:
+            raise UserError(
+                f"labels: this tokenizer cannot tell the codes {', '.join(scheme.codes)} apart by their first "
+                "token. Choose codes that begin differently, such as single letters or digits."
+            )
+        bare = [tokenizer.encode(code, add_special_tokens=False) for code in scheme.codes]
+        single = all(len(t) == 1 for t in bare) and len({t[0] for t in bare}) == len(bare)
+        return cls(tuple(ids), tuple(t[0] for t in bare) if single else ())
+
+    def logprobs(self, steps: Sequence[tuple[int, Mapping[int, float]]]) -> list[float] | None:
+        """Read the labels' log-probabilities where the verdict was written.
+
+        Args:
+            steps: per output token its id and the log-probabilities known there, by token id.
+
+        Returns:
+            One value per label in scheme order, or None where the verdict was spelt with other tokens.
+        """
+        for token, known in reversed(steps):
+            for ids in (self.ids, self.spelt):
+                if token in ids:
+                    return [max(known.get(i, -1e4), -1e4) for i in ids]
+        return None

@@ -1,0 +1,226 @@
+"""The Ray Data actor that holds an engine and appends its answers to parquet parts."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.base.errors import UserError
+from cluster.base.shared_folder import Store
+from mpcot.asking.answer_parts import PartWriter, Tries
+from mpcot.asking.answers import TooManyFailed, too_many_failed
+from mpcot.asking.engines.engine import Ask, EngineStopped, Reply
+from mpcot.asking.engines.start import start_engine
+from mpcot.asking.failure_reasons import ENGINE_ERROR, PROMPT_TOO_LONG, STOPS_ENGINE, kind_of
+from mpcot.asking.parsing import parse_answer
+from mpcot.asking.plan import GenerationPlan
+from mpcot.asking.poison_requests import ROOM, Gate, Suspects
+from mpcot.perspectives.perspective import Perspective
+from mpcot.schemes.scheme import Scheme
+
+TOKENS = ("prompt_tokens", "cached_tokens", "output_tokens")
+TICK_S = 1.0
+STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A request that the engine is asked, the room that it takes there, and whose it is."""
+
+    room: int
+    owner: dict[str, Any]
+
+
+class AnswerWorker:
+    """Answers batches of pairs; several batches are in flight at once, so that the engine never idles.
+
+    Args:
+        answers: where the parts go.
+        tried: where workers note what they begin.
+        board: where workers put their counts, and read those of the others.
+        requested: all requests of the stage, of which `max_failed_share` may fail.
+        failed: those of them that did in earlier runs.
+    """
+
+    def __init__(
+        self, plan: GenerationPlan, answers: Store, tried: Store, board: Any, requested: int, failed: int = 0
+    ) -> None:
+        self.plan, self.board, self.requested, self.failed = plan, board, requested, failed
+        self.name = uuid.uuid4().hex[:12]
+        self.parts = PartWriter(answers, self.name, plan.engine.replicas)
+        self.tries = Tries(tried, answers, self.name)
+        self.suspects = Suspects(tried.child(STOPPED), self.name, len(plan.perspectives) * plan.ask.samples)
+        self.gate = Gate()
+        self.inside: dict[str, Inside] = {}
+        self.done = self.tokens = 0
+        self.works = False
+        self.reasons: Counter[str] = Counter()
+        began = time.monotonic()
+        self.engine = start_engine(plan.engine, plan.model, plan.scheme, plan.ask)
+        self.started = self.moved = self.shown = time.monotonic()
+        self.start_s = self.started - began
+
+    async def __call__(self, batch: pa.Table) -> AsyncIterator[dict[str, Any]]:
+        rows = batch.to_pylist()
+        answered = self.tries.begin(row["file"] for row in rows)
+        asked = [(pair, *ask) for pair in rows for ask in requests_of(self.plan, pair)]
+        if len(answered):
+            known = answered.has(ask.key for *_, ask in asked)
+            asked = [ask for ask, there in zip(asked, known, strict=True) if not there]
+        self.suspects.read()
+        asked.sort(key=lambda ask: self.suspects.blamed(ask[-1].key), reverse=True)
+        try:
+            replies = await self._watched([self._enter(*ask) for ask in asked])
+        except EngineStopped as stopped:
+            self._start_anew(stopped)
+            raise
+        sums = {name: [sum(getattr(reply, name) for reply in replies)] for name in TOKENS}
+        yield {"answers": [len(replies)], "engine_start_s": [self.start_s]} | sums
+
+    async def _watched(self, works: list[Coroutine[Any, Any, Reply]]) -> list[Reply]:
+        """Wait for all; meanwhile write what waits, and stop where going on makes no sense.
+
+        Raises:
+            EngineStopped: the engine is gone, or finished no answer for `stalled_s` seconds.
+            TooManyFailed: the share of failures is passed, however the rest may end.
+        """
+        self.moved = time.monotonic()
+        waiting = asyncio.gather(*works)
+        try:
+            while not waiting.done():
+                await asyncio.wait([waiting], timeout=TICK_S)
+                self.parts.flush_old()
+                self._check_moving()
+                await self._show()
+            return waiting.result()
+        finally:
+            waiting.cancel()
+            # Ray takes the batch as done once it is yielded, so its answers must be on disk by then; and what
+            # was finished before an error is paid for.
+            self.parts.flush()
+
+    def _start_anew(self, stopped: EngineStopped) -> None:
+        """End this process, unless too many have: Ray starts another, which asks for what is not written.
+
+        An engine cannot be replaced in place: what is left of one that hangs may hold its GPU. Of those inside, the
+        ones that were so when another engine stopped are blamed first.
+        """
+        most = max((one.room for one in self.inside.values()), default=0)
+        blamed = {key: one for key, one in self.inside.items() if one.room == most}
+        guilty = most == ROOM and self.works and all(map(self.suspects.alone, blamed))
+        idle = not self.done
+        if guilty:
+            ((key, one),) = blamed.items()
+            row = answer_row(Reply("", None, 0, 0, f"{STOPS_ENGINE}: {str(stopped)[:200]}"), self.plan.scheme)
+            self._add(row | {"key": key, "tries": self.plan.ask.retries + 1} | one.owner)
+            self.parts.flush()
+        gone, restarts = self.suspects.blame(list(blamed), guilty, idle), self.plan.engine.replicas.restarts
+        if gone <= restarts:
+            which = f"the request {next(iter(blamed))} stops it" if guilty else f"{gone} of {restarts}"
+            print(f"An engine stopped: {stopped}. Starting another, {which}.", file=sys.stderr, flush=True)
+            end_process()
+
+    def _check_moving(self) -> None:
+        stalled_s = self.plan.engine.replicas.stalled_s
+        if time.monotonic() - self.moved > stalled_s:
+            raise EngineStopped(f"it finished no answer for {stalled_s:g} s (engine.replicas.stalled_s)")
+
+    async def _show(self) -> None:
+        """Put this worker's counts on the board; stop when those of all workers hold too many failures."""
+        if time.monotonic() - self.shown < TICK_S:
+            return
+        self.shown = time.monotonic()
+        speed = self.tokens / (self.shown - self.started)
+        figures = {"tokens/s": round(speed, 1), "failed": self.reasons.total()}
+        try:
+            newest = await self.board.put.remote(self.name, self.done, None, figures)
+        except Exception:  # the board may leave with its node: that must not end the work
+            return
+        # Who was found guilty is not in the counts: the worker that wrote it down ended at once.
+        guilty = self.suspects.convicted
+        share = (sum(told["failed"] for _, _, told in newest.values()) + guilty + self.failed) / self.requested
+        if share > self.plan.ask.max_failed_share:
+            reasons = self.reasons + Counter({STOPS_ENGINE: guilty})
+            raise TooManyFailed(too_many_failed(share, self.plan.ask.max_failed_share, reasons))
+
+    async def _enter(self, pair: dict[str, Any], perspective: Perspective, sample: int, ask: Ask) -> Reply:
+        """Ask once there is room in the engine."""
+        room = self.suspects.room(ask.key)
+        owner = {"pair_id": pair["pair_id"], "perspective": perspective.name, "sample": sample}
+        async with self.gate.seat(room):
+            # Where the engine stops, it stays here: those inside are the ones to blame.
+            self.inside[ask.key] = Inside(room, owner)
+            if room == ROOM and not self.works:
+                await self._reply(self.plan.easy())
+                self.works = True
+            reply = await self._answer(ask, owner)
+            del self.inside[ask.key]
+        return reply
+
+    async def _answer(self, ask: Ask, owner: dict[str, Any]) -> Reply:
+        for tried in range(self.plan.ask.retries + 1):
+            reply = await self._reply(replace(ask, seed=ask.seed + tried, tried=tried))
+            row = answer_row(reply, self.plan.scheme)
+            if row["reason"] is None or row["reason"].startswith(PROMPT_TOO_LONG):
+                break
+        self._add(row | {"key": ask.key, "tries": tried + 1} | owner)
+        self.works, self.moved = True, time.monotonic()
+        self.tokens += reply.output_tokens
+        return reply
+
+    def _add(self, row: dict[str, Any]) -> None:
+        self.parts.add(row)
+        self.done += 1
+        if row["reason"] is not None:
+            self.reasons[kind_of(row["reason"])] += 1
+
+    async def _reply(self, ask: Ask) -> Reply:
+        try:
+            return await self.engine.reply(ask)
+        except EngineStopped:
+            raise
+        except Exception as error:
+            return Reply("", None, 0, 0, f"{ENGINE_ERROR}: {type(error).__name__}: {str(error)[:200]}")
+
+
+def end_process() -> None:
+    """End this process at once and the engine's with it."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(1)
+
+
+def requests_of(plan: GenerationPlan, pair: dict[str, Any]) -> list[tuple[Perspective, int, Ask]]:
+    """Return the requests of `pair` that are still missing, by its column `keys`.
+
+    Raises:
+        UserError: this worker comes to other keys than the driver.
+    """
+    missing = set(pair["keys"])
+    found = [ask for ask in plan.asks(pair) if ask[2].key in missing]
+    if len(found) != len(missing):
+        raise UserError("this worker would ask otherwise than the driver: run one version of broadfast on all nodes")
+    return found
+
+
+def answer_row(reply: Reply, scheme: Scheme) -> dict[str, Any]:
+    """Return a reply as the columns of an answer; `reason` is set when it failed."""
+    parsed = parse_answer(reply.text, scheme)
+    return {
+        "rationale": parsed.rationale,
+        "verdict": parsed.verdict,
+        "logprobs": reply.logprobs,
+        "prompt_tokens": reply.prompt_tokens,
+        "output_tokens": reply.output_tokens,
+        "reason": reply.error or parsed.reason,
+    }

@@ -1,0 +1,93 @@
+"""Reads what a run folder holds of the teacher's answers into one plain dict, for the terminal and for the page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.base.errors import UsageError
+from cluster.base.stage_folder import read_json, read_manifest
+from mpcot.config import AnswerSettings, PerspectiveSettings
+from mpcot.inspect import figures
+from mpcot.inspect.examples import examples
+from mpcot.inspect.findings import findings
+from mpcot.inspect.read_answers import read_answers
+from mpcot.schemes.scheme import Scheme, load_scheme
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A stage that asks the teacher: its config section, and how the page calls it and an answer that is right."""
+
+    section: str
+    title: str
+    kept: str
+    filtered: str
+
+
+KINDS = {
+    "2-rationales": Kind("rationales", "First rationales", "kept", "filtered"),
+    "4-samples": Kind("samples", "Samples after SFT", "kept", "filtered"),
+    "7-judgements": Kind("judge", "Judgements after DPO", "right", "wrong"),
+}
+
+
+def collect(run_dir: Path, wanted: int) -> dict[str, Any]:
+    """Return what the finished stages 2, 4 and 7 of a run hold, and what is missing of them.
+
+    Args:
+        wanted: at most so many pairs are shown as samples, and as many as conflicts, of each stage.
+
+    Raises:
+        UsageError: not a run folder, or none of the three stages has finished.
+    """
+    saved = run_dir / "config.json"
+    if not saved.is_file():
+        raise UsageError(f"{run_dir} is not a run folder: it has no config.json")
+    config = read_json(saved)
+    missing = {stage: _missing(run_dir / stage) for stage in KINDS if read_manifest(run_dir / stage) is None}
+    if len(missing) == len(KINDS):
+        said = ", ".join(f"{stage} {why}" for stage, why in missing.items())
+        raise UsageError(
+            f"{run_dir} holds no finished answers of the teacher: {said}. Run at least up to the rationales: "
+            f"broadfast run CONFIG.toml --to rationales --out {run_dir}"
+        )
+    scheme = load_scheme(config["labels"]["scheme"])
+    names = PerspectiveSettings(**config["perspectives"]).names
+    stages = [_stage(run_dir / stage, scheme, names, wanted) for stage in KINDS if stage not in missing]
+    shown = {"name": config["name"], "model": config["teacher"]["model"], "scheme": scheme.model_dump(mode="json")}
+    return shown | {"perspectives": list(names), "missing": missing, "stages": stages}
+
+
+def _missing(folder: Path) -> str:
+    return "has begun but not finished" if folder.is_dir() else "has not been run"
+
+
+def _stage(folder: Path, scheme: Scheme, names: tuple[str, ...], wanted: int) -> dict[str, Any]:
+    kind = KINDS[folder.name]
+    manifest = read_manifest(folder)
+    assert manifest is not None, "the caller looked"
+    asked = manifest["settings"].get(kind.section, {})
+    ask = AnswerSettings(**{name: asked[name] for name in AnswerSettings.model_fields if name in asked})
+    everything = read_answers(folder, names)
+    answers = everything[~everything["hinted"].astype(bool)]
+    found: dict[str, Any] = {
+        "stage": folder.name,
+        "title": kind.title,
+        "words": {"kept": kind.kept, "filtered": kind.filtered},
+        "seconds": manifest["seconds"],
+        "finished": manifest["finished"],
+        "limits": {"min_chars": ask.min_chars, "max_chars": ask.max_chars},
+        "samples_per_pair": ask.samples,
+        "counts": figures.counts(answers),
+        "hinted": figures.hinted(everything),
+        "kept": figures.kept_rates(answers, names, scheme.codes),
+        "confusion": figures.confusion(answers, scheme.codes),
+        "accuracy": figures.verdict_accuracy(answers, names),
+        "agreement": figures.agreement(answers, names, scheme.codes),
+        "lengths": figures.lengths(answers, names),
+        "reasons": {outcome: figures.reasons(answers, outcome) for outcome in ("filtered", "failed")},
+    }
+    found["findings"] = findings(found, ask, kind.section)
+    return found | examples(answers, folder, names, wanted)

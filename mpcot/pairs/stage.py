@@ -1,0 +1,261 @@
+"""Stage `1-pairs`: source rows -> validated pairs, split by query, and the source's seed rationales.
+
+Every source row ends in `pairs.parquet` or, with its reason, in `failed.parquet`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.base.errors import UserError
+from cluster.base.stage_folder import StageFolder, digest
+from cluster.base.tables import write_table
+from mpcot.pairs.splits import LABELLED, QuerySplits, split_queries, unit_hash
+from mpcot.records import FAILED_ROW, PAIR, SEED, SPLITS
+from mpcot.schemes.scheme import Scheme, load_scheme
+from mpcot.sources.clean_rows import SourceRows, failed_json, reason_of
+from mpcot.sources.config import CatalogueSource, PairsStage, SplitSettings
+from mpcot.sources.open_source import preflight, read_source
+
+Row = dict[str, Any]  # the columns KEYS of a source row, then query_id and pair_id
+HELD_OUT = "unlabelled row of a held-out query"
+KEYS = ["source_row", "query", "product_id", "locale", "label", "split", "error"]
+
+
+def run(config: PairsStage, folder: StageFolder) -> None:
+    """Read the source and write pairs, seeds and failed rows.
+
+    Raises:
+        UserError: a source that cannot be read, no usable rows, too many failed rows, a query in two splits.
+    """
+    scheme = load_scheme(config.labels.scheme)
+    source = read_source(config.source, scheme)
+    rows = source.rows.select(KEYS).to_pylist()
+    if not rows:
+        raise UserError(f"source: {_where(config)} has no rows. Check the file and source.locales")
+    _identify(rows)
+    _fail_duplicates(rows)
+    _settle_failed(config, source.rows, rows, folder)
+    _assign_splits(rows, config.split, config.seed)
+    failed = _settle_failed(config, source.rows, rows, folder)
+    pairs = [row for row in rows if not row["error"]]
+    if not any(row["split"] == "train" for row in pairs):
+        raise UserError("split.train: no labelled training pair is left. Raise it or give more queries")
+    seeds, refused = _seeds(source, pairs, config)
+    write_table(folder.path / "pairs.parquet", _pair_table(source.rows, pairs))
+    write_table(folder.path / "seeds.parquet", pa.Table.from_pylist(seeds, schema=SEED))
+    _check_ledger(len(rows), pairs, failed)
+    counts = {"read": len(rows), "pairs": len(pairs), "failed": len(failed), "seeds": len(seeds)}
+    counts |= {split: sum(row["split"] == split for row in pairs) for split in SPLITS}
+    folder.finish(counts, _figures(pairs, failed, refused, scheme))
+
+
+def check(config: PairsStage) -> None:
+    """Check scheme and paths before anything is started.
+
+    Raises:
+        UserError: an unknown label scheme, or a path that does not exist.
+    """
+    load_scheme(config.labels.scheme)
+    preflight(config.source)
+
+
+def plan_rows(config: PairsStage) -> int | None:
+    """Return how many pairs the stage will read where that is known without reading, for the plan."""
+    source = config.source
+    return source.pairs if isinstance(source, CatalogueSource) else source.limit
+
+
+def query_id(locale: str, query: str) -> str:
+    """Return the id of a query; case does not count."""
+    return digest(["query", locale, query.casefold()])
+
+
+def pair_id(locale: str, query: str, product_id: str) -> str:
+    """Return the id of a pair: 16 hex digits of locale, query (case does not count) and product id."""
+    return digest(["pair", locale, query.casefold(), product_id])
+
+
+def _where(config: PairsStage) -> str:
+    return str(getattr(config.source, "path", config.source.kind))
+
+
+def _identify(rows: Iterable[Row]) -> None:
+    for row in rows:
+        if not row["error"]:
+            row["query_id"] = query_id(row["locale"], row["query"])
+            row["pair_id"] = pair_id(row["locale"], row["query"], row["product_id"])
+
+
+def _fail_duplicates(rows: Iterable[Row]) -> None:
+    """Keep one row per pair: the first labelled one. A pair with two labels loses all its rows."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if not row["error"]:
+            groups[row["pair_id"]].append(row)
+    for group in groups.values():
+        labels = sorted({row["label"] for row in group if row["label"] is not None})
+        kept = None if len(labels) > 1 else next((row for row in group if row["label"]), group[0])
+        for row in group:
+            if kept is None:
+                row["error"] = f"conflicting labels: {', '.join(labels)} for one query and product"
+            elif row is not kept:
+                row["error"] = f"duplicate: of source row {kept['source_row']}"
+
+
+def _assign_splits(rows: list[Row], settings: SplitSettings, seed: int) -> None:
+    """Set `split` of every good row; rows without a label, or whose label is held back, are unlabelled."""
+    good = [row for row in rows if not row["error"]]
+    given: dict[str, set[str]] = defaultdict(set)
+    for row in good:
+        if row["label"] is not None and row["split"] != "unlabelled":
+            given[row["query_id"]] |= {row["split"]} if row["split"] else set()
+    if not given and good:
+        raise UserError("source: no row has a label, which training needs. Name your column in source.columns.label")
+    dealt = split_queries(given, settings, seed)
+    if dealt.in_two and settings.query_in_two_splits == "stop":
+        raise UserError(_two_splits(dealt, good))
+    for row in good:
+        _assign(row, dealt)
+
+
+def _assign(row: Row, dealt: QuerySplits) -> None:
+    split = dealt.splits.get(row["query_id"], "unlabelled")
+    bare = row["label"] is None or row["split"] == "unlabelled"
+    if row["query_id"] in dealt.in_two:
+        row["error"] = "query in two splits"
+    elif bare and split in ("dev", "test"):
+        row["error"] = f"{HELD_OUT}: its query is in the {split} split"
+    else:
+        row["split"] = "unlabelled" if bare else split
+        row["label"] = None if row["split"] == "unlabelled" else row["label"]
+
+
+def _two_splits(dealt: QuerySplits, rows: Iterable[Row]) -> str:
+    names = sorted({row["query"] for row in rows if row["query_id"] in dealt.in_two})
+    shown = ", ".join(repr(name) for name in names[:5]) + (" ..." if len(names) > 5 else "")
+    return (
+        f"source column split: {len(names)} queries are in two splits: {shown}. A query must be in one; "
+        "correct the column, leave it out, or set split.query_in_two_splits = 'fail' to fail their rows"
+    )
+
+
+def _source_rows(source: pa.Table, rows: list[Row]) -> pa.Table:
+    """Return the source's texts of the rows, which are in its order. `take` would join the chunks of a column."""
+    wanted = np.zeros(len(source), bool)
+    wanted[[row["source_row"] for row in rows]] = True
+    return source.filter(pa.array(wanted))
+
+
+def _failed_table(source: pa.Table, failed: list[Row]) -> pa.Table:
+    texts = _source_rows(source, failed).to_pylist()
+    shown = ("query", "product_id", "locale", "title", "label", "split")
+    made = [
+        {
+            "source_row": row["source_row"],
+            "reason": row["error"],
+            "row": text["raw"] or failed_json({name: text[name] for name in shown}),
+        }
+        for row, text in zip(failed, texts, strict=True)
+    ]
+    return pa.Table.from_pylist(made, schema=FAILED_ROW)
+
+
+def _pair_table(source: pa.Table, pairs: list[Row]) -> pa.Table:
+    """Put what was decided of each pair beside its texts, which never leave Arrow."""
+    texts = _source_rows(source, pairs)
+    decided = ("pair_id", "query_id", "label", "split")
+    columns = {name: pa.array([row[name] for row in pairs], pa.string()) for name in decided}
+    arrays = [columns[name] if name in decided else texts[name] for name in PAIR.names]
+    return pa.table(arrays, schema=PAIR)
+
+
+def _reasons(failed: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    return dict(Counter(reason_of(row["error"]) for row in failed).most_common())
+
+
+def _settle_failed(config: PairsStage, source: pa.Table, rows: list[Row], folder: StageFolder) -> list[Row]:
+    """Write and return the failed rows; stop where too few are left, with `failed.parquet` to look at."""
+    failed = [row for row in rows if row["error"]]
+    write_table(folder.path / "failed.parquet", _failed_table(source, failed))
+    # Such a row is no fault of the data: only a pair with a label can be held out.
+    share = sum(reason_of(row["error"]) != HELD_OUT for row in failed) / len(rows)
+    reasons = "; ".join(f"{reason}: {count}" for reason, count in _reasons(failed).items())
+    if len(failed) == len(rows):
+        raise UserError(f"source: all {len(rows)} rows of {_where(config)} failed ({reasons}). Correct the data")
+    if share > config.source.max_failed_share:
+        raise UserError(
+            f"source: {len(failed)} of {len(rows)} rows of {_where(config)} failed ({reasons}), more than "
+            f"source.max_failed_share = {config.source.max_failed_share}. See failed.parquet; correct "
+            "the data or raise that share"
+        )
+    return failed
+
+
+def _seeds(source: SourceRows, pairs: list[Row], config: PairsStage) -> tuple[list[Row], Counter[str]]:
+    """Return the seed rationales of training pairs, and why the others are left out, counted."""
+    by_id = {row["pair_id"]: row for row in pairs}
+    share = config.source.seed_rationale_share if isinstance(config.source, CatalogueSource) else 1.0
+    seeded = _seeded([row for row in pairs if row["split"] == "train"], share, config.seed)
+    kept: list[Row] = []
+    refused: Counter[str] = Counter()
+    seen: set[tuple[str | None, ...]] = set()
+    for seed in source.seeds.to_pylist() if source.seeds is not None else ():
+        if not seed["query"] or not seed["product_id"]:
+            refused["query or product_id missing"] += 1
+            continue
+        key = pair_id(seed["locale"], seed["query"], seed["product_id"])
+        reason = _refusal(seed, by_id.get(key))
+        if reason is None and key not in seeded:
+            reason = "beyond seed_rationale_share"
+        same = (key, seed["perspective"], seed["rationale"])
+        if reason is None and same in seen:
+            reason = "duplicate"
+        if reason:
+            refused[reason] += 1
+        else:
+            seen.add(same)
+            kept.append({"pair_id": key} | {name: seed[name] for name in SEED.names[1:]})
+    return kept, refused
+
+
+def _seeded(train: list[Row], share: float, seed: int) -> set[str]:
+    """Draw the pairs with seed rationales, in turn from every label: who writes a few covers the rare cases too."""
+    drawn: Counter[str] = Counter()
+    order: list[tuple[int, str, str]] = []
+    for row in sorted(train, key=lambda row: unit_hash("seed rationale", row["pair_id"], seed)):
+        order.append((drawn[row["label"]], row["label"], row["pair_id"]))
+        drawn[row["label"]] += 1
+    return {pair for _, _, pair in sorted(order)[: round(share * len(order))]}
+
+
+def _refusal(seed: Mapping[str, Any], pair: Row | None) -> str | None:
+    if pair is None:
+        return "no such pair"
+    if pair["split"] != "train":
+        return "pair not in train"
+    if not seed["rationale"] or not seed["perspective"]:
+        return "rationale or perspective missing"
+    return None if seed["verdict"] == pair["label"] else "verdict differs from label"
+
+
+def _check_ledger(read: int, pairs: list[Row], failed: list[Row]) -> None:
+    """Every source row is in pairs or in failed, exactly once."""
+    ids = [row["source_row"] for row in pairs] + [row["source_row"] for row in failed]
+    doubled = [row for row, count in Counter(ids).items() if count > 1]
+    assert len(ids) == read and not doubled, f"1-pairs: {read} rows read, {len(ids)} out, doubled {doubled[:5]}"
+
+
+def _figures(pairs: list[Row], failed: list[Row], refused: Counter[str], scheme: Scheme) -> dict[str, Any]:
+    mix = {split: Counter(row["label"] for row in pairs if row["split"] == split) for split in LABELLED}
+    return {
+        "labels": {split: {code: mix[split][code] for code in scheme.codes} for split in LABELLED},
+        "queries": {split: len({r["query_id"] for r in pairs if r["split"] == split}) for split in SPLITS},
+        "failed_reasons": _reasons(failed),
+        "seeds_left_out": dict(refused),
+    }

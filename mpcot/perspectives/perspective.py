@@ -1,0 +1,60 @@
+"""Perspectives: the kinds of reasoning that a pair is judged from. They are data, see `perspectives/`."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from cluster.base.errors import UserError
+from cluster.config import Settings
+from mpcot.config import PerspectiveSettings
+
+SHIPPED = Path(__file__).parent
+
+
+class Example(Settings):
+    """A worked example for the prompt; `verdicts` maps a scheme's name to the label in that scheme."""
+
+    query: str
+    title: str
+    rationale: str
+    verdicts: dict[str, str]
+
+
+class Perspective(Settings):
+    """One kind of reasoning: its question to the teacher, and worked examples."""
+
+    name: str
+    title: str
+    question: str
+    examples: tuple[Example, ...] = ()
+
+
+def load_perspectives(settings: PerspectiveSettings) -> tuple[Perspective, ...]:
+    """Load the perspectives in config order; one's own folder is looked through before the shipped files.
+
+    Raises:
+        UserError: a name without a file, or a file that does not describe a perspective.
+    """
+    folders = [Path(settings.folder)] if settings.folder else []
+    return tuple(_load(name, [*folders, SHIPPED]) for name in settings.names)
+
+
+def _load(name: str, folders: list[Path]) -> Perspective:
+    for folder in folders:
+        path = folder / f"{name}.toml"
+        if not path.is_file():
+            continue
+        try:
+            perspective = Perspective(**tomllib.loads(path.read_text(encoding="utf-8")))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
+            raise UserError(f"perspectives: {path} does not describe a perspective: {error}") from error
+        if perspective.name != name:
+            raise UserError(f"perspectives: {path} calls itself {perspective.name!r}; name it as its file, {name!r}")
+        return perspective
+    known = sorted(p.stem for folder in folders for p in folder.glob("*.toml"))
+    raise UserError(
+        f"perspectives.names: no file {name}.toml; there are {', '.join(known)}. Add it to perspectives.folder."
+    )

@@ -1,0 +1,73 @@
+"""Label schemes: which labels exist, what they mean, what they gain. Schemes are data, see `schemes/`."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+from pydantic import ValidationError, model_validator
+
+from cluster.base.errors import UserError
+from cluster.config import Settings
+
+SCHEMES = Path(__file__).parent
+
+
+class Label(Settings):
+    """One label: the code that the data and the verdict use, its meaning for the prompt, its gain in NDCG."""
+
+    code: str
+    name: str
+    meaning: str
+    gain: float
+    relevant: bool
+
+
+class Scheme(Settings):
+    """An ordered set of labels, most relevant first. Label ids are positions in `labels`."""
+
+    name: str
+    labels: tuple[Label, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Scheme:
+        codes = self.codes
+        if len(codes) < 2 or len(set(codes)) != len(codes):
+            raise ValueError(f"labels.{self.name}: needs two or more labels with different codes, has {codes}")
+        if odd := [code for code in codes if not code or code == "-" or any(c.isspace() for c in code)]:
+            raise ValueError(f"labels.{self.name}: code {odd[0]!r} must be one word, and not a dash")
+        if min(self.gains) < 0 or max(self.gains) == 0:
+            raise ValueError(f"labels.{self.name}: gains must be 0 or more, one of them above 0, not {self.gains}")
+        if len({label.relevant for label in self.labels}) != 2:
+            raise ValueError(f"labels.{self.name}: mark at least one label relevant and one not relevant")
+        return self
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        return tuple(label.code for label in self.labels)
+
+    @property
+    def gains(self) -> tuple[float, ...]:
+        return tuple(label.gain for label in self.labels)
+
+    def index(self, code: str) -> int:
+        """Return the label id of `code`; KeyError-free: an unknown code is a `UserError`."""
+        if code not in self.codes:
+            raise UserError(f"label {code!r} is not in scheme {self.name!r}, which has {', '.join(self.codes)}")
+        return self.codes.index(code)
+
+
+def load_scheme(name_or_path: str) -> Scheme:
+    """Load a shipped scheme by name (`esci`, `graded`, `binary`) or one's own from a TOML file.
+
+    Raises:
+        UserError: no such scheme, or the file does not describe one.
+    """
+    path = Path(name_or_path) if name_or_path.endswith(".toml") else SCHEMES / f"{name_or_path}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in SCHEMES.glob("*.toml")))
+        raise UserError(f"labels.scheme: {name_or_path!r} is neither one of {known} nor a .toml file that exists")
+    try:
+        return Scheme(**tomllib.loads(path.read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
+        raise UserError(f"labels.scheme: {path} does not describe a label scheme: {error}") from error

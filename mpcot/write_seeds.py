@@ -1,0 +1,82 @@
+"""What one run's teacher wrote as another run's seed rationales: a large model's, for a small one to learn from."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from cluster.base.errors import UsageError
+from cluster.base.stage_folder import read_json, read_manifest
+from cluster.base.tables import read_table
+from cluster.base.whole_files import whole_file
+from mpcot.filters.config import LabelOnlyFilter, LengthFilter
+from mpcot.filters.objections import STOP, label_only, length
+from mpcot.schemes.scheme import load_scheme
+
+SENTENCES = re.compile(rf".*{STOP}(?=\s|$)", re.DOTALL)
+PAIR_COLUMNS = ["pair_id", "query", "product_id", "locale", "split"]
+PIECE_ROWS = 4096
+
+
+def write_seeds(run_dir: Path, path: Path, origin: str | None = None) -> Counter[str]:
+    """Write the rationales that a run kept of its training pairs as jsonl, which `source.seeds` reads.
+
+    One that the engine cut off ends with its last whole sentence; what has none, fewer than five words or no word of
+    the pair is left out.
+
+    Args:
+        origin: who wrote them; without it the last part of the teacher's name.
+
+    Returns: how many were written, and how many left out, by reason.
+
+    Raises:
+        UsageError: no run folder, or its rationales are not finished.
+        UserError: the disk is full, read-only or closed to this user.
+    """
+    stage = run_dir / "2-rationales"
+    if not (run_dir / "config.json").is_file():
+        raise UsageError(f"{run_dir} is not a run folder: it has no config.json")
+    if read_manifest(stage) is None:
+        raise UsageError(f"{stage} is not finished: run broadfast with --to rationales first")
+    config = read_json(run_dir / "config.json")
+    origin = origin or Path(config["teacher"]["model"]).name
+    objections = (length(LengthFilter()), label_only(LabelOnlyFilter(), load_scheme(config["labels"]["scheme"])))
+    pairs = {row["pair_id"]: row for row in read_table(run_dir / "1-pairs" / "pairs.parquet", PAIR_COLUMNS).to_pylist()}
+    counts: Counter[str] = Counter(written=0)
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+        for kept in _kept(stage / "kept.parquet"):
+            pair, rationale = pairs[kept["pair_id"]], whole_sentences(kept["rationale"])
+            reason = next((said for objection in objections if (said := objection(rationale))), None)
+            if pair["split"] != "train" or reason:
+                counts[reason or "not a training pair"] += 1
+                continue
+            file.write(json.dumps(_seed(pair, kept, rationale, origin), ensure_ascii=False) + "\n")
+            counts["written"] += 1
+    return counts
+
+
+def whole_sentences(text: str) -> str:
+    """Return the text up to its last sentence's end; nothing where none ends."""
+    found = SENTENCES.match(text.strip())
+    return found.group() if found else ""
+
+
+def _kept(path: Path) -> Iterator[dict[str, Any]]:
+    columns = ["pair_id", "perspective", "rationale", "verdict", "hinted"]
+    for batch in pq.ParquetFile(path).iter_batches(PIECE_ROWS, columns=columns):
+        yield from batch.to_pylist()
+
+
+def _seed(pair: Mapping[str, Any], kept: Mapping[str, Any], rationale: str, origin: str) -> dict[str, str]:
+    return {
+        **{name: pair[name] for name in ("query", "product_id", "locale")},
+        **{name: kept[name] for name in ("perspective", "verdict")},
+        "rationale": rationale,
+        "origin": f"{origin}, hinted" if kept["hinted"] else origin,
+    }

@@ -1,0 +1,104 @@
+"""The report of an experiment: tables for the terminal, and a plot of the lifts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from rich.table import Table
+
+from cluster.base.errors import UserError
+from cluster.base.progress import console
+from cluster.base.whole_files import whole_file
+from serve.experiments.analysis import READ, SRM_ALARM, Findings, Lift, analyse
+from serve.experiments.exposures import read_exposures
+
+READERS = {
+    ".parquet": pd.read_parquet,
+    ".csv": lambda path: pd.read_csv(path, dtype=str),
+    ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False, convert_dates=False),
+}
+
+
+def read_outcomes(path: Path) -> pd.DataFrame:
+    """Return `request_id` and `outcome` of a parquet, csv or jsonl file; rows without either are no event.
+
+    Raises:
+        UserError: no such file, another kind of file, a missing column, or not a single row.
+    """
+    if not path.is_file() or path.suffix not in READERS:
+        raise UserError(f"{path} is not a file of outcomes: give a {', '.join(READERS)} file")
+    try:
+        table = READERS[path.suffix](path)
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    missing = [name for name in ("request_id", "outcome") if name not in table]
+    if missing or table.empty:
+        wrong = f"no column {', '.join(missing)}" if missing else "no row"
+        raise UserError(f"{path}: {wrong}. It needs request_id and outcome.")
+    return table[["request_id", "outcome"]].dropna().astype(str)
+
+
+def report_experiment(exposures: Path, outcomes: Path, plot: Path, control: str, level: float = 0.95) -> Findings:
+    """Print rates, lifts and the sample-ratio check, write the plot, and return the findings.
+
+    Raises:
+        UserError: as `read_exposures`, `read_outcomes` and `analyse`.
+    """
+    found = analyse(read_exposures(exposures, READ).to_pandas(), read_outcomes(outcomes), control, level)
+    console().print(table_of(found))
+    verdict = "as planned" if found.ratio_holds else f"NOT as planned (p < {SRM_ALARM:g}): mend that before you read on"
+    console().print(f"sample ratio: p = {found.ratio_p:.3g}, {verdict}", highlight=False)
+    if found.unmatched:
+        console().print(f"{found.unmatched:,} outcomes belong to no exposure and were left out", highlight=False)
+    write_plot(found, plot)
+    console().print(f"plot: {plot}", highlight=False)
+    return found
+
+
+def table_of(found: Findings) -> Table:
+    """Return a table with one row per arm."""
+    kinds = list(found.arms[0].rates)
+    heads = [head for kind in kinds for head in (kind, f"lift of {kind}")]
+    table = Table("arm", "units", "requests", *heads, title=f"{found.experiment}, {100 * found.level:g} % intervals")
+    for arm in found.arms:
+        cells = [text for kind in kinds for text in (f"{arm.rates[kind].value:.3%}", words(arm.lifts.get(kind)))]
+        table.add_row(arm.arm, f"{arm.units:,}", f"{arm.requests:,}", *cells)
+    return table
+
+
+def words(found: Lift | None) -> str:
+    """Return a lift with its interval, marked where it leaves out 0."""
+    if found is None:
+        return "control"
+    if found.value is None or found.low is None or found.high is None:
+        return "none to compare"
+    text = f"{found.value:+.1%} ({found.low:+.1%} to {found.high:+.1%})"
+    return f"[bold]{text}[/bold]" if found.found else text
+
+
+def write_plot(found: Findings, path: Path) -> None:
+    """Write a plot of every lift with its interval; the suffix chooses svg, png or pdf.
+
+    Raises:
+        UserError: a suffix that is none of these, or the place cannot be written.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    if path.suffix not in (".svg", ".png", ".pdf"):
+        raise UserError(f"--plot {path}: give a name that ends in .svg, .png or .pdf")
+    rows = [(f"{arm.arm}: {kind}", each) for arm in found.arms for kind, each in arm.lifts.items()]
+    figure = Figure(figsize=(6.4, 1.2 + 0.45 * max(1, len(rows))), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color="0.6", linewidth=1)
+    for place, (_, each) in enumerate(rows):
+        if each.value is not None and each.low is not None and each.high is not None:
+            reach = [[100 * (each.value - each.low)], [100 * (each.high - each.value)]]
+            axes.errorbar(100 * each.value, place, xerr=reach, fmt="o", capsize=3, color="C0" if each.found else "0.4")
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel(f"lift over {found.control} in %, {100 * found.level:g} % interval")
+    axes.set_title(f"{found.experiment}{'' if found.ratio_holds else ' (sample ratio is off)'}")
+    with whole_file(path) as partial, rc_context({"svg.fonttype": "none"}):  # text stays text
+        figure.savefig(partial, format=path.suffix[1:])

@@ -1,0 +1,146 @@
+"""`/v1/rerank`: the fields that the rerank endpoints of Cohere, Jina and vLLM share, so that their clients work here.
+
+Cohere: https://docs.cohere.com/reference/rerank, Jina: https://jina.ai/reranker, vLLM: its OpenAI-compatible server.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    create_model,
+    field_validator,
+    model_validator,
+)
+
+from serve.config import LimitSettings
+from serve.http.schemas import ProductInput, ScoreInput, ScoreResponse, not_blank
+
+DEPTH = 64  # of what is only given back: pydantic writes some 250
+
+
+def _depth(value: Any) -> int:
+    """Return how deep lists and objects are nested, layer by layer; what is plain is 0 deep."""
+    depth, layer = 0, [value]
+    while layer := [one for one in layer if isinstance(one, dict | list) and one]:
+        depth += 1
+        layer = [inside for one in layer for inside in (one.values() if isinstance(one, dict) else one)]
+    return depth
+
+
+class DocumentInput(BaseModel):
+    """A document as an object: its `text`, or a product's `title`; other members are given back and not read."""
+
+    model_config = ConfigDict(extra="allow")
+    text: str | None = None
+    title: str | None = None
+    brand: str | None = None
+    description: str | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> DocumentInput:
+        if not ((self.title or "").strip() or (self.text or "").strip()):
+            raise ValueError("needs a text or a title that is not blank")
+        if _depth(self.model_extra) > DEPTH:
+            raise ValueError(f"has members nested deeper than {DEPTH}")
+        try:  # pydantic checks the text of fields, not of what is only given back
+            json.dumps(self.model_extra, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("holds half of a surrogate pair, which is no text") from error
+        return self
+
+
+class RerankInput(BaseModel):
+    """A query with its documents; fields of other services are ignored. Subclassed by `rerank_type`."""
+
+    model_config = ConfigDict(extra="ignore")
+    model: str | None = Field(None, description="any name is taken; the answer says which model ranked")
+    query: str
+    documents: list[Any]
+    top_n: int | None = Field(None, ge=0, description="how many of the best to return; none or 0 returns all")
+    return_documents: bool | None = Field(None, description="false leaves them out of the answer")
+
+    @field_validator("query")
+    @classmethod
+    def _query(cls, value: str) -> str:
+        return not_blank(value)
+
+
+class RerankResult(BaseModel):
+    """One document's place in the ranking."""
+
+    index: int = Field(description="position in the request's documents")
+    relevance_score: float = Field(description="the score of /v1/score, 0 to 1")
+    document: dict[str, Any] | None = Field(None, description="unless the request asked for none")
+
+
+class RerankResponse(BaseModel):
+    """Results, the most relevant first."""
+
+    id: str
+    model: str
+    results: list[RerankResult]
+
+
+def rerank_type(limits: LimitSettings) -> type[RerankInput]:
+    """Return what rerank takes with the limits in force, so that OpenAPI states them."""
+    text: Any = (str | None, Field(None, max_length=limits.document_chars))
+    document = create_model(
+        "Document",
+        __base__=DocumentInput,
+        text=text,
+        title=text,
+        brand=(str | None, Field(None, max_length=limits.title_chars)),
+        description=(str | None, Field(None, max_length=limits.description_chars)),
+    )
+    plain = Annotated[str, Field(min_length=1, max_length=limits.document_chars, pattern=r"\S")]
+    either = Annotated[Annotated[plain, Tag("string")] | Annotated[document, Tag("object")], Discriminator(_kind)]
+    return create_model(
+        "RerankRequest",
+        __base__=RerankInput,
+        query=(str, Field(min_length=1, max_length=limits.query_chars)),
+        documents=(list[either], Field(min_length=1, max_length=limits.products_per_request)),
+    )
+
+
+def _kind(document: Any) -> str:
+    return "string" if isinstance(document, str) else "object"
+
+
+def to_score(request: RerankInput) -> ScoreInput:
+    """Return the same question as `/v1/score` asks it; a product's id is its position."""
+    products = [_product(n, document) for n, document in enumerate(request.documents)]
+    return ScoreInput(query=request.query, products=products)
+
+
+def _product(n: int, document: str | DocumentInput) -> ProductInput:
+    if isinstance(document, str):
+        return ProductInput(id=str(n), title=document)
+    title, text = ((value or "").strip() for value in (document.title, document.text))
+    description = document.description or (text if title and text else None)
+    return ProductInput(id=str(n), title=title or text, brand=document.brand, description=description)
+
+
+def ranked(request: RerankInput, response: ScoreResponse, request_id: str) -> RerankResponse:
+    """Return the scores as a ranking; equal scores keep the request's order."""
+    order = sorted(enumerate(response.results), key=lambda found: -found[1].score)
+    shown = order[: request.top_n or None]
+    results = [
+        RerankResult(
+            index=n,
+            relevance_score=result.score,
+            document=None if request.return_documents is False else _returned(request.documents[n]),
+        )
+        for n, result in shown
+    ]
+    return RerankResponse(id=request_id, model=response.model, results=results)
+
+
+def _returned(document: str | DocumentInput) -> dict[str, Any]:
+    return {"text": document} if isinstance(document, str) else document.model_dump(exclude_unset=True)

@@ -1,0 +1,33 @@
+"""The service as an application that Ray Serve's own config files name: `import_path: serve.on_ray.application:app`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ray.serve import Application
+
+from cluster.config import Settings
+from serve.config import ServeSettings
+from serve.experiments.experiment_service import check_exports
+from serve.http.bearer_tokens import read_digests
+from serve.on_ray.deployment import build_app
+
+
+class ServiceArguments(Settings):
+    """`args` of the application. Where it listens is Ray Serve's own matter there, not that of `settings`."""
+
+    export_dir: Path
+    settings: ServeSettings = ServeSettings()
+
+
+def app(arguments: dict[str, Any]) -> Application:
+    """Return the application for `args`, plain data as YAML gives it.
+
+    Raises:
+        ValidationError: an unknown key, or a value of the wrong kind.
+        UserError: `export_dir` is not an export folder, or unusable tokens.
+    """
+    given = ServiceArguments.model_validate(arguments)
+    check_exports(given.export_dir, given.settings)
+    return build_app(given.export_dir, given.settings, read_digests(given.settings.auth))

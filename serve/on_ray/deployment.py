@@ -1,0 +1,163 @@
+"""The Ray Serve deployment: one replica holds one student.
+
+Admission, deadline and refusals happen inside the replica, not in Serve's proxy: every refusal is
+a problem document, and no request pays for a hop to a second deployment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve as ray_serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import LoggingConfig
+
+from cluster.base.ray_internals import with_version
+from cluster.base.stage_folder import digest
+from serve.config import ServeSettings
+from serve.http.metrics import Metrics, joined
+from serve.http.routes import make_api
+from serve.replica.model_swap import SwappingService
+
+APP_NAME, DEPLOYMENT = "broadfast", "student"
+# A child of Serve's own logger: it writes where a replica's log goes.
+ACCESS_LOG = "ray.serve.access"
+log = logging.getLogger("ray.serve")
+METRICS_TIMEOUT_S = 5.0
+HEALTH_CHECK_S = 2.0  # Ray Serve's 10 would leave a dead replica unreplaced for that long
+
+
+@dataclass(frozen=True)
+class State:
+    """What a replica has loaded, and what it was asked to load since and did not."""
+
+    replica: str
+    export_dir: str
+    loading: str | None = None
+    refused: str | None = None
+
+
+class StudentDeployment(SwappingService):
+    """A replica: speaks HTTP through Ray Serve, and loads the export that its `user_config` names."""
+
+    def __init__(self, settings: ServeSettings, digests: Sequence[bytes]):
+        super().__init__(settings, Metrics(ray_serve.get_replica_context().replica_tag))
+        self.digests = digests
+        self.loading: str | None = None
+        self.refused: str | None = None
+        self.roll: asyncio.Task[None] | None = None
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        access = logging.getLogger(ACCESS_LOG) if self.settings.access_log else None
+        return make_api(self, self.settings, self.digests, access)
+
+    async def reconfigure(self, config: Mapping[str, str]) -> None:
+        """Load an export. Ray Serve calls this at the start, and whenever `export_dir` has changed.
+
+        The first one is waited for and must load. A later one is loaded in the background: Ray Serve sends a replica
+        nothing until this returns. Where it does not load, the replica goes on with what it has, and says so.
+        """
+        export_dir = Path(config["export_dir"])
+        if self.loaded is None:
+            await self.load(export_dir)
+            return
+        self.loading, self.refused = str(export_dir), None
+        self.roll = asyncio.create_task(self._roll(export_dir, self.roll))
+
+    async def _roll(self, export_dir: Path, before: asyncio.Task[None] | None) -> None:
+        try:
+            if before:
+                await asyncio.wait([before])
+            if self.current.export_dir != export_dir:  # as it is where it is sent back to what it never left
+                await self.load(export_dir)
+            log.info("from now on %s answers", export_dir)
+        except Exception as error:
+            self.refused = f"{type(error).__name__}: {error}"
+            log.error("%s was not rolled in, %s goes on: %s", export_dir, self.current.export_dir, self.refused)
+        finally:
+            if self.loading == str(export_dir):
+                self.loading = None
+
+    async def __del__(self) -> None:
+        """Ray Serve calls this once the replica has answered what it had."""
+        if getattr(self, "loaded", None):  # a replica that failed to load has none
+            await self.close()
+
+    async def check_health(self) -> None:
+        """Ray Serve asks every few seconds, and replaces a replica where this raises three times in a row."""
+        if wrong := self.wrong():
+            raise RuntimeError(wrong)
+
+    def state(self) -> State:
+        """What this replica has loaded."""
+        loaded = str(self.current.export_dir)
+        return State(ray_serve.get_replica_context().replica_tag, loaded, self.loading, self.refused)
+
+    def deployed(self) -> tuple[ServeSettings, Sequence[bytes]]:
+        """What this replica was started with, besides its export."""
+        return self.settings, self.digests
+
+    def figures(self) -> str:
+        """The figures of this replica alone."""
+        return self.metrics.text()
+
+    async def exposition(self) -> str:
+        """The figures of all replicas; where one does not answer in time, those of this replica alone."""
+        if self.settings.replicas.max == 1:
+            return self.figures()
+        handle = ray_serve.get_deployment_handle(DEPLOYMENT, APP_NAME)
+        asked = handle.broadcast("figures")
+        try:
+            found = await asked.results_async(timeout_s=METRICS_TIMEOUT_S, return_exceptions=True)
+        except TimeoutError:
+            return self.figures()
+        return joined(text for text in found if isinstance(text, str))
+
+
+def build_app(export_dir: Path, settings: ServeSettings, digests: Sequence[bytes] = ()) -> Application:
+    """Return the Serve application for one export folder, open to tokens with these SHA-256 digests, if any."""
+    settings, digests = with_whole_paths(settings), tuple(digests)
+    deployment: Any = ray_serve.deployment(
+        ray_serve.ingress()(StudentDeployment),
+        name=DEPLOYMENT,
+        max_ongoing_requests=settings.max_ongoing_requests,
+        graceful_shutdown_timeout_s=settings.drained_within_s,
+        health_check_period_s=HEALTH_CHECK_S,
+        user_config={"export_dir": str(export_dir)},
+        logging_config=LoggingConfig(
+            enable_access_log=False,  # ours says more
+            encoding="JSON" if settings.access_log else "TEXT",
+            logs_dir=str(settings.log_folder) if settings.log_folder else None,
+        ),
+        ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=settings.replicas.min,
+            max_replicas=settings.replicas.max,
+            target_ongoing_requests=settings.replicas.target_ongoing,
+            upscale_delay_s=settings.replicas.up_after_s,
+            downscale_delay_s=settings.replicas.down_after_s,
+        ),
+    )
+    # Ray Serve starts new replicas for a new version, by default a random one. Here only what a replica cannot change
+    # while it runs makes a version, so that a new export is loaded by the replicas that are there.
+    version = digest([settings.model_dump(mode="json"), [token.hex() for token in digests]])
+    return with_version(deployment, version).bind(settings, digests)
+
+
+def with_whole_paths(settings: ServeSettings) -> ServeSettings:
+    """Return the settings with their folders as seen from here: a replica works in a folder of Ray's."""
+    if settings.log_folder:
+        settings = settings.model_copy(update={"log_folder": settings.log_folder.resolve()})
+    experiment = settings.experiment
+    if experiment is None:
+        return settings
+    arms = tuple(arm.model_copy(update={"export": str(Path(arm.export).resolve())}) for arm in experiment.arms)
+    whole = experiment.model_copy(update={"arms": arms, "folder": experiment.folder.resolve()})
+    return settings.model_copy(update={"experiment": whole})

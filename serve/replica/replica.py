@@ -1,0 +1,163 @@
+"""One replica's work without Ray: admission, deadline, batches, cache and figures around a scorer."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from serve.config import ServeSettings
+from serve.http.metrics import Metrics
+from serve.http.refusals import Problem
+from serve.http.schemas import Asker, Examples, ModelInfo, Result, ScoreInput, ScoreResponse
+from serve.scoring.batching import Batcher
+from serve.scoring.score_cache import ScoreCache
+from serve.scoring.scorer import Scorer, prove
+
+CLOSE_POLL_S = 0.05
+FAILED_BATCHES = 3  # one after the other, and the model is tried with a pair of ours
+HUNG_DEADLINES = 3  # that long in one batch, and it will not come back
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request's share of a batch, as long as its products, and when it came."""
+
+    request: ScoreInput
+    came: float = field(default_factory=time.perf_counter)
+
+    def __len__(self) -> int:
+        return len(self.request.products)
+
+
+class StudentService:
+    """Scores requests in batches on a thread of its own.
+
+    Args:
+        thread: the one that `scorer` was loaded on; torch works in parallel inside a call, and the event loop stays
+            free to refuse requests.
+        metrics: where to count; several models of a replica count together.
+    """
+
+    def __init__(
+        self, scorer: Scorer, settings: ServeSettings, thread: ThreadPoolExecutor, metrics: Metrics | None = None
+    ):
+        self.scorer, self.settings, self.thread, self.model = scorer, settings, thread, scorer.name
+        self.metrics = metrics or Metrics()
+        cached = settings.cache.max_pairs > 0
+        self.answer = ScoreCache(scorer.answer, settings.cache, self.metrics) if cached else scorer.answer
+        batch = settings.batch
+        self.batcher = Batcher(self._answer, batch.max_batch_pairs, batch.batch_wait_ms / 1000)
+        self.metrics.watch_waiting(self.waiting)
+        self.failed, self.began = 0, math.inf
+
+    @property
+    def models(self) -> list[ModelInfo]:
+        """What can answer: one model."""
+        return [self.scorer.about]
+
+    def examples(self, query: str, count: int) -> Examples:
+        """Queries and titles of the export's index; none where it carries none."""
+        explainer = self.scorer.explainer
+        return explainer.examples(query, count) if explainer else Examples(queries=[], titles=[])
+
+    def waiting(self) -> int:
+        """How many requests wait for the model."""
+        return len(self.batcher.waiting)
+
+    def ready(self) -> bool:
+        """Whether a request would be taken now."""
+        return self.full() is None
+
+    def full(self) -> Problem | None:
+        """The refusal of a request that came now; None where there is room."""
+        waiting = self.waiting()
+        # A request that finds the model idle is not queued, so it is taken whatever the bound.
+        if not (waiting or self.batcher.busy) or waiting < self.settings.max_queued_requests:
+            return None
+        detail = f"max_queued_requests = {self.settings.max_queued_requests} requests wait already: try again"
+        return Problem(503, "The queue is full", detail, "max_queued_requests", 1)
+
+    def wrong(self) -> str | None:
+        """What is wrong with the model, so that only another process can mend it; None while it works.
+
+        A model that hangs, or fails batch after batch, a pair of ours among them, as after an error of its GPU.
+        """
+        hung = time.perf_counter() - self.began
+        if hung > HUNG_DEADLINES * self.settings.request_timeout_s:
+            return f"the model is {hung:.0f} s in one batch"
+        return f"the model failed {self.failed} times in a row" if self.failed > FAILED_BATCHES else None
+
+    async def exposition(self) -> str:
+        """The figures of this replica."""
+        return self.metrics.text()
+
+    async def score(self, request: ScoreInput, asker: Asker | None = None) -> ScoreResponse:
+        """Score one request as part of a batch, whoever asks.
+
+        Raises:
+            Problem: 422 where an explanation is asked of an export without one; 503 where the queue
+                is full or the deadline has passed.
+        """
+        self._admit(request)
+        waited = self.settings.request_timeout_s
+        try:
+            results = await asyncio.wait_for(self.batcher.submit(Job(request)), waited)
+        except TimeoutError as error:
+            detail = f"no result within request_timeout_s = {waited:g}: try again or send fewer products"
+            raise Problem(503, "Too slow", detail, "request_timeout_s", math.ceil(waited)) from error
+        self.metrics.pairs.inc(len(results))
+        return ScoreResponse(model=self.model, results=results)
+
+    async def close(self) -> None:
+        """Wait for the model, then let go of it; nothing may be asked after it."""
+        while self.waiting() or self.batcher.busy:  # busy too with what nobody waits for any more
+            await asyncio.sleep(CLOSE_POLL_S)
+        self.metrics.forget_waiting(self.waiting)
+        self.batcher.close()
+        self.thread.shutdown(wait=False)
+
+    def _admit(self, request: ScoreInput) -> None:
+        if request.explain and self.scorer.explainer is None:
+            raise Problem(
+                422, "No explanations", "this export carries no rationale index, so there is nothing to explain with"
+            )
+        if full := self.full():
+            raise full
+
+    async def _answer(self, jobs: Sequence[Job]) -> list[list[Result]]:
+        """Score all pairs of `jobs` at once; one list of results per job."""
+        started = time.perf_counter()
+        for job in jobs:
+            self.metrics.queue_seconds.observe(started - job.came)
+        self.metrics.batch_pairs.observe(sum(map(len, jobs)))
+        self.began = started
+        try:
+            with self.metrics.model_seconds.time():
+                answers = await self._run(self.answer, [job.request for job in jobs])
+            self.failed = 0
+            return answers
+        except Exception:
+            self.failed += 1
+            if self.failed >= FAILED_BATCHES:
+                await self._prove()
+            raise
+        finally:
+            self.began = math.inf
+
+    async def _prove(self) -> None:
+        """Try the model with a pair of ours: what was asked may be what it fails on."""
+        try:
+            await self._run(prove, self.scorer)
+            self.failed = 0
+        except Exception:
+            self.failed += 1
+
+    async def _run(self, work: Callable[..., Answer], *given: Any) -> Answer:
+        return await asyncio.get_running_loop().run_in_executor(self.thread, work, *given)

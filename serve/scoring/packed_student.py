@@ -1,0 +1,161 @@
+"""The student as a processor computes it fastest: no padding inside the encoder, weights laid out beforehand.
+
+Three things are worth their code; `benchmarks/serving.py` measures them together:
+
+- Pairs of a batch are strung together without padding, so that products and norms touch real tokens only. Padding is
+  there inside attention alone, a few per cent of the work.
+- Weights are laid out for oneDNN once, where a plain Linear has them laid out anew at every call; BERT's GELU is
+  computed inside the product before it.
+- Attention is two batched products with a softmax in float32 between them: PyTorch's flash kernel for processors, and
+  its softmax over bf16 rows that are not a multiple of 32 long, take two to six times as long for a pair's few tokens.
+
+Shapes: B pairs, T tokens of the longest, N tokens of all pairs, K heads, F width of one head.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cluster.base.processor import packs_weights
+from cluster.base.torch_internals import PackedWeight, register_attention
+from distill.student.model import Student, StudentOutput
+
+ATTENTION = "broadfast_ragged"
+# Encoders whose layers see a token's neighbours through attention alone; the others keep their padding.
+FIRST_POSITION = {"bert": 0, "electra": 0}
+# These count positions from behind that of the padding token.
+AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")
+
+
+class PackedLinear(nn.Module):
+    """A Linear whose weight is laid out beforehand; with `gelu`, the activation is part of the product."""
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = PackedWeight(linear.weight.detach().to(dtype))
+        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+        self.activation = "none"
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.weight.product(values, self.bias, self.activation)
+
+
+def pack_linears(module: nn.Module, dtype: torch.dtype) -> None:
+    """Replace every Linear below `module`; a BERT layer's exact GELU goes into its product."""
+    for name, child in list(module.named_children()):
+        if type(child) is nn.Linear:
+            setattr(module, name, PackedLinear(child, dtype))
+        else:
+            pack_linears(child, dtype)
+    dense, activation = getattr(module, "dense", None), getattr(module, "intermediate_act_fn", None)
+    if isinstance(dense, PackedLinear) and type(activation).__name__ == "GELUActivation":
+        dense.activation, module.intermediate_act_fn = "gelu", nn.Identity()
+
+
+def first_position(config: Any) -> int | None:
+    """Position of a pair's first token in the encoder's table; None where the encoder needs its padding."""
+    if getattr(config, "is_decoder", False) or getattr(config, "position_embedding_type", "absolute") != "absolute":
+        return None
+    if config.model_type in AFTER_PADDING:
+        return config.pad_token_id + 1
+    return FIRST_POSITION.get(config.model_type)
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Where the tokens of a batch are, padded and strung together.
+
+    Attributes:
+        kept: places of the N real tokens among B*T.
+        rows: of one head's vectors, B*K*T numbers: which of N*K stands there; padding names any.
+        back: N*K numbers: where each of N*K stands among B*K*T.
+        bias: what attention adds to the scores, (B*K, 1, T); None where no pair is padded.
+    """
+
+    shape: tuple[int, int]
+    kept: Tensor
+    rows: Tensor
+    back: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, mask: Tensor, heads: int, dtype: torch.dtype) -> Ragged:
+        """Lay out a batch by its mask BxT."""
+        pairs, tokens = mask.shape
+        real = mask.bool()
+        kept = real.flatten().nonzero()[:, 0]
+        padded = torch.zeros(pairs * tokens, dtype=torch.long)
+        padded[kept] = torch.arange(len(kept))
+        head = torch.arange(heads)
+        rows = padded.view(pairs, 1, tokens) * heads + head[None, :, None]
+        back = ((kept // tokens)[:, None] * heads + head) * tokens + (kept % tokens)[:, None]
+        bias = None
+        if len(kept) < pairs * tokens:
+            bias = torch.zeros(pairs, 1, 1, tokens, dtype=dtype).masked_fill_(~real[:, None, None], -torch.inf)
+            bias = bias.expand(pairs, heads, 1, tokens).reshape(pairs * heads, 1, tokens)
+        return cls((pairs, tokens), kept, rows.flatten(), back.flatten(), bias)
+
+
+def ragged_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _: Any, *, scaling: float, ragged: Ragged, **__: Any
+) -> tuple[Tensor, None]:
+    """Attention of each pair's tokens over their own pair: 1xKxNxF -> 1xNxKxF."""
+    heads, tokens, width = query.shape[1:]
+    length = ragged.shape[1]
+    # One index brings padding and heads to their places: B*K x T x F.
+    q, k, v = (
+        x[0].transpose(0, 1).reshape(tokens * heads, width).index_select(0, ragged.rows).view(-1, length, width)
+        for x in (query, key, value)
+    )
+    if ragged.bias is None:
+        scores = torch.bmm(q, k.transpose(1, 2)).mul_(scaling)
+    else:
+        scores = torch.baddbmm(ragged.bias, q, k.transpose(1, 2), alpha=scaling)
+    found = torch.bmm(scores.softmax(-1, dtype=torch.float32).to(v.dtype), v)
+    return found.view(-1, width).index_select(0, ragged.back).view(1, tokens, heads, width), None
+
+
+register_attention(ATTENTION, ragged_attention)
+
+
+class FastStudent(nn.Module):
+    """A student for inference on a processor; answers like `Student`, which is left as it is.
+
+    Args:
+        dtype: of the encoder; extractor, classifier and verdict heads stay in float32.
+    """
+
+    def __init__(self, student: Student, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.student, self.dtype = copy.deepcopy(student).eval(), dtype
+        self.encoder: Any = self.student.encoder
+        nn.Module.to(self.encoder, dtype)
+        self.first = first_position(self.encoder.config)
+        if packs_weights("bf16" if dtype == torch.bfloat16 else "fp32"):
+            pack_linears(self.encoder, dtype)
+        if self.first is not None:
+            self.encoder.set_attn_implementation(ATTENTION)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> StudentOutput:
+        if self.first is None:
+            states = self.student.encode(input_ids, attention_mask, token_type_ids)
+        else:
+            states = self._encode(input_ids, attention_mask, token_type_ids, self.first)
+        return self.student.read(states.float(), attention_mask)
+
+    def _encode(self, ids: Tensor, mask: Tensor, types: Tensor | None, first: int) -> Tensor:
+        """Token states BxTxH, zero where there is padding; `first` is the position of a pair's first token."""
+        pairs, tokens = ids.shape
+        ragged = Ragged.of(mask, self.encoder.config.num_attention_heads, self.dtype)
+        positions = (ragged.kept % tokens + first)[None]
+        extra = {} if types is None else {"token_type_ids": types.flatten()[ragged.kept][None]}
+        found = self.encoder(
+            input_ids=ids.flatten()[ragged.kept][None], position_ids=positions, ragged=ragged, **extra
+        ).last_hidden_state[0]
+        states = found.new_zeros(pairs * tokens, found.shape[-1])
+        return states.index_copy_(0, ragged.kept, found).view(pairs, tokens, -1)

@@ -1,0 +1,229 @@
+"""The student in process: pairs in, labels with probabilities and verdicts out. Knows nothing of Ray.
+
+Shapes: N pairs, T tokens, P perspectives, D width of a latent vector, C labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from cluster.base.errors import UserError
+from cluster.base.processor import inference_precision
+from cluster.base.stage_folder import read_manifest
+from distill.student.model import Student, StudentOutput, load_tokenizer, read_student_config
+from serve.config import ServeSettings
+from serve.http.schemas import Explanation, LabelInfo, ModelInfo, Result, ScoreInput, Verdict
+from serve.scoring.explain import Explainer, load_explainer
+from serve.scoring.packed_student import FastStudent
+from serve.scoring.token_cache import Pair, PairTokens
+
+PROOF = {"query": "red phone case", "title": "Phone case, red"}
+
+BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Label probabilities NxC; verdict probabilities NxPxC and latent vectors NxPxD, None where there are none."""
+
+    probabilities: np.ndarray
+    verdicts: np.ndarray | None
+    latents: np.ndarray | None
+
+
+class OnGpu(nn.Module):
+    """A student on a GPU, which casts as it goes."""
+
+    def __init__(self, student: Student, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.student, self.dtype = student.eval(), dtype
+
+    def forward(self, **inputs: Tensor) -> StudentOutput:
+        with torch.autocast("cuda", dtype=self.dtype, enabled=self.dtype != torch.float32):
+            return self.student(**inputs)
+
+
+class Scorer:
+    """One loaded student. Not safe for use from several threads at once."""
+
+    def __init__(
+        self,
+        student: Student,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str,
+        *,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        max_batch_tokens: int | None = None,
+        device: str = "cpu",
+        kept_products: int = 0,
+        explainer: Explainer | None = None,
+    ) -> None:
+        self.name, self.explainer, self.config = name, explainer, student.config
+        self.max_batch_tokens, self.device = max_batch_tokens or BATCH_TOKENS[device], torch.device(device)
+        self.tokens = PairTokens(tokenizer, self.config.max_tokens, self.config.fields, kept_products)
+        self.has_verdicts = student.verdicts is not None
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.model = FastStudent(student, dtype) if device == "cpu" else OnGpu(student.to(device), dtype)
+        gains = np.array(self.config.scheme.gains)
+        # Shifted and scaled so that the score is 0 to 1 whatever gains a scheme gives.
+        self.gains = (gains - gains.min()) / (gains.max() - gains.min() or 1.0)
+
+    @classmethod
+    def load(cls, export_dir: Path, settings: ServeSettings) -> Scorer:
+        """Load an export folder; on a GPU where the settings give a replica one.
+
+        Raises:
+            UserError: not an export folder, or a GPU is asked for and there is none.
+        """
+        check_export(export_dir)
+        if settings.gpus_per_replica and not torch.cuda.is_available():
+            raise UserError("serve.gpus_per_replica: this machine has no GPU that PyTorch can use; set it to 0")
+        if not settings.gpus_per_replica:
+            torch.set_num_threads(settings.model_threads)
+        return cls(
+            Student.load(export_dir),
+            load_tokenizer(export_dir),
+            export_name(export_dir),
+            precision=inference_precision(settings.precision, gpu=settings.gpus_per_replica > 0),
+            max_batch_tokens=settings.batch.max_batch_tokens,
+            device="cuda" if settings.gpus_per_replica else "cpu",
+            kept_products=settings.kept_products,
+            explainer=load_explainer(export_dir, read_student_config(export_dir).perspectives),
+        )
+
+    @property
+    def about(self) -> ModelInfo:
+        """What `/v1/models` says of this student."""
+        return ModelInfo(
+            id=self.name,
+            labels=[LabelInfo(**label.model_dump()) for label in self.config.scheme.labels],
+            perspectives=list(self.config.perspectives),
+            verdicts=self.has_verdicts,
+            explanations=self.explainer is not None,
+            fields=self.config.fields,
+            max_tokens=self.config.max_tokens,
+        )
+
+    def score(self, pairs: Sequence[Mapping[str, Any]]) -> Scores:
+        """Score pairs (`query`, `title`, and what the student reads besides), in the order given."""
+        assert pairs, "score needs at least one pair"
+        ids = self.tokens(pairs)
+        lengths = np.array([self.tokens.length(pair) for pair in ids])
+        order = np.argsort(-lengths, kind="stable")
+        parts = [self._forward([ids[i] for i in chosen]) for chosen in self._batches(order, lengths)]
+        back = torch.from_numpy(np.argsort(order))
+        logits, latents, verdicts = (
+            None if column[0] is None else torch.cat(column)[back] for column in zip(*parts, strict=True)
+        )
+        assert logits is not None, "a student always answers"
+        return Scores(
+            (logits / self.config.temperature).softmax(-1).numpy(),
+            None if verdicts is None else verdicts.softmax(-1).numpy(),
+            None if latents is None else latents.numpy(),
+        )
+
+    def _batches(self, order: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
+        """Cut pairs, longest first, so that a batch padded to its first pair stays within the token budget."""
+        start = 0
+        while start < len(order):
+            count = max(1, self.max_batch_tokens // int(lengths[order[start]]))
+            yield order[start : start + count]
+            start += count
+
+    def _forward(self, pairs: Sequence[Pair]) -> list[Tensor | None]:
+        """Judge one batch, the longest pair first."""
+        batch = self.tokens.batch(pairs, self.tokens.length(pairs[0]))
+        inputs = {name: values.to(self.device) for name, values in batch.items()}
+        with torch.inference_mode():
+            output: StudentOutput = self.model(**inputs)
+        return [None if part is None else part.float().cpu() for part in output]
+
+    def answer(self, requests: Sequence[ScoreInput]) -> list[list[Result]]:
+        """Score the products of several requests at once; one list of results per request."""
+        pairs = [{"query": r.query, **product.model_dump()} for r in requests for product in r.products]
+        scores = self.score(pairs)
+        explained = self._explanations(scores, [r.explain for r in requests for _ in r.products])
+        rows = iter(range(len(pairs)))
+        return [
+            [self._result(p.id, scores, row := next(rows), explained.get(row)) for p in r.products] for r in requests
+        ]
+
+    def _result(self, product_id: str, scores: Scores, row: int, explanations: list[Explanation] | None) -> Result:
+        probabilities = scores.probabilities[row]
+        verdicts = (
+            {} if scores.verdicts is None else dict(zip(self.config.perspectives, scores.verdicts[row], strict=True))
+        )
+        return Result(
+            id=product_id,
+            label=self._best(probabilities),
+            score=float(np.clip(probabilities @ self.gains, 0, 1)),
+            probabilities=self._named(probabilities),
+            perspectives={n: Verdict(verdict=self._best(p), probabilities=self._named(p)) for n, p in verdicts.items()},
+            explanations=explanations,
+        )
+
+    def _best(self, probabilities: np.ndarray) -> str:
+        return self.config.scheme.codes[int(probabilities.argmax())]
+
+    def _named(self, probabilities: np.ndarray) -> dict[str, float]:
+        return dict(zip(self.config.scheme.codes, probabilities.tolist(), strict=True))
+
+    def _explanations(self, scores: Scores, wanted: Sequence[bool]) -> dict[int, list[Explanation]]:
+        """Return the explanations of the rows that want one, all looked up together: the model waits meanwhile."""
+        rows = np.flatnonzero(wanted)
+        if not len(rows):
+            return {}
+        assert self.explainer is not None and scores.latents is not None, "refused before scoring"
+        return dict(zip(rows.tolist(), self.explainer.nearest(scores.latents[rows]), strict=True))
+
+
+def check_export(export_dir: Path) -> None:
+    """Refuse what is not an export folder, before anything is loaded or started.
+
+    Raises:
+        UserError: no folder, or not a student's.
+    """
+    if not export_dir.is_dir():
+        raise UserError(f"{export_dir} is not a folder. Give the 10-export folder of a run.")
+    read_student_config(export_dir)
+
+
+def export_name(export_dir: Path) -> str:
+    """Name the model by its folder and by what made it: `demo@1f0c2d3e`, so that two exports can be told apart."""
+    manifest = read_manifest(export_dir)
+    folder = export_dir.resolve()
+    name = folder.parent.name if folder.name == "10-export" else folder.name
+    made_by = manifest["fingerprint"] if manifest else read_student_config(export_dir).fingerprint
+    return f"{name}@{made_by[:8]}" if made_by else name
+
+
+def load_proven(export_dir: Path, settings: ServeSettings) -> Scorer:
+    """Load an export and score one pair with it, so that broken weights are found before a shopper finds them.
+
+    Raises:
+        UserError: it is not an export, or a probability that it answers is not a number.
+    """
+    scorer = Scorer.load(export_dir, settings)
+    try:
+        prove(scorer)
+    except ArithmeticError as error:
+        raise UserError(f"{export_dir}: {error}. Its weights are damaged; export it anew.") from error
+    return scorer
+
+
+def prove(scorer: Scorer) -> None:
+    """Score one pair.
+
+    Raises:
+        ArithmeticError: a probability is not a number.
+    """
+    if not np.isfinite(scorer.score([PROOF]).probabilities).all():
+        raise ArithmeticError("its probabilities are not numbers")

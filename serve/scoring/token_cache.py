@@ -1,0 +1,124 @@
+"""Pairs as token ids, with the ids of texts kept: a product seen before is not tokenised again.
+
+The ids are those of `distill.student.inputs.encode_pairs`, which training uses; each text is tokenised alone and the
+pair is put together from the parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from cachetools import LRUCache
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from distill.student.inputs import CHARACTERS_PER_TOKEN, product_text, short_queries
+
+Ids = list[int]
+Pair = tuple[Ids, Ids]  # ids of query and product
+KEPT_QUERIES = 4096
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What the tokenizer puts around a pair: special ids before, between and after the two texts.
+
+    `segments` are the token types of those five parts in turn; None for a tokenizer without token types.
+    """
+
+    before: Ids
+    between: Ids
+    after: Ids
+    segments: tuple[int, int, int, int, int] | None
+
+    def __len__(self) -> int:
+        return len(self.before) + len(self.between) + len(self.after)
+
+
+def frame_of(tokenizer: PreTrainedTokenizerBase) -> Frame:
+    """Return the tokenizer's frame, read off a pair that it encodes."""
+    encoded = tokenizer("a", "b")
+    ids, sides = encoded["input_ids"], encoded.sequence_ids()
+    first, second = ([i for i, side in enumerate(sides) if side == n] for n in (0, 1))
+    cuts = (first[0], first[-1] + 1, second[0], second[-1] + 1)
+    types = encoded.get("token_type_ids")
+    parts = (0, first[0], cuts[1], second[0], min(cuts[3], len(ids) - 1))
+    segments = None if types is None else tuple(types[i] for i in parts)
+    return Frame(ids[: cuts[0]], ids[cuts[1] : cuts[2]], ids[cuts[3] :], segments)
+
+
+class PairTokens:
+    """Turns pairs into token ids. Not safe for use from several threads at once.
+
+    Args:
+        kept_products: product texts whose ids are kept, the longest unused go first; 0 keeps none.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, fields: str, kept_products: int) -> None:
+        self.tokenizer, self.max_tokens, self.fields = tokenizer, max_tokens, fields
+        self.frame = frame_of(tokenizer)
+        self.pad = tokenizer.pad_token_id
+        # The text is what a product's id and version stand for, and it cannot be out of date.
+        self.products: LRUCache[str, Ids] = LRUCache(kept_products)
+        self.queries: LRUCache[str, Ids] = LRUCache(KEPT_QUERIES)
+
+    def __call__(self, pairs: Sequence[Mapping[str, Any]]) -> list[Pair]:
+        """Return each pair's ids of the query and of the product, cut so that the pair fits `max_tokens`."""
+        limit = self.max_tokens * CHARACTERS_PER_TOKEN
+        texts = [product_text(pair, self.fields)[:limit] for pair in pairs]
+        products = self._looked_up(texts, self.products, self._tokenised)
+        asked = [pair["query"] for pair in pairs]
+        queries = self._looked_up(asked, self.queries, self._tokenised_queries)
+        return [self._cut(queries[query], products[text]) for query, text in zip(asked, texts, strict=True)]
+
+    def batch(self, pairs: Sequence[Pair], length: int) -> dict[str, Tensor]:
+        """Return the model's inputs of shape (pairs, length); `length` is that of the longest pair."""
+        ids = np.full((len(pairs), length), self.pad, dtype=np.int64)
+        mask, types = np.zeros_like(ids), np.zeros_like(ids)
+        for row, (query, product) in enumerate(pairs):
+            whole = [*self.frame.before, *query, *self.frame.between, *product, *self.frame.after]
+            ids[row, : len(whole)], mask[row, : len(whole)] = whole, 1
+            if self.frame.segments:
+                types[row, : len(whole)] = self._types(query, product)
+        found = {"input_ids": ids, "attention_mask": mask} | ({"token_type_ids": types} if self.frame.segments else {})
+        return {name: torch.from_numpy(values) for name, values in found.items()}
+
+    def length(self, pair: Pair) -> int:
+        """Tokens of a pair, special ones among them."""
+        return len(self.frame) + len(pair[0]) + len(pair[1])
+
+    def _types(self, query: Ids, product: Ids) -> np.ndarray:
+        assert self.frame.segments is not None
+        parts = (self.frame.before, query, self.frame.between, product, self.frame.after)
+        return np.repeat(self.frame.segments, [len(part) for part in parts])
+
+    def _cut(self, query: Ids, product: Ids) -> Pair:
+        return query, product[: self.max_tokens - len(self.frame) - len(query)]
+
+    def _looked_up(self, texts: Sequence[str], kept: LRUCache[str, Ids], tokenise: Any) -> dict[str, Ids]:
+        """Return the ids of each text; those that are not kept are tokenised together, and kept."""
+        found = {text: ids for text in texts if (ids := kept.get(text)) is not None}
+        missing = [text for text in dict.fromkeys(texts) if text not in found]
+        for text, ids in zip(missing, tokenise(missing) if missing else (), strict=True):
+            found[text] = ids
+            if kept.maxsize:
+                kept[text] = ids
+        return found
+
+    def _tokenised(self, texts: Sequence[str]) -> list[Ids]:
+        return self.tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            truncation=True,
+            max_length=self.max_tokens,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+
+    def _tokenised_queries(self, queries: Sequence[str]) -> list[Ids]:
+        short = short_queries(self.tokenizer, queries, self.max_tokens // 2)
+        return self._tokenised([short[query] for query in queries])

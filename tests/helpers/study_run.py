@@ -1,0 +1,96 @@
+"""Small studies: run folders of tiny shops, settings that finish in seconds, runs made in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.base.stage_folder import StageFolder, write_json
+from cluster.base.tables import write_table
+from cluster.config import TrainSettings
+from distill.config import StudentSettings
+from distill.study.config import DataSet, StudyConfig, Tuning
+from distill.study.train import Job, run_one
+from mpcot.records import JUDGEMENT, PAIR, TARGET
+from tests.helpers.tiny_shop import BINARY, NO, PERSPECTIVES, TARGET_WIDTH, YES, make_run
+
+SAVED = {"labels": {"scheme": "binary"}, "perspectives": {"names": list(PERSPECTIVES)}}
+TRAIN = TrainSettings(global_batch=8, micro_batch=8, precision="fp32", warmup_ratio=0)
+ROWS = ("ce_only", "lrkd_poly", "shuffled")
+
+
+def shop_run(run_dir: Path) -> Path:
+    """The tiny shop as a run folder that a study can read."""
+    write_json(make_run(run_dir) / "config.json", SAVED)
+    return run_dir
+
+
+def study_config(encoder: Path, records: Path, *runs: Path, **changes: Any) -> StudyConfig:
+    """Two trials of one epoch, two seeds, two folds."""
+    given: dict[str, Any] = {
+        "data": [DataSet(name=run.name, run=run) for run in runs],
+        "rows": ROWS,
+        "seeds": (1, 2),
+        "folds": 2,
+        "records": records,
+        "bootstrap_resamples": 100,
+        "tuning": Tuning(trials=2, learning_rate=(1e-3, 3e-3), epochs=(1,)),
+        "student": StudentSettings(model=str(encoder), max_tokens=32, train=TRAIN),
+    }
+    return StudyConfig(**(given | changes))
+
+
+class Here:
+    """Stands for the Ray tasks: makes runs in this process, and remembers which."""
+
+    def __init__(self) -> None:
+        self.made: list[Job] = []
+
+    def __call__(self, jobs: Sequence[Job], workers: object) -> Iterator[tuple[int, dict[str, Any] | str]]:
+        for place, job in enumerate(jobs):
+            self.made.append(job)
+            yield place, run_one(job)
+
+
+def planted_run(run_dir: Path, noise: float = 0.4) -> Path:
+    """A run whose training labels are wrong in `noise` of the pairs, while the rationales know the true one."""
+    draw = np.random.default_rng(0)
+    pairs, judged, targets = [], [], []
+    for n in range(480):
+        true = YES if draw.random() < 0.5 else NO
+        split = "train" if n < 240 else "dev" if n < 320 else "test"
+        wrong = split == "train" and draw.random() < noise
+        words = draw.choice(["drill", "lamp", "mug", "case"], 3)
+        title = f"{words[0]} {'red' if true == YES else 'blue'} {words[1]}"
+        pair = dict.fromkeys(("brand", "description"))
+        pair |= {"pair_id": f"p{n:03}", "query_id": f"q{n}", "product_id": f"x{n}", "locale": "us", "split": split}
+        label = (NO if true == YES else YES) if wrong else true
+        pairs.append(pair | {"query": str(words[2]), "title": title, "label": label})
+        soft = [0.5, 0.5]
+        judged.append(
+            {
+                "pair_id": pair["pair_id"],
+                "vote": true,
+                "agreement": 1.0,
+                "soft": soft,
+                "verdicts": [true] * 2,
+                "rationales": [f"it is {title}"] * 2,
+                "perspective_soft": [soft] * 2,
+            }
+        )
+        vector = np.eye(TARGET_WIDTH)[BINARY.index(true)].tolist()
+        targets.append({"pair_id": pair["pair_id"], "vectors": [vector] * 2})
+    for stage, name, rows, schema, figures in (
+        ("1-pairs", "pairs", pairs, PAIR, {}),
+        ("7-judgements", "judgements", judged, JUDGEMENT, {}),
+        ("8-targets", "targets", targets, TARGET, {"width": TARGET_WIDTH}),
+    ):
+        folder = StageFolder(run_dir, stage)
+        write_table(folder.path / f"{name}.parquet", pa.Table.from_pylist(rows, schema))
+        folder.finish({"ok": len(rows)}, figures)
+    write_json(run_dir / "config.json", SAVED)
+    return run_dir

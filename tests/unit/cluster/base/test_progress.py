@@ -1,0 +1,57 @@
+"""Progress: plain lines where no one watches, sums over workers, time left."""
+
+from __future__ import annotations
+
+import io
+import threading
+
+import pytest
+from rich.console import Console
+
+from cluster.base import progress as shown
+from cluster.base.progress import Bar, Board, progress, use_console
+
+
+@pytest.fixture
+def said() -> io.StringIO:
+    text = io.StringIO()
+    before = shown.console()
+    use_console(Console(file=text, width=200))
+    yield text
+    use_console(before)
+
+
+def test_a_line_tells_rows_figures_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    bar = Bar("sft", "step", total=40, started=100.0)
+    monkeypatch.setattr(shown.time, "monotonic", lambda: 110.0)
+    bar.done, bar.figures = 10, {"train loss": "0.5"}
+    assert bar.line() == "sft: 10/40 steps, train loss 0.5, 30 s left"
+
+
+def test_no_total_no_estimate() -> None:
+    assert Bar("pairs", "pair").line() == "pairs: 0 pairs"
+
+
+def test_plain_lines_are_rare_and_the_last_is_always_said(said: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(shown.time, "monotonic", lambda: clock[0])
+    with progress("judgements", unit="answer", total=50) as bar:
+        for done in range(1, 51):
+            clock[0] += 1
+            bar.update(done, loss=1 / 3)
+    lines = said.getvalue().splitlines()
+    assert len(lines) == 1 + 49 // shown.PLAIN_EVERY_S + 1
+    assert lines[0].startswith("judgements: 1/50 answers, loss 0.3333")
+    assert lines[-1].startswith("judgements: 50/50 answers")
+
+
+def test_a_board_adds_up_what_workers_did_and_their_speed() -> None:
+    bar = Bar("rationales", "answer", total=100)
+    board = Board(None, bar, threading.Event())
+    board._show({})
+    assert bar.done == 0
+    board._show({"a": (30, None, {"tokens/s": 100.0, "loss": 1.0}), "b": (12, None, {"tokens/s": 50.0, "loss": 2.0})})
+    assert (bar.done, bar.total) == (42, 100)
+    assert bar.figures == {"tokens/s": "150", "loss": "2"}
+    board._show({"rank 0": (7, 20, {})})
+    assert bar.total == 20

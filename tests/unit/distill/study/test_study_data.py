@@ -1,0 +1,182 @@
+"""Folds by query, a digest of content, and records that hold no text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from cluster.base.errors import UserError
+from cluster.base.tables import read_table, write_table
+from distill.study.config import StudyConfig
+from distill.study.data import StudyPairs, content_digest, deal, fold_folder, open_data, reopen_data
+from distill.study.records import Records
+from tests.helpers.study_run import shop_run, study_config
+from tests.helpers.tiny_shop import BINARY, NO, YES
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    return shop_run(tmp_path / "shop")
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return read_table(run / "1-pairs/pairs.parquet").to_pylist()
+
+
+def config(encoder: Path, shop: Path, **changes: Any) -> StudyConfig:
+    return study_config(encoder, shop.parent / "records", shop, **changes)
+
+
+def test_every_train_and_test_pair_is_tested_once_and_dev_never(shop: Path, tmp_path: Path) -> None:
+    seen: list[str] = []
+    for fold in range(3):
+        made = rows(fold_folder(shop, fold, 3, 13, tmp_path / str(fold)))
+        splits: dict[str, set[str]] = {}
+        for row in made:
+            splits.setdefault(row["query_id"], set()).add(row["split"])
+        assert {len(found) for found in splits.values()} == {1}
+        before = {row["pair_id"]: row["split"] for row in rows(shop)}
+        for row in made:
+            kept = before[row["pair_id"]] in ("dev", "unlabelled")
+            assert (row["split"] == before[row["pair_id"]]) if kept else row["split"] in ("train", "test")
+        seen += [row["pair_id"] for row in made if row["split"] == "test"]
+    assert sorted(seen) == sorted(row["pair_id"] for row in rows(shop) if row["split"] in ("train", "test"))
+
+
+def test_folds_are_of_like_size_and_follow_the_seed(shop: Path) -> None:
+    first, again, other = (deal(rows(shop), 5, seed) for seed in (1, 1, 2))
+    assert first == again != other
+    sizes = [list(first.values()).count(fold) for fold in range(5)]
+    assert max(sizes) - min(sizes) <= 1 and sum(sizes) == 12
+
+
+def test_an_unlabelled_pair_of_a_tested_query_is_not_tested(shop: Path, tmp_path: Path) -> None:
+    pairs = shop / "1-pairs/pairs.parquet"
+    table = read_table(pairs)
+    changed = table.to_pylist()
+    changed[5] |= {"label": None, "split": "unlabelled"}
+    write_table(pairs, pa.Table.from_pylist(changed, table.schema))
+    fold = deal(changed, 2, 13)[changed[5]["query_id"]]
+    made = rows(fold_folder(shop, fold, 2, 13, tmp_path / "fold"))
+    own = changed[5]["query_id"]
+    assert all(row["label"] for row in made if row["query_id"] == own), "nor does it teach where its query is tested"
+    assert sum(row["split"] == "test" for row in made) == 23
+    taught = rows(fold_folder(shop, 1 - fold, 2, 13, tmp_path / "other"))
+    assert [r["split"] for r in taught if r["query_id"] == own and r["label"] is None] == ["unlabelled"]
+
+
+def test_one_fold_is_the_runs_own_split(shop: Path, tmp_path: Path) -> None:
+    assert rows(fold_folder(shop, 0, 1, 13, tmp_path / "fold")) == rows(shop)
+    assert set(deal(rows(shop), 1, 13)) == {row["query_id"] for row in rows(shop) if row["split"] == "test"}
+
+
+def test_what_is_kept_of_the_pairs_holds_no_text(encoder: Path, shop: Path) -> None:
+    settings = config(encoder, shop)
+    opened = open_data(settings.data[0], settings)
+    pairs = opened.pairs
+    assert [len(pairs.column(n)) for n in ("ids", "queries", "gold", "votes", "fold")] == [48] * 5
+    assert pairs.column("gold").count(YES) == 12 and pairs.column("votes").count("-") == 1
+    assert sorted([*pairs.rows_of(0), *pairs.rows_of(1)]) == list(range(48))
+    text = (settings.records / "shop/pairs.json").read_text()
+    assert not [word for word in ("drill", "lamp", "blue", "0-mug") if word in text]
+    assert reopen_data(settings.data[0], settings).pairs == pairs
+    with pytest.raises(UserError, match=r"has folds = 2, not 3\. Set it so"):
+        reopen_data(settings.data[0], config(encoder, shop, folds=3))
+    with pytest.raises(UserError, match=r"is of another encoder than student\.model 'shop/other'"):
+        reopen_data(settings.data[0], config(encoder, shop, student={"model": "shop/other"}))
+    away = config(encoder, shop, student={"model": "./nowhere/encoder"})
+    assert reopen_data(settings.data[0], away).pairs == pairs  # its folder is on another machine
+
+
+def test_hidden_labels_leave_pairs_of_the_same_queries_to_the_vote_in_every_fold(
+    encoder: Path, shop: Path, tmp_path: Path
+) -> None:
+    seen: dict[str, set[str]] = {}
+    for fold in range(2):
+        plain, made = (
+            {row["pair_id"]: row for row in rows(fold_folder(shop, fold, 2, 13, tmp_path / f"{hidden}-{fold}", hidden))}
+            for hidden in (0, 0.4)
+        )
+        for pair, row in made.items():
+            if row != plain[pair]:
+                assert row == plain[pair] | {"split": "unlabelled", "label": None}
+            if plain[pair]["split"] == "train":
+                seen.setdefault(row["query_id"], set()).add(row["split"])
+            else:
+                assert row == plain[pair]
+    hidden = {query for query, splits in seen.items() if splits == {"unlabelled"}}
+    assert all(len(splits) == 1 for splits in seen.values()) and 0 < len(hidden) < len(seen)
+
+    whole, less = config(encoder, shop), config(encoder, shop)
+    less = less.model_copy(update={"data": (less.data[0].model_copy(update={"hidden_labels": 0.4}),)})
+    first, second = (open_data(one.data[0], one).pairs for one in (whole, less))
+    assert first.fingerprint != second.fingerprint and first.gold == second.gold
+    with pytest.raises(UserError, match=r"has hidden_labels = 0.4, not 0"):
+        reopen_data(whole.data[0], whole)
+
+
+def test_records_of_other_content_are_not_added_to(encoder: Path, shop: Path) -> None:
+    settings = config(encoder, shop)
+    open_data(settings.data[0], settings)
+    pairs = shop / "1-pairs/pairs.parquet"
+    table = read_table(pairs)
+    write_table(pairs, table.slice(1))
+    open_data(settings.data[0], settings)  # without a run on the first content nothing is lost
+    Records(settings.records).add("shop", "kl", {"key": "a"})
+    write_table(pairs, table)
+    with pytest.raises(UserError, match=r"records: .*shop holds runs on other content or labels than data\.shop\.run"):
+        open_data(settings.data[0], settings)
+
+
+def test_the_digest_is_of_content(shop: Path) -> None:
+    before = content_digest(shop)
+    pairs, targets = (shop / f for f in ("1-pairs/pairs.parquet", "8-targets/targets.parquet"))
+    whole = read_table(pairs)
+    write_table(pairs, whole.take(pa.array(range(len(whole) - 1, -1, -1))))
+    assert content_digest(shop) == before
+    changed = whole.to_pylist()
+    changed[0]["label"] = NO
+    write_table(pairs, pa.Table.from_pylist(changed, whole.schema))
+    assert content_digest(shop) != before
+    write_table(pairs, whole)
+    vectors = read_table(targets)
+    moved = vectors.to_pylist()
+    moved[3]["vectors"][0][2] += 0.5
+    write_table(targets, pa.Table.from_pylist(moved, vectors.schema))
+    assert content_digest(shop) != before
+
+
+def test_a_run_that_has_not_come_so_far_is_refused_with_the_command(encoder: Path, shop: Path) -> None:
+    settings = config(encoder, shop)
+    (shop / "8-targets/manifest.json").unlink()
+    with pytest.raises(UserError, match=r"data.shop: .* lacks 8-targets.*broadfast run CONFIG.toml --to targets"):
+        open_data(settings.data[0], settings)
+    with pytest.raises(UserError, match=r"pairs.json does not exist. Run the study first"):
+        reopen_data(settings.data[0], settings)
+
+
+def test_records_are_found_again_and_a_damaged_line_is_named(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    for key in ("b", "a"):
+        records.add("shop", "kl", {"key": key, "dev": {"macro_f1": 0.5}})
+    again = Records(tmp_path)
+    assert again.find("shop", "kl", "a") == {"key": "a", "dev": {"macro_f1": 0.5}}
+    assert again.find("shop", "kl", "c") is None and again.find("shop", "ce", "a") is None
+    path = tmp_path / "shop/kl.jsonl"
+    lines = path.read_text().splitlines()
+    assert [line[-4:] for line in lines] == ['"a"}', '"b"}']
+    path.write_text(lines[0] + "\n" + lines[1][:9])
+    with pytest.raises(UserError, match=r"kl.jsonl:2 is damaged .* Delete the line"):
+        Records(tmp_path).find("shop", "kl", "a")
+
+
+def test_tested_pairs_are_told_apart_by_fold() -> None:
+    given = StudyPairs(
+        **{"fingerprint": "f", "model": "m", "scheme": BINARY, "perspectives": ("a",), "folds": 2, "seed": 1},
+        **{"dev_pairs": 1, "ids": "x y z", "queries": "0 0 1", "gold": "1 0 1", "votes": "1 - 1"},
+        fold="0 1 0",
+    )
+    assert given.rows_of(0) == [0, 2] and given.rows_of(1) == [1] and given.column("votes")[1] == "-"

@@ -1,0 +1,118 @@
+"""One run of a study: what stage 9 trains, in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cluster.base.stage_folder import StageFolder
+from distill.config import MlpExtractor, StudentSettings, StudentStage
+from distill.lrkd import LrkdTask, tasks
+from distill.study.data import deal, short_id
+from distill.study.train import Job, accumulate, dev_figures, run_one, take, train_student
+from mpcot.config import PerspectiveSettings
+from mpcot.sources.config import LabelSettings
+from tests.helpers.study_run import TRAIN, shop_run
+from tests.helpers.tiny_shop import shop
+
+NAMES = PerspectiveSettings(names=("intent", "rules"))
+LABELS = LabelSettings(scheme="binary")
+
+
+def student(encoder: Path, **changes: Any) -> StudentSettings:
+    train = TRAIN.model_copy(update={"epochs": 2, "learning_rate": 3e-3})
+    given: dict[str, Any] = {"model": str(encoder), "max_tokens": 32, "train": train, "alignment_weight": 1.0}
+    return StudentSettings(**(given | {"extractor": MlpExtractor(hidden=8), "baseline": False} | changes))
+
+
+@pytest.fixture
+def task(encoder: Path, stage: Callable[..., StageFolder]) -> LrkdTask:
+    own = student(encoder, train=TRAIN.model_copy(update={"epochs": 15, "learning_rate": 3e-3}))
+    stage9 = StudentStage(seed=3, labels=LABELS, perspectives=NAMES, student=own)
+    return tasks(stage9, stage("9-student"))["lrkd"]
+
+
+def job(encoder: Path, run: Path, **changes: Any) -> Job:
+    given: dict[str, Any] = {"run": run, "labels": LABELS, "perspectives": NAMES, "student": student(encoder)}
+    return Job(**(given | {"seed": 3, "fold": 1, "folds": 3, "deal_seed": 13, "test": True, "threads": 1} | changes))
+
+
+def test_chosen_rows_lose_the_padding_of_the_others(task: LrkdTask) -> None:
+    rows = task.train_rows()
+    whole, chosen = task.collate(list(rows)), np.array([4, 9])
+    alone, taken = task.collate([rows[4], rows[9]]), take(whole, chosen)
+    assert taken["units"] == 2 and taken["input_ids"].shape == alone["input_ids"].shape
+    assert set(alone) == set(taken)
+    for name in set(alone) - {"units", "query"}:
+        assert torch.equal(alone[name], taken[name]), name
+
+
+def test_training_learns_what_the_loss_asks(task: LrkdTask) -> None:
+    before = dev_figures(task, task.build())
+    trained, pairs = train_student(task)
+    after = dev_figures(task, trained)
+    assert pairs == 32 and after["loss"] < before["loss"] and after["alignment"] < 0.7 * before["alignment"]
+    assert after["alignment_over_ce_gradient"] > 0
+
+
+def test_a_loss_is_told_how_far_the_training_is(task: LrkdTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    monkeypatch.setattr("distill.study.train.accumulate", lambda task, *_: seen.append(task.progress))
+    train_student(task)
+    steps = task.settings.epochs * 4
+    assert seen == [step / steps for step in range(steps)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16_mixed"])
+def test_matrices_are_multiplied_as_the_precision_says(
+    task: LrkdTask, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[bool] = set()
+    own = task.loss
+
+    def loss(*given: Any) -> Any:
+        seen.add(torch.is_autocast_enabled("cpu"))
+        return own(*given)
+
+    monkeypatch.setattr(task, "loss", loss)
+    task.settings = task.settings.model_copy(update={"precision": precision, "epochs": 1})
+    trained, _ = train_student(task)
+    assert seen == {precision != "fp32"}
+    assert {weight.dtype for weight in trained.parameters()} == {torch.float32}
+
+
+def test_micro_batches_add_up_to_the_gradient_of_the_whole(task: LrkdTask) -> None:
+    rows, found = task.collate(list(task.train_rows())), []
+    for micro in (8, 2):
+        task.settings = task.settings.model_copy(update={"micro_batch": micro})
+        model = task.build().eval()  # dropout would draw by forward pass
+        accumulate(task, model, rows, [3, 1, 4, 15, 9, 2, 6, 5])
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys() and found[0]["classifier.weight"].abs().sum() > 0
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_final_run_answers_its_folds_test_and_is_the_same_again(encoder: Path, tmp_path: Path) -> None:
+    run = shop_run(tmp_path / "shop")
+    first, again = (run_one(job(encoder, run)) for _ in range(2))
+    for found in (first, again):
+        assert found.pop("seconds") > 0
+    assert first == again
+    assert len(first["predicted"]) == 16 and first["train_pairs"] == 32
+    assert set(first["predicted"].values()) <= {"1", "0"}
+    folds = {fold: {q for q, own in deal(shop(), 3, 13).items() if own == fold} for fold in (0, 1, 2)}
+    assert set(first["predicted"]) == {short_id(p["pair_id"]) for p in shop() if p["query_id"] in folds[1]}
+    assert set(first["test"]) == {"accuracy", "macro_f1", "auc", "ndcg_at_10", "calibration_error"}
+    other = run_one(job(encoder, run, seed=4))
+    assert other["dev"] != first["dev"]
+
+
+def test_a_trial_never_sees_a_test_pair(encoder: Path, tmp_path: Path) -> None:
+    found = run_one(job(encoder, shop_run(tmp_path / "shop"), test=False))
+    assert set(found) == {"dev", "train_pairs", "seconds"}

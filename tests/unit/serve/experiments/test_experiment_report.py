@@ -1,0 +1,194 @@
+"""A report that finds a lift where there is one, and says where arms were not dealt as planned."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import binom
+
+from cluster.base.errors import UserError
+from serve.experiments.analysis import Rate, analyse, lift, ratio, sample_ratio
+from serve.experiments.assign import assign
+from serve.experiments.config import ExperimentSettings
+from serve.experiments.exposures import ExposureLog, read_exposures
+from serve.experiments.report_tables import read_outcomes
+from tests.helpers.command import broadfast, text
+from tests.helpers.experiment_arms import ARMS, units
+
+
+def test_rate_and_variance_by_hand() -> None:
+    # S = 0, 1, 2 of N = 1, 2, 3 requests: R = 1/2, residuals -1/2, 0, 1/2 with variance 1/4, over 3 x 2^2
+    found = ratio(np.array([0.0, 1.0, 2.0]), np.array([1.0, 2.0, 3.0]))
+    assert (found.value, found.requests, found.units) == (0.5, 6, 3)
+    assert found.variance == pytest.approx(0.25 / 12)
+
+
+def test_with_one_request_per_unit_the_variance_is_the_binomial_one() -> None:
+    clicks = np.array([1.0] * 30 + [0.0] * 70)
+    assert ratio(clicks, np.ones(100)).variance == pytest.approx(0.3 * 0.7 / 99)
+
+
+def test_lift_by_hand_and_where_there_is_none_to_have() -> None:
+    found = lift(Rate(0.12, 0.0001, 1, 1), Rate(0.1, 0.0001, 1, 1), 0.95)
+    spread = 1.959964 * math.sqrt(0.0001 / 0.0144 + 0.0001 / 0.01)
+    assert found.value == pytest.approx(0.2)
+    assert (found.low, found.high) == pytest.approx((1.2 * math.exp(-spread) - 1, 1.2 * math.exp(spread) - 1), abs=1e-6)
+    assert lift(Rate(0.0, 0.0, 1, 1), Rate(0.1, 0.0001, 1, 1), 0.95).value is None
+
+
+def test_the_sample_ratio_is_a_chi_square_test_on_units() -> None:
+    # (5100 - 5000)^2 / 5000 twice: 4 with one degree of freedom
+    assert sample_ratio({"a": 5100, "b": 4900}, {"a": 0.5, "b": 0.5}) == pytest.approx(0.0455, abs=1e-4)
+    assert sample_ratio({"a": 6000, "b": 4000}, {"a": 0.5, "b": 0.5}) < 1e-12
+    assert sample_ratio({"a": 6000}, {"a": 0.6, "b": 0.4}) < 1e-12  # an arm that nobody was sent to
+
+
+def simulated(draw: np.random.Generator, count: int, rate: float) -> Rate:
+    """Return an arm's rate where each unit has its own propensity to click and its own number of requests."""
+    requests = 1 + draw.poisson(3, count)
+    propensity = draw.beta(20 * rate, 20 * (1 - rate), count)
+    return ratio(draw.binomial(requests, propensity).astype(float), requests.astype(float))
+
+
+@pytest.mark.parametrize("true_lift", [0.0, 0.15])
+def test_the_interval_holds_the_true_lift_as_often_as_it_says(true_lift: float) -> None:
+    draw, runs, level = np.random.default_rng(5), 400, 0.95
+    held = found = 0
+    for _ in range(runs):
+        each = lift(simulated(draw, 2000, 0.2 * (1 + true_lift)), simulated(draw, 2000, 0.2), level)
+        assert each.low is not None and each.high is not None
+        held += each.low <= true_lift <= each.high
+        found += each.found
+    low, high = binom.ppf([0.001, 0.999], runs, level)
+    assert low <= held <= high
+    if true_lift:
+        assert found / runs > 0.9
+    else:
+        assert found == runs - held  # one in twenty finds what is not there, and no more
+
+
+def test_requests_of_one_unit_are_not_taken_for_so_many_units() -> None:
+    """Intervals that count requests as independent would find a lift in far more than one in twenty."""
+    draw, runs, found, naive = np.random.default_rng(6), 300, 0, 0
+    for _ in range(runs):
+        pair = []
+        for _arm in range(2):
+            requests = np.full(200, 20.0)
+            pair.append(ratio(draw.binomial(20, draw.beta(1, 4, 200)).astype(float), requests))
+        found += lift(*pair, 0.95).found
+        alone = [Rate(p.value, p.value * (1 - p.value) / p.requests, p.requests, p.units) for p in pair]
+        naive += lift(*alone, 0.95).found
+    assert found <= binom.ppf(0.999, runs, 0.05)
+    assert naive > 3 * binom.ppf(0.999, runs, 0.05)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """3,000 shoppers through the log itself; the arm `new` sells 40 % more, and `dark` looks on."""
+    folder = tmp_path_factory.mktemp("experiment")
+    draw, clicks, orders = np.random.default_rng(7), [], []
+    experiment = ExperimentSettings(name="spring", arms=(ARMS[0].model_copy(update={"share": 0.5}),
+        ARMS[1].model_copy(update={"share": 0.5}), ARMS[3]), flush_rows=2000)  # fmt: skip
+    with ExposureLog(folder / "exposures", experiment) as log:
+        for unit in units(3000):
+            arm = assign(experiment, unit)
+            for visit in range(1 + draw.poisson(1)):
+                request = f"{unit}/{visit}"
+                log.append(request, unit, arm)
+                log.append(request, unit, ARMS[3])
+                if draw.random() < (0.28 if arm.name == "new" else 0.2):
+                    clicks += [request, request]  # clicked twice
+                if draw.random() < 0.05:
+                    orders.append(request)
+    rows = [(r, "click") for r in clicks] + [(r, "order") for r in orders] + [("elsewhere", "click")]
+    pd.DataFrame(rows, columns=["request_id", "outcome"]).to_csv(folder / "outcomes.csv", index=False)
+    return folder
+
+
+def test_the_command_finds_the_lift_and_draws_it(finished: Path) -> None:
+    plot = finished / "lift.svg"
+    result = broadfast("experiment", "report", finished / "exposures", finished / "outcomes.csv", "--plot", plot)
+    said = text(result)
+    assert result.exit_code == 0, said
+    assert "sample ratio" in said and "as planned" in said and "NOT" not in said
+    assert "1 outcomes belong to no exposure" in said
+    assert "new: click" in plot.read_text(encoding="utf-8")
+    found = analysed(finished)
+    control, new = found.arms
+    assert (control.arm, new.arm) == ("control", "new")
+    assert new.lifts["click"].found and new.lifts["click"].low < 0.4 < new.lifts["click"].high
+    assert not new.lifts["order"].found
+    assert control.requests + new.requests == read_exposures(finished / "exposures").num_rows / 2
+
+
+def analysed(folder: Path):
+    outcomes = pd.read_csv(folder / "outcomes.csv")
+    return analyse(read_exposures(folder / "exposures").to_pandas(), outcomes, "control")
+
+
+def test_an_arm_without_a_single_request_is_called_out(finished: Path) -> None:
+    shown = read_exposures(finished / "exposures").to_pandas()
+    outcomes = pd.read_csv(finished / "outcomes.csv")
+    found = analyse(shown[shown["arm"] == "control"], outcomes, "control")
+    assert [arm.arm for arm in found.arms] == ["control"] and not found.ratio_holds
+
+
+def test_arms_that_lost_units_are_called_out(finished: Path) -> None:
+    shown = read_exposures(finished / "exposures").to_pandas()
+    lost = shown[(shown["arm"] != "new") | (shown["unit"].str[0] < "c")]
+    lost.to_parquet(finished / "lost.parquet")
+    files = finished / "lost.parquet", finished / "outcomes.csv"
+    result = broadfast("experiment", "report", *files, "--plot", finished / "p.png")
+    assert result.exit_code == 0 and "NOT as planned" in text(result), text(result)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda e: e.assign(shadow=True), "no answered request"),
+        (lambda e: e.assign(experiment=np.where(e.index % 4 < 2, "a", "b")), "several experiments"),
+        (lambda e: e.assign(share=np.where(e.index % 3, 0.5, 0.4)), "shares of control, new changed"),
+        (lambda e: e.assign(unit="one"), "1 units were answered by two arms"),
+    ],
+)
+def test_exposures_that_are_not_one_design_are_refused(finished: Path, spoil, words: str) -> None:
+    shown = read_exposures(finished / "exposures").to_pandas()
+    with pytest.raises(UserError, match=words):
+        analyse(spoil(shown), pd.DataFrame({"request_id": ["a"], "outcome": ["click"]}), "control")
+
+
+def test_a_file_of_all_requests_may_leave_the_outcome_empty(finished: Path) -> None:
+    path = finished / "all.csv"
+    shown = read_exposures(finished / "exposures").to_pandas().drop_duplicates("request_id")
+    rows = shown[["request_id"]].merge(pd.read_csv(finished / "outcomes.csv"), how="left")
+    assert rows["outcome"].isna().any()
+    rows.to_csv(path, index=False)
+    result = broadfast("experiment", "report", finished / "exposures", path, "--plot", finished / "all.svg")
+    assert result.exit_code == 0, text(result)
+    assert len(read_outcomes(path)) == rows["outcome"].notna().sum()
+
+
+@pytest.mark.parametrize("name", ["unit", "requests"])
+def test_an_outcome_that_is_named_as_a_column_is_refused(finished: Path, name: str) -> None:
+    shown = read_exposures(finished / "exposures").to_pandas()
+    with pytest.raises(UserError, match=f"outcome '{name}': this name is taken"):
+        analyse(shown, pd.DataFrame({"request_id": ["a"], "outcome": [name]}), "control")
+
+
+def test_files_that_are_something_else_are_refused(finished: Path) -> None:
+    shown, csv = finished / "exposures", finished / "outcomes.csv"
+    (finished / "empty").mkdir()
+    (finished / "bad.csv").write_text("a,b\n1,2\n")
+    for words, said in (
+        ((finished / "empty", csv), "no parquet part is there"),
+        ((shown, finished / "none.csv"), "is not a file of outcomes"),
+        ((shown, finished / "bad.csv"), "no column request_id, outcome"),
+        ((shown, csv, "--plot", finished / "plot.txt"), "ends in .svg"),
+    ):
+        result = broadfast("experiment", "report", *words)
+        assert result.exit_code == 1 and said in text(result), text(result)
+    assert broadfast("experiment", "report", shown, csv, "--control", "old").exit_code == 2

@@ -1,0 +1,126 @@
+"""Figures and the access log: what is counted under which name, and what never leaves the service."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import ValidationError
+from starlette.testclient import TestClient
+
+from serve.config import LimitSettings, ServeSettings
+from serve.http.metrics import Metrics, joined
+from serve.http.middleware import GONE, Observed
+from serve.http.routes import make_api
+from tests.helpers.echo_service import Echo
+
+BODY = {"query": "secret shoe", "products": [{"id": "a", "title": "red shoe"}] * 2}
+LIMITS = LimitSettings(body_bytes=200)
+
+
+def samples(text):
+    """Values by name and labels other than the replica."""
+    return {
+        (sample.name, *(value for key, value in sorted(sample.labels.items()) if key != "replica")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def client(**settings):
+    log = logging.getLogger("tests.access") if settings.get("access_log") else None
+    api = make_api(Echo(), ServeSettings(limits=LIMITS, **settings), log=log)
+    return TestClient(api, raise_server_exceptions=False)
+
+
+def test_requests_and_errors_are_counted_by_path_status_and_kind():
+    asker = client()
+    for body in (
+        BODY,
+        BODY,
+        {**BODY, "query": "full"},
+        {**BODY, "query": "broken"},
+        {**BODY, "query": " "},
+        {"x": "y" * 300},
+    ):
+        asker.post("/v1/score", json=body)
+    asker.get("/wp-admin/7")
+    asker.get("/healthz")
+    answer = asker.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    seen = samples(answer.text)
+    counted = {key[1:]: value for key, value in seen.items() if key[0] == "broadfast_requests_total"}
+    assert counted == {
+        ("/v1/score", "200"): 2, ("/v1/score", "503"): 1, ("/v1/score", "500"): 1, ("/v1/score", "422"): 1,
+        ("/v1/score", "413"): 1, ("other", "404"): 1, ("/healthz", "200"): 1,
+    }  # fmt: skip
+    assert {key[1]: value for key, value in seen.items() if key[0] == "broadfast_errors_total"} == {
+        "max_queued_requests": 1, "internal_error": 1, "the_request_is_not_valid": 1, "body_bytes": 1, "not_found": 1,
+    }  # fmt: skip
+    assert seen["broadfast_request_seconds_count", "/v1/score"] == 6
+
+
+def test_one_log_line_per_request_without_the_query(caplog):
+    with caplog.at_level(logging.INFO, "tests.access"):
+        client(access_log=True).post("/v1/score", json=BODY, headers={"X-Request-ID": "abc"})
+        client(access_log=True).post("/v1/score", json={**BODY, "query": "full"})
+    first, second = caplog.records
+    assert first.getMessage() == "POST /v1/score 200"
+    assert (first.request_id, first.path, first.status, first.pairs) == ("abc", "/v1/score", 200, 2)
+    assert first.ms >= 0 and (second.status, second.kind) == (503, "max_queued_requests")
+    assert len(second.request_id) == 36
+    assert not any("secret" in str(record.__dict__) for record in caplog.records)
+
+
+def test_the_query_is_logged_where_it_is_asked_for(caplog):
+    with caplog.at_level(logging.INFO, "tests.access"):
+        client(access_log=True, log_queries=True).post("/v1/rerank", json={"query": "a shoe", "documents": ["x"]})
+    (record,) = caplog.records
+    assert (record.query, record.pairs) == ("a shoe", 1)
+
+
+def test_queries_without_a_log_have_no_effect_and_are_refused():
+    with pytest.raises(ValidationError, match=r"serve\.log_queries has no effect without serve\.access_log"):
+        ServeSettings(log_queries=True)
+
+
+def test_a_client_that_went_away_is_counted_as_such():
+    metrics = Metrics()
+
+    async def never(scope, receive, send):
+        await asyncio.sleep(60)
+
+    async def run():
+        scope = {"type": "http", "method": "POST", "headers": []}
+        task = asyncio.create_task(Observed(never, metrics, None, False)(scope, None, None))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run())
+    seen = samples(metrics.text())
+    assert seen["broadfast_errors_total", "client_gone"] == 1
+    assert seen["broadfast_requests_total", "other", str(GONE)] == 1
+
+
+def test_figures_of_replicas_are_joined_and_stay_apart():
+    first, second = Metrics("one"), Metrics("two")
+    for metrics, pairs in ((first, 3), (second, 4)):
+        metrics.pairs.inc(pairs)
+        metrics.batch_pairs.observe(pairs)
+        metrics.answered("/v1/score", 200, 0.1, None)
+    text = joined([first.text(), second.text()])
+    assert text.count("# TYPE broadfast_pairs_total counter") == 1
+    found = {
+        (sample.name, sample.labels["replica"]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name in ("broadfast_pairs_total", "broadfast_batch_pairs_sum")
+    }
+    assert found == {
+        ("broadfast_pairs_total", "one"): 3, ("broadfast_pairs_total", "two"): 4,
+        ("broadfast_batch_pairs_sum", "one"): 3, ("broadfast_batch_pairs_sum", "two"): 4,
+    }  # fmt: skip

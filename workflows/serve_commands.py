@@ -1,0 +1,77 @@
+"""The commands of `broadfast` around the service: serve an export, roll in another, report an experiment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from cluster.base.progress import console
+from workflows.config import service_config
+from workflows.terminal import clear_errors, quiet
+
+Changes = Annotated[Optional[list[str]], typer.Option("--set", metavar="a.b=c", help="change one setting; repeatable")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="show what Ray and vLLM write, too")]
+SERVE_LOG = Path("runs") / "serve.log"
+
+
+def add_serving(app: typer.Typer) -> None:
+    """Add these commands to the command `broadfast`."""
+    app.command()(serve)
+    app.command()(roll)
+    experiment = typer.Typer(help="Online experiments.", no_args_is_help=True)
+    experiment.command("report")(report_experiment)
+    app.add_typer(experiment, name="experiment")
+
+
+def serve(
+    export_dir: Annotated[Path, typer.Argument(help="an export folder: RUN_DIR/10-export", metavar="EXPORT_DIR")],
+    config: Annotated[
+        Optional[Path],
+        typer.Option("--config", help="TOML config of a run, or with the sections serve and cluster alone"),
+    ] = None,
+    changes: Changes = None,
+    verbose: Verbose = False,
+) -> None:
+    """Serve a student over HTTP until Ctrl-C or SIGTERM."""
+    from cluster.base.ray_session import ray_session
+    from serve.on_ray.proxy import use_ingress
+
+    with clear_errors():
+        service, cluster = service_config(config, changes or ())
+        use_ingress(service)
+    from serve.on_ray.running_service import serve_export
+
+    with clear_errors(SERVE_LOG), quiet(None if verbose else SERVE_LOG), ray_session(cluster):
+        serve_export(export_dir, service, ready=lambda url: console().print(f"listening on {url}, docs at {url}/docs"))
+
+
+def roll(
+    export_dir: Annotated[Path, typer.Argument(help="the export to answer by from now on", metavar="EXPORT_DIR")],
+    address: Annotated[str, typer.Option(help="of the Ray that serves; auto takes one of this machine")] = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Roll a new export into the running service with no failed request; back to the one before where it fails."""
+    from cluster.base.ray_session import ray_session
+    from cluster.config import ClusterSettings
+
+    with clear_errors(SERVE_LOG), quiet(None if verbose else SERVE_LOG), ray_session(ClusterSettings(address=address)):
+        from serve.on_ray.rollout import roll_export
+
+        replicas = roll_export(export_dir)
+        console().print(f"{len(replicas)} replicas answer by {export_dir}", highlight=False)
+
+
+def report_experiment(
+    exposures: Annotated[Path, typer.Argument(help="folder that the service wrote", metavar="EXPOSURES")],
+    outcomes: Annotated[Path, typer.Argument(help="file with request_id and outcome", metavar="OUTCOMES")],
+    control: Annotated[str, typer.Option(metavar="ARM", help="the arm to compare with")] = "control",
+    plot: Annotated[Path, typer.Option(metavar="FILE", help="svg, png or pdf")] = Path("experiment.svg"),
+    level: Annotated[float, typer.Option(min=0.5, max=0.999, help="of the intervals")] = 0.95,
+) -> None:
+    """Say how the arms did: rates, lifts with intervals, and whether units were dealt as planned."""
+    from serve.experiments.report_tables import report_experiment as print_report
+
+    with clear_errors():
+        print_report(exposures, outcomes, plot, control, level)

@@ -1,4 +1,4 @@
-"""Settings of the service. Imports nothing heavy; a combination that cannot work is refused here."""
+"""Settings of the service. Combinations that cannot work are refused here. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ class BatchSettings(Resources):
     """Dynamic batching across requests, and how a batch is cut for the model."""
 
     max_batch_pairs: PositiveInt = Field(256, description="pairs scored in one call, from any number of requests")
-    batch_wait_ms: NonNegativeFloat = Field(2.0, description="how long a batch waits for company")
+    batch_wait_ms: NonNegativeFloat = Field(
+        2.0, description="how long a batch waits for more requests while the model is free"
+    )
     max_batch_tokens: PositiveInt | None = Field(
         None,
-        description="padded tokens of one forward pass; empty takes 1024 on a processor, whose caches hold those, and"
+        description="padded tokens of one forward pass; empty takes 1024 on a processor, whose caches hold as many, and"
         " 16384 on a GPU",
     )
 
@@ -28,43 +30,49 @@ class BatchSettings(Resources):
 class ReplicaSettings(Resources):
     """Autoscaling: Ray Serve adds replicas while each holds more than `target_ongoing` requests."""
 
-    min: PositiveInt = Field(1, description="replicas at the least")
-    max: PositiveInt = Field(1, description="replicas at the most")
+    min: PositiveInt = Field(1, description="smallest number of replicas")
+    max: PositiveInt = Field(1, description="largest number of replicas")
     target_ongoing: PositiveFloat = Field(8.0, description="requests per replica that autoscaling aims at")
-    up_after_s: NonNegativeFloat = Field(30.0, description="how long there must be too many before one is added")
-    down_after_s: NonNegativeFloat = Field(600.0, description="how long there must be too few before one goes")
+    up_after_s: NonNegativeFloat = Field(
+        30.0, description="how long there must be too many requests before a replica is added"
+    )
+    down_after_s: NonNegativeFloat = Field(
+        600.0, description="how long there must be too few requests before a replica is removed"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ReplicaSettings:
         if self.max < self.min:
-            raise ValueError(f"serve.replicas.max is {self.max}, below min {self.min}: raise max")
+            raise ValueError(f"serve.replicas.max is {self.max}, which is below min {self.min}: raise max")
         return self
 
 
 class LimitSettings(Resources):
-    """Bounds on one request. Past one, the answer names it: 413 or, where it is late, 503 for the body, else 422."""
+    """Bounds on one request. An answer names the bound that was exceeded: 413 or, if late, 503 for a body, else 422."""
 
-    products_per_request: PositiveInt = Field(200, description="products or documents")
+    products_per_request: PositiveInt = Field(200, description="number of products or documents")
     id_chars: PositiveInt = Field(256, description="characters of a product's id")
     query_chars: PositiveInt = Field(1_000, description="characters of the query")
     title_chars: PositiveInt = Field(4_000, description="characters of a title, or of a brand")
     description_chars: PositiveInt = Field(20_000, description="characters of a description")
-    document_chars: PositiveInt = Field(20_000, description="a text or title of `/v1/rerank`")
+    document_chars: PositiveInt = Field(20_000, description="characters of a text or title in `/v1/rerank`")
     body_bytes: PositiveInt = Field(4 * 2**20, description="bytes of the body")
     body_seconds: PositiveFloat = Field(10.0, description="how long the body of a request may take to arrive")
 
 
 class AuthSettings(Resources):
-    """Bearer tokens, read once at the start. With neither source set, everybody may ask."""
+    """Bearer tokens, which are read once at the start. Without either source, everybody may ask."""
 
-    tokens_file: Path | None = Field(None, description="a file of tokens, one per line")
-    tokens_env: str | None = Field(None, description="the name of an environment variable that holds tokens")
+    tokens_file: Path | None = Field(None, description="file with one token per line")
+    tokens_env: str | None = Field(None, description="name of an environment variable that holds tokens")
 
 
 class CacheSettings(Resources):
-    """Scores of a query with a product that are kept in a replica. Off unless a size is set."""
+    """Scores of a query with a product that a replica keeps. It keeps none unless a size is set."""
 
-    max_pairs: NonNegativeInt = Field(0, description="pairs to keep, the longest unused go first; 0 keeps none")
+    max_pairs: NonNegativeInt = Field(
+        0, description="how many pairs to keep; the least recently used go first, and 0 keeps none"
+    )
     max_age_s: PositiveFloat = Field(300.0, description="how long a score is kept")
 
 
@@ -72,37 +80,41 @@ class ServeSettings(Resources):
     """The service: where it listens, how it batches, scales and protects itself."""
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 is all")
-    port: int = Field(8000, ge=1, le=65_535, description="of the service")
+    port: int = Field(8000, ge=1, le=65_535, description="port to listen on")
     ingress: Ingress = Field(
         "ray",
-        description="what takes requests in: Ray Serve's own proxy, or HAProxy, which costs less per request but opens"
+        description="what accepts requests: Ray Serve's own proxy, or HAProxy, which costs less per request but opens"
         " the replicas' own ports on all interfaces",
     )
     batch: BatchSettings = BatchSettings()
     max_queued_requests: NonNegativeInt = Field(
-        128, description="requests a replica lets wait for the model; past it 503 at once"
+        128, description="requests that may wait for the model in a replica; more are answered with 503 at once"
     )
-    max_ongoing_requests: PositiveInt = Field(512, description="requests Ray Serve hands a replica at once")
+    max_ongoing_requests: PositiveInt = Field(
+        512, description="requests that Ray Serve gives to a replica at the same time"
+    )
     replicas: ReplicaSettings = ReplicaSettings()
     limits: LimitSettings = LimitSettings()
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="of the encoder; auto is bf16 where the hardware multiplies it"
+        "auto", description="number format of the encoder; auto is bf16 where the hardware multiplies it"
     )
     kept_products: NonNegativeInt = Field(
-        50_000, description="product texts whose tokens are kept in a replica; 0 keeps none"
+        50_000, description="product texts whose tokens a replica keeps; 0 keeps none"
     )
     threads: PositiveInt | None = Field(None, description="CPU threads of the model; empty takes cpus_per_replica")
-    cpus_per_replica: NonNegativeFloat = Field(1.0, description="threads of each, too")
-    gpus_per_replica: NonNegativeFloat = Field(0.0, description="0 scores on CPUs")
-    request_timeout_s: PositiveFloat = Field(30.0, description="deadline of a request; past it 503")
+    cpus_per_replica: NonNegativeFloat = Field(1.0, description="CPUs of a replica, and threads of its model")
+    gpus_per_replica: NonNegativeFloat = Field(0.0, description="GPUs of a replica; 0 scores on CPUs")
+    request_timeout_s: PositiveFloat = Field(30.0, description="deadline of a request; past it the answer is 503")
     auth: AuthSettings = AuthSettings()
     cache: CacheSettings = CacheSettings()
-    experiment: ExperimentSettings | None = Field(None, description="named arms over exports; empty deals nobody")
+    experiment: ExperimentSettings | None = Field(
+        None, description="an online experiment that compares exports; empty runs none"
+    )
     access_log: bool = Field(False, description="one JSON line per request: id, path, status, time, pairs")
-    log_queries: bool = Field(False, description="put the query into that line, too")
-    log_folder: Path | None = Field(None, description="where replicas log; empty is Ray's folder of logs")
+    log_queries: bool = Field(False, description="put the query into that line as well")
+    log_folder: Path | None = Field(None, description="folder of the replicas' logs; empty takes Ray's own")
     drain_s: PositiveFloat | None = Field(
-        None, description="how long a stopping replica may finish what it has; empty is 5 s over request_timeout_s"
+        None, description="how long a stopping replica may finish its requests; empty takes request_timeout_s + 5"
     )
 
     @model_validator(mode="after")
@@ -118,20 +130,16 @@ class ServeSettings(Resources):
                 f"serve.limits.products_per_request is {self.limits.products_per_request}, more than"
                 f" serve.batch.max_batch_pairs {self.batch.max_batch_pairs}: one request must fit one batch"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _check_log(self) -> ServeSettings:
         if self.log_queries and not self.access_log:
-            raise ValueError("serve.log_queries has no effect without serve.access_log: set that to true, too")
+            raise ValueError("serve.log_queries has no effect without serve.access_log: set that to true as well")
         return self
 
     @property
     def drained_within_s(self) -> float:
-        """Seconds after which a stopping replica is ended. A request that was taken ends before by its own deadline."""
+        """Seconds after which a stopping replica is killed; the deadlines of its requests are shorter."""
         return self.drain_s or self.request_timeout_s + 5
 
     @property
     def model_threads(self) -> int:
-        """CPU threads of one replica's model."""
+        """CPU threads of the model in one replica."""
         return self.threads or max(1, int(self.cpus_per_replica))

@@ -1,7 +1,7 @@
-"""What an experiment found: rates per arm, lifts with intervals, and whether the arms were dealt as planned.
+"""What an experiment found: rates per arm, lifts with intervals, and whether units were dealt to arms as planned.
 
-Arms are dealt by unit and rates are per request, and requests of one unit are alike: variances are therefore those
-of a ratio of sums over units, by the delta method (Deng et al. 2018, arXiv 1803.06336, section 3.2).
+Units are dealt to arms, rates are per request, and the requests of one unit resemble each other. Variances are
+therefore those of a ratio of sums over units, by the delta method (Deng et al. 2018, arXiv 1803.06336, section 3.2).
 
 Shapes: U units.
 """
@@ -19,13 +19,13 @@ from scipy.stats import chisquare, norm
 from cluster.base.errors import UsageError, UserError
 
 SRM_ALARM = 0.001
-READ = ("experiment", "request_id", "unit", "arm", "share", "shadow")  # of the exposures
+READ = ("experiment", "request_id", "unit", "arm", "share", "shadow")  # columns of the exposures
 UNSEEN = "arms without a request"
 
 
 @dataclass(frozen=True)
 class Rate:
-    """An outcome's rate in one arm: requests with it over all requests, and the variance of that ratio."""
+    """An outcome's rate in one arm: the share of requests that had it, and the variance of that share."""
 
     value: float
     variance: float
@@ -35,7 +35,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Lift:
-    """An arm's rate over the control's, less 1; None where a rate is 0 and the ratio has no interval."""
+    """An arm's rate divided by the control's, minus 1; None where a rate is 0, so that the ratio has no interval."""
 
     value: float | None
     low: float | None
@@ -43,7 +43,7 @@ class Lift:
 
     @property
     def found(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Whether the interval excludes 0."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
@@ -60,7 +60,7 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class Findings:
-    """The whole experiment. `ratio_p` is the chi-square test's; below `SRM_ALARM` nothing else should be believed."""
+    """The whole experiment. `ratio_p` is a chi-square test's; below `SRM_ALARM`, nothing else here can be trusted."""
 
     experiment: str
     control: str
@@ -109,37 +109,36 @@ def analyse(exposures: pd.DataFrame, outcomes: pd.DataFrame, control: str, level
 
     Args:
         exposures: columns of `serve.experiments.exposures.EXPOSURE`; shadow rows count for nothing here.
-        outcomes: `request_id` and `outcome` (such as click or order), one row per event; a repeated one counts once.
+        outcomes: `request_id` and `outcome` (such as click or order), one row per event; a repeated event counts once.
         control: the arm to compare with.
 
     Raises:
-        UserError: no answered request, two experiments, changed shares, a unit in two arms, or an outcome whose name
-            is taken.
-        UsageError: no such control.
+        UserError: there is no answered request, there are two experiments, shares changed, a unit is in two arms, or
+            an outcome has the name of a column.
+        UsageError: the control is not an arm.
     """
     shown = exposures[~exposures["shadow"]].drop_duplicates("request_id")
     experiment, shares = _design(shown)
     if control not in shares:
-        raise UsageError(f"--control {control!r}: no such arm; there are {', '.join(shares)}")
+        raise UsageError(f"--control {control!r} is not an arm; there are {', '.join(shares)}")
     kinds = sorted(outcomes["outcome"].unique())
     if taken := sorted({"request_id", "unit", "arm", "requests"} & set(kinds)):
-        raise UserError(f"outcome {taken[0]!r}: this name is taken by a column of the report. Give it another name.")
+        raise UserError(
+            f"outcome {taken[0]!r}: a column of the report has this name already. Give the outcome another name."
+        )
     happened = pd.crosstab(outcomes["request_id"], outcomes["outcome"]).clip(upper=1)
     joined = shown[["request_id", "unit", "arm"]].join(happened, on="request_id").fillna(dict.fromkeys(kinds, 0))
     sums = joined.assign(requests=1).groupby(["arm", "unit"])[["requests", *kinds]].sum()
     rates = {
-        arm: {
-            kind: ratio(sums.loc[arm][kind].to_numpy(float), sums.loc[arm]["requests"].to_numpy(float))
-            for kind in kinds
-        }
-        for arm in sums.index.unique("arm")
+        arm: {kind: ratio(own[kind].to_numpy(float), own["requests"].to_numpy(float)) for kind in kinds}
+        for arm, own in sums.groupby(level="arm")
     }
     arms = []
     for arm in sorted(rates, key=lambda name: (name != control, name)):
-        of_arm = sums.loc[arm]
+        own = sums.loc[arm]
         lifts = {} if arm == control else {kind: lift(rates[arm][kind], rates[control][kind], level) for kind in kinds}
-        arms.append(ArmResult(arm, len(of_arm), int(of_arm["requests"].sum()), rates[arm], lifts))
-    # What is planned and was never seen is dealt wrong, too: shares of all that answer are 1 in sum.
+        arms.append(ArmResult(arm, len(own), int(own["requests"].sum()), rates[arm], lifts))
+    # The shares of all arms that answer add up to 1, so an arm that was never seen was dealt wrongly too.
     unseen = 1 - sum(shares.values())
     planned = shares | ({UNSEEN: unseen} if unseen > 1e-6 else {})
     p = sample_ratio({result.arm: result.units for result in arms}, planned)
@@ -148,7 +147,7 @@ def analyse(exposures: pd.DataFrame, outcomes: pd.DataFrame, control: str, level
 
 
 def _design(shown: pd.DataFrame) -> tuple[str, dict[str, float]]:
-    """Return the experiment's name and the planned shares, refused where they are not one design."""
+    """Return the experiment's name and the planned shares, and refuse exposures of more than one design."""
     if shown.empty:
         raise UserError("the exposures hold no answered request: only shadow arms, or nothing at all.")
     names = sorted(shown["experiment"].unique())
@@ -157,8 +156,10 @@ def _design(shown: pd.DataFrame) -> tuple[str, dict[str, float]]:
     planned = shown.groupby("arm")["share"].unique()
     changed = [arm for arm, found in planned.items() if len(found) > 1]
     if changed:
-        raise UserError(f"the shares of {', '.join(changed)} changed on the way: report each part alone.")
+        raise UserError(f"the shares of {', '.join(changed)} changed during the experiment: report each part alone.")
     strayed = int((shown.groupby("unit")["arm"].nunique() > 1).sum())
     if strayed:
-        raise UserError(f"{strayed} units were answered by two arms: the salt or the shares changed on the way.")
+        raise UserError(
+            f"{strayed} units were answered by two arms: the salt or the shares changed during the experiment."
+        )
     return names[0], {str(arm): float(found[0]) for arm, found in planned.items()}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect
+from itertools import accumulate
+
 import xxhash
 
 from serve.experiments.config import Arm, ExperimentSettings
@@ -9,21 +12,17 @@ from serve.experiments.config import Arm, ExperimentSettings
 
 def position(experiment: ExperimentSettings, unit_id: str) -> float:
     """Return the unit's place in [0, 1): uniform over units, independent between experiments and salts."""
-    # Lengths before the parts, so that no two experiments and units make the same text.
+    # Each part has its length before it, so that no two experiments and units make the same text.
     parts = (experiment.name, experiment.salt, unit_id)
     text = "".join(f"{len(part)}:{part}" for part in parts)
     return xxhash.xxh3_64_intdigest(text.encode()) / 2**64
 
 
 def assign(experiment: ExperimentSettings, unit_id: str) -> Arm:
-    """Return the arm that answers this unit, always the same one."""
-    place, passed = position(experiment, unit_id), 0.0
+    """Return the arm that answers this unit; it is always the same one."""
     answering = [arm for arm in experiment.arms if not arm.shadow]
-    for arm in answering:
-        passed += arm.share
-        if place < passed:
-            return arm
-    return answering[-1]  # shares whose sum rounds to just below 1
+    place = bisect(list(accumulate(arm.share for arm in answering)), position(experiment, unit_id))
+    return answering[min(place, len(answering) - 1)]  # the sum of the shares may round to just below 1
 
 
 def shadows(experiment: ExperimentSettings) -> list[Arm]:

@@ -1,4 +1,4 @@
-"""Settings of an online experiment: named arms over exports. Imports nothing heavy."""
+"""Settings of an online experiment, which compares named arms over exports. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ class Arm(Resources):
 
     name: str = Field(pattern=r"^[\w.-]+$", description="names the arm in exposures and reports")
     export: str = Field(description="export folder")
-    share: NonNegativeFloat = Field(0.0, description="of the units; 0 for a shadow arm")
-    shadow: bool = Field(False, description="scores every request beside the arm that answers, and answers none")
+    share: NonNegativeFloat = Field(0.0, description="share of the units that the arm answers; 0 for a shadow arm")
+    shadow: bool = Field(
+        False, description="the arm scores every request beside the one that answers, and answers none itself"
+    )
 
 
 class ExperimentSettings(Resources):
-    """An experiment. The same name, salt and shares give every unit the same arm, on every replica and day."""
+    """An experiment. The same name, salt and shares give a unit the same arm on every replica and every day."""
 
     name: str = Field(
-        pattern=r"^[\w.-]+$", description="names the experiment in exposures; another name deals the units anew"
+        pattern=r"^[\w.-]+$", description="names the experiment in exposures; units are dealt anew under another name"
     )
-    salt: str = Field("1", description="another salt deals the units anew, for the next experiment of this name")
-    arms: tuple[Arm, ...] = Field(description="the arms, shadows among them")
+    salt: str = Field("1", description="units are dealt anew with another salt, for the next experiment of this name")
+    arms: tuple[Arm, ...] = Field(description="the arms, including shadow arms")
     unit_header: str = Field("X-Unit-ID", description="header of a request that names the unit: a shopper, a session")
-    folder: Path = Field(Path("runs/exposures"), description="where exposures go; all replicas may write to one")
+    folder: Path = Field(Path("runs/exposures"), description="where exposures are written; all replicas may share it")
     flush_rows: PositiveInt = Field(1000, description="exposures that may wait to be written")
     flush_seconds: PositiveFloat = Field(5.0, description="how long an exposure may wait, at most, to be written")
     max_waiting: PositiveInt = Field(
@@ -38,11 +40,13 @@ class ExperimentSettings(Resources):
     def _check(self) -> ExperimentSettings:
         names = [arm.name for arm in self.arms]
         if len(set(names)) != len(names):
-            raise ValueError(f"experiment.arms: names must differ, given {names}")
+            raise ValueError(f"experiment.arms: the names must differ, but {names} are given")
         answering = [arm for arm in self.arms if not arm.shadow]
         total = sum(arm.share for arm in answering)
         if abs(total - 1) > 1e-6:
-            raise ValueError(f"experiment.arms: the shares of arms that answer must be 1 in all, are {total:g}")
+            raise ValueError(
+                f"experiment.arms: the shares of the arms that answer must add up to 1, but they add up to {total:g}"
+            )
         for arm in self.arms:
             if arm.shadow == (arm.share > 0):
                 wrong = (

@@ -1,35 +1,36 @@
-"""A service that deals its askers to arms, and keeps who saw which. Knows nothing of Ray."""
+"""A service that deals its askers to arms and records which arm answered whom. Knows nothing of Ray."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from serve.config import ServeSettings
 from serve.experiments.assign import assign, shadows
 from serve.experiments.config import Arm, ExperimentSettings
 from serve.experiments.exposures import ExposureLog
-from serve.http.refusals import Problem
+from serve.http.refusals import Refusal
 from serve.http.schemas import Asker, Examples, ModelInfo, ScoreInput, ScoreResponse
-from serve.replica.replica import StudentService
+from serve.replica.replica import QueuedStudent
 from serve.scoring.scorer import check_export, load_proven
 
 
 class ExperimentService:
-    """Answers by the arm of the asker's unit; shadow arms score the same request once it is answered, if nobody waits.
+    """The arm of the asker's unit answers; shadow arms score the same request afterwards, if nobody waits meanwhile.
 
-    Who sends no unit is answered by `default`, and is no exposure.
+    A request without a unit is answered by `default` and recorded as no exposure.
 
     Args:
-        default: answers whoever is in no arm; queue, figures and what else the API asks of a service are its own.
-        arms: who answers for each arm, by name.
+        default: answers those who are in no arm; the figures and the examples are its own.
+        arms: the student that answers for each arm, by the arm's name.
     """
 
     def __init__(
         self,
-        default: StudentService,
-        arms: Mapping[str, StudentService],
+        default: QueuedStudent,
+        arms: Mapping[str, QueuedStudent],
         experiment: ExperimentSettings,
         exposures: ExposureLog,
     ) -> None:
@@ -41,40 +42,39 @@ class ExperimentService:
     @property
     def models(self) -> list[ModelInfo]:
         """The model of `default`, then those of the arms, each once."""
-        students = {id(student): student for student in (self.default, *self.arms.values())}
-        return [model for student in students.values() for model in student.models]
+        return [model for student in self._students for model in student.models]
 
     def examples(self, query: str, count: int) -> Examples:
-        """Queries and titles of the index of `default`."""
+        """Return queries and titles of the index of `default`."""
         return self.default.examples(query, count)
 
     def ready(self) -> bool:
-        """Whether the queue of every arm that answers has room; a full shadow takes nothing from anybody."""
+        """Say whether the queue of every arm that answers has room; a full shadow arm does not matter."""
         return all(student.ready() for student in self._answering)
 
     def wrong(self) -> str | None:
-        """What is wrong with the model of an arm that answers, if anything."""
+        """Return what is wrong with the model of an arm that answers, if anything is."""
         return next(filter(None, (student.wrong() for student in self._answering)), None)
 
-    def full(self) -> Problem | None:
-        """The refusal of a request that no arm would take."""
+    def full(self) -> Refusal | None:
+        """Return the refusal of any request that came now, or None where at least one arm might accept it."""
         found = [student.full() for student in self._answering]
         return found[0] if all(found) else None
 
     @property
-    def _answering(self) -> list[StudentService]:
+    def _answering(self) -> list[QueuedStudent]:
         silent = {arm.name for arm in shadows(self.experiment)}
         return [self.default, *(student for name, student in self.arms.items() if name not in silent)]
 
-    async def exposition(self) -> str:
-        """The figures of all arms, which count together."""
-        return await self.default.exposition()
+    @property
+    def _students(self) -> list[QueuedStudent]:
+        return list({id(student): student for student in (self.default, *self.arms.values())}.values())
 
     async def score(self, request: ScoreInput, asker: Asker | None = None) -> ScoreResponse:
-        """Score by the arm of the asker's unit.
+        """Score with the arm of the asker's unit.
 
         Raises:
-            Problem: the arm refuses; that is no exposure.
+            Refusal: the arm refuses the request, which is then no exposure.
         """
         unit = asker.headers.get(self.experiment.unit_header) if asker else None
         if asker is None or not unit:
@@ -89,39 +89,38 @@ class ExperimentService:
         return response
 
     async def close(self) -> None:
-        """Wait for the shadows, write the exposures that wait, and let go of the students.
+        """Wait for the shadow arms, write the exposures that wait, and let go of the students.
 
         Raises:
-            UserError: they cannot be written.
+            UserError: the exposures cannot be written.
         """
         await asyncio.gather(*self.in_shadow, return_exceptions=True)
         try:
             await asyncio.to_thread(self.exposures.close)
         finally:
-            for student in {id(student): student for student in (self.default, *self.arms.values())}.values():
+            for student in self._students:
                 await student.close()
 
     async def _shadow(self, request: ScoreInput, asker: Asker, unit: str, arm: Arm) -> None:
-        if any(student.waiting() for student in self._answering):  # all arms share the model's thread
+        response = None
+        if not any(student.waiting() for student in self._answering):  # all arms share the model's thread
+            with suppress(Refusal):  # nobody waits for this answer
+                response = await self.arms[arm.name].score(request.model_copy(update={"explain": False}))
+        if response:
+            self._note(asker, unit, arm, response)
+        else:
             self.metrics.shadow_refused()
-            return
-        try:
-            response = await self.arms[arm.name].score(request.model_copy(update={"explain": False}))
-        except Problem:  # nobody waits for it: a full queue is for those who are waited for
-            self.metrics.shadow_refused()
-            return
-        self._note(asker, unit, arm, response)
 
     def _note(self, asker: Asker, unit: str, arm: Arm, response: ScoreResponse) -> None:
         ids, scores = [result.id for result in response.results], [result.score for result in response.results]
         self.exposures.append(asker.request_id, unit, arm, ids, scores)
 
 
-def start_experiment(default: StudentService, export_dir: Path, settings: ServeSettings) -> ExperimentService:
-    """Load the arms' students beside that of `default`, once for each export. To be called on the scorer's thread.
+def start_experiment(default: QueuedStudent, export_dir: Path, settings: ServeSettings) -> ExperimentService:
+    """Load the arms' students beside that of `default`, once for each export. Call it on the scorer's thread.
 
     Raises:
-        UserError: an arm's export is none or answers what cannot be right, or exposures cannot be written.
+        UserError: an arm's export is not one or its answers cannot be right, or exposures cannot be written.
     """
     experiment = settings.experiment
     assert experiment is not None, "no experiment is set"
@@ -130,21 +129,21 @@ def start_experiment(default: StudentService, export_dir: Path, settings: ServeS
         for folder in (Path(arm.export).resolve() for arm in experiment.arms):
             if folder not in loaded:
                 scorer = load_proven(folder, settings)
-                loaded[folder] = StudentService(scorer, settings, default.thread, default.metrics)
+                loaded[folder] = QueuedStudent(scorer, settings, default.thread, default.metrics)
         arms = {arm.name: loaded[Path(arm.export).resolve()] for arm in experiment.arms}
         return ExperimentService(default, arms, experiment, ExposureLog(experiment.folder, experiment))
     except BaseException:
-        for service in loaded.values():  # or the replica's figures would hold on to the students of a failed roll
+        for service in loaded.values():  # otherwise the figures would hold on to the students of a failed roll
             if service is not default:
                 default.metrics.forget_waiting(service.waiting)
         raise
 
 
 def check_exports(export_dir: Path, settings: ServeSettings) -> None:
-    """Refuse what is not an export folder, the arms' among them, before anything is loaded or started.
+    """Refuse what is not an export folder, those of the arms included, before anything is loaded or started.
 
     Raises:
-        UserError: no folder, or not a student's.
+        UserError: a folder does not exist or holds no student.
     """
     check_export(export_dir)
     for arm in settings.experiment.arms if settings.experiment else ():

@@ -1,4 +1,4 @@
-"""Exposures: which request was answered by which arm, appended as parquet parts that are whole or absent."""
+"""Exposures say which arm answered which request; they are appended as parquet parts that are whole or absent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -40,11 +39,11 @@ EXPOSURE = pa.schema(
 
 
 class ExposureLog:
-    """Appends exposures to a folder, from any number of threads; other processes may write to the folder, too.
+    """Appends exposures to a folder from any number of threads; other processes may write to the same folder.
 
-    Rows wait in memory until there are `flush_rows` or the oldest has waited `flush_seconds`; `close` writes the
-    rest. A process that is killed outright loses what waited. What cannot be written stays and is tried again, up to
-    `max_waiting` rows: past those the oldest are lost, and counted in `lost`.
+    Rows wait in memory until there are `flush_rows` of them or the oldest has waited `flush_seconds`, and `close` writes
+    the rest. A process that is killed loses those that wait. Rows that cannot be written are kept and tried again, up
+    to `max_waiting` of them; beyond that the oldest are lost and counted in `lost`.
 
     Raises:
         UserError: the folder cannot be made or written.
@@ -65,7 +64,7 @@ class ExposureLog:
     def append(
         self, request_id: str, unit_id: str, arm: Arm, products: Sequence[str] = (), scores: Sequence[float] = ()
     ) -> None:
-        """Note that `arm` answered (or, as a shadow, scored) a request; never waits for a disk."""
+        """Record that `arm` answered a request or, as a shadow, scored it. This never waits for a disk."""
         assert not self.closed.is_set(), "an exposure after close would be lost"
         row = {
             "experiment": self.experiment.name,
@@ -82,14 +81,14 @@ class ExposureLog:
             self.waiting.append(row)
             self._bound()
             full = len(self.waiting) >= self.experiment.flush_rows
-        if full and self.failure is None:  # on a full disk, the next try is the timer's
+        if full and self.failure is None:  # on a full disk, the timer makes the next try
             self.wake.set()
 
     def flush(self) -> None:
-        """Write what waits as one part.
+        """Write the rows that wait as one part.
 
         Raises:
-            UserError: it cannot be written; the rows are kept for the next try.
+            UserError: they cannot be written; they are kept for the next try.
         """
         with self.writing:
             with self.lock:
@@ -112,7 +111,7 @@ class ExposureLog:
             self.lost += 1
 
     def close(self) -> None:
-        """Write the rest and stop; harmless when called twice.
+        """Write the rest and stop; calling it twice does no harm.
 
         Raises:
             UserError: the rest cannot be written.
@@ -129,7 +128,7 @@ class ExposureLog:
             self._try_flush()
 
     def _try_flush(self) -> None:
-        """Flush; a request must not fail for a full disk, so what went wrong is kept in `failure`."""
+        """Flush, and keep in `failure` what went wrong, because a request must not fail over a full disk."""
         try:
             self.flush()
             self.failure = None
@@ -138,20 +137,12 @@ class ExposureLog:
                 log.error("exposures wait in memory: %s", error)
             self.failure = error
 
-    def __enter__(self) -> ExposureLog:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 def read_exposures(path: Path, columns: Sequence[str] = tuple(EXPOSURE.names)) -> pa.Table:
-    """Return the exposures of a folder of parts, or of one file; products and scores are most of them.
+    """Return the exposures of a folder of parts or of one file; most of their size is in products and scores.
 
     Raises:
-        UserError: there are none, or the file holds something else.
+        UserError: there are no exposures, or the file holds something else.
     """
     parts = parquet_files(path) if path.exists() else []
     there = pq.read_schema(parts[0]).names if parts else []

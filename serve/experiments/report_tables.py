@@ -21,10 +21,10 @@ READERS = {
 
 
 def read_outcomes(path: Path) -> pd.DataFrame:
-    """Return `request_id` and `outcome` of a parquet, csv or jsonl file; rows without either are no event.
+    """Return `request_id` and `outcome` of a parquet, csv or jsonl file, without the rows that lack either of them.
 
     Raises:
-        UserError: no such file, another kind of file, a missing column, or not a single row.
+        UserError: there is no such file, it is of another kind, a column is missing, or there is no row.
     """
     if not path.is_file() or path.suffix not in READERS:
         raise UserError(f"{path} is not a file of outcomes: give a {', '.join(READERS)} file")
@@ -47,10 +47,12 @@ def report_experiment(exposures: Path, outcomes: Path, plot: Path, control: str,
     """
     found = analyse(read_exposures(exposures, READ).to_pandas(), read_outcomes(outcomes), control, level)
     console().print(table_of(found))
-    verdict = "as planned" if found.ratio_holds else f"NOT as planned (p < {SRM_ALARM:g}): mend that before you read on"
+    verdict = (
+        "as planned" if found.ratio_holds else f"NOT as planned (p < {SRM_ALARM:g}): repair this before you read on"
+    )
     console().print(f"sample ratio: p = {found.ratio_p:.3g}, {verdict}", highlight=False)
     if found.unmatched:
-        console().print(f"{found.unmatched:,} outcomes belong to no exposure and were left out", highlight=False)
+        console().print(f"{found.unmatched:,} outcomes belong to no exposure and were ignored", highlight=False)
     write_plot(found, plot)
     console().print(f"plot: {plot}", highlight=False)
     return found
@@ -62,26 +64,26 @@ def table_of(found: Findings) -> Table:
     heads = [head for kind in kinds for head in (kind, f"lift of {kind}")]
     table = Table("arm", "units", "requests", *heads, title=f"{found.experiment}, {100 * found.level:g} % intervals")
     for arm in found.arms:
-        cells = [text for kind in kinds for text in (f"{arm.rates[kind].value:.3%}", words(arm.lifts.get(kind)))]
+        cells = [text for kind in kinds for text in (f"{arm.rates[kind].value:.3%}", lift_text(arm.lifts.get(kind)))]
         table.add_row(arm.arm, f"{arm.units:,}", f"{arm.requests:,}", *cells)
     return table
 
 
-def words(found: Lift | None) -> str:
-    """Return a lift with its interval, marked where it leaves out 0."""
+def lift_text(found: Lift | None) -> str:
+    """Return a lift with its interval, in bold where the interval excludes 0."""
     if found is None:
         return "control"
     if found.value is None or found.low is None or found.high is None:
-        return "none to compare"
+        return "nothing to compare"
     text = f"{found.value:+.1%} ({found.low:+.1%} to {found.high:+.1%})"
     return f"[bold]{text}[/bold]" if found.found else text
 
 
 def write_plot(found: Findings, path: Path) -> None:
-    """Write a plot of every lift with its interval; the suffix chooses svg, png or pdf.
+    """Write a plot of every lift with its interval, as svg, png or pdf by the suffix of the path.
 
     Raises:
-        UserError: a suffix that is none of these, or the place cannot be written.
+        UserError: the suffix is none of these, or the file cannot be written.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -100,5 +102,5 @@ def write_plot(found: Findings, path: Path) -> None:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(f"lift over {found.control} in %, {100 * found.level:g} % interval")
     axes.set_title(f"{found.experiment}{'' if found.ratio_holds else ' (sample ratio is off)'}")
-    with whole_file(path) as partial, rc_context({"svg.fonttype": "none"}):  # text stays text
+    with whole_file(path) as partial, rc_context({"svg.fonttype": "none"}):  # keeps text as text
         figure.savefig(partial, format=path.suffix[1:])

@@ -1,12 +1,14 @@
 """Figures of one replica in Prometheus form, and those of several replicas joined.
 
-Ray Serve counts requests and batches per replica at Ray's own metrics port. What it cannot know is here: pairs, the
-time in our queue and in the model, the cache, errors by kind.
+Ray Serve counts requests and batches per replica at Ray's own metrics port. Counted here is what it cannot know: pairs,
+the time in our queue and in the model, hits of the cache, and errors by kind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
+from typing import cast
 
 from prometheus_client import (
     CollectorRegistry,
@@ -22,7 +24,7 @@ from prometheus_client.registry import Collector
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 PAIRS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-disable_created_metrics()  # a second series per figure that nobody reads
+disable_created_metrics()  # it would be a second series per figure, which nobody reads
 
 
 class Metrics:
@@ -39,14 +41,14 @@ class Metrics:
         )  # fmt: skip
         self.pairs = self._counter("pairs", "pairs that were answered").labels(replica)
         self.cache_hits = self._counter("cache_hits", "pairs answered from the cache").labels(replica)
-        self.cache_misses = self._counter("cache_misses", "pairs that the cache did not have").labels(replica)
+        self.cache_misses = self._counter("cache_misses", "pairs that were not in the cache").labels(replica)
         self.queue_seconds = self._histogram("queue_seconds", "time of a request before the model took it", SECONDS)
         self.batch_pairs = self._histogram("batch_pairs", "pairs of one batch", PAIRS)
         self.model_seconds = self._histogram("model_seconds", "time of one batch in the model", SECONDS)
         gauge = Gauge("broadfast_waiting_requests", "requests in the queue now", ("replica",), registry=self.registry)
         gauge.labels(replica).set_function(lambda: sum(count() for count in self._queues))
 
-        about = "exposures that wait to be written, and that were lost since no disk took them"
+        about = "exposures that wait to be written, and those that were lost because they could not be written"
         self._exposures = Gauge("broadfast_exposures", about, ("replica", "state"), registry=self.registry)
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
@@ -57,15 +59,15 @@ class Metrics:
         return full.labels(self.replica)
 
     def watch_waiting(self, count: Callable[[], int]) -> None:
-        """Read the length of one more queue whenever somebody asks; several are added up."""
+        """Add the length of one more queue to the waiting requests; it is read whenever somebody asks."""
         self._queues.append(count)
 
     def forget_waiting(self, count: Callable[[], int]) -> None:
-        """Read that queue no more."""
+        """Leave that queue out from now on."""
         self._queues.remove(count)
 
     def answered(self, path: str, status: int, seconds: float, kind: str | None) -> None:
-        """Count one request by its path's template and status, and its error if it is one."""
+        """Count one request by the template of its path and by its status, and by the kind of its error if it failed."""
         self._requests.labels(self.replica, path, str(status)).inc()
         self._seconds.labels(self.replica, path).observe(seconds)
         if kind:
@@ -76,21 +78,13 @@ class Metrics:
         self._errors.labels(self.replica, "shadow_refused").inc()
 
     def watch_exposures(self, waiting: Callable[[], int], lost: Callable[[], int]) -> None:
-        """Read how many exposures of an experiment wait to be written and were lost; those of the last one count."""
+        """Read how many exposures wait to be written and how many were lost; the newest experiment replaces others."""
         self._exposures.labels(self.replica, "waiting").set_function(waiting)
         self._exposures.labels(self.replica, "lost").set_function(lost)
 
     def text(self) -> str:
-        """Everything in Prometheus' text form."""
+        """Return everything in the text form of Prometheus."""
         return generate_latest(self.registry).decode()
-
-
-class _Families(Collector):
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self.families = families
-
-    def collect(self) -> Iterable[Metric]:
-        return self.families
 
 
 def joined(texts: Iterable[str]) -> str:
@@ -100,4 +94,4 @@ def joined(texts: Iterable[str]) -> str:
         for family in text_string_to_metric_families(text):
             families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
             families[family.name].samples.extend(family.samples)
-    return generate_latest(_Families(families.values())).decode()
+    return generate_latest(cast(Collector, SimpleNamespace(collect=families.values))).decode()

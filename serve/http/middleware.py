@@ -1,4 +1,4 @@
-"""What happens to a request around the API: it is named, counted and logged, and its body is bounded."""
+"""What happens to a request around the API: it gets an id, it is counted and logged, and its body is bounded."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ import uuid
 from collections.abc import Callable
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.config import LimitSettings
 from serve.http.metrics import Metrics
-from serve.http.refusals import Problem, refusal
+from serve.http.refusals import Refusal
 
-GONE = 499  # nobody was there any more to take an answer
+GONE = 499  # the client left before it could be answered
 
 
-class Observed:
-    """ASGI middleware: names, times, counts and, where there is a log, logs every request.
+class RequestLog:
+    """ASGI middleware that gives every request an id, times it, counts it and, where there is a log, logs it.
 
-    The name is the request's `X-Request-ID` or a new one. Ray Serve's proxy gives every request such a header and
-    returns it, so it is not returned here again.
+    The id is the request's `X-Request-ID` or a new one. Ray Serve's proxy adds this header to every request and
+    returns it with the answer, so it is not returned here a second time.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, log: logging.Logger | None, log_queries: bool):
@@ -44,7 +45,7 @@ class Observed:
 
         try:
             await self.app(scope, receive, watched)
-        except Exception:  # answered further out, by the handler of all faults
+        except Exception:  # it is answered further out, by the handler of all faults
             status, state["kind"] = 500, "internal_error"
             raise
         finally:
@@ -52,8 +53,8 @@ class Observed:
 
     def _finish(self, scope: Scope, status: int, seconds: float) -> None:
         state = scope["state"]
-        # The template: what is asked for is unbounded.
-        # Who is refused before routing has no route.
+        # The route's template is counted, because the paths that clients ask for have no bound. A request that was
+        # refused before routing has no route.
         asked = str(scope.get("path"))
         path = getattr(scope.get("route"), "path", asked if asked in Admission.PATHS else "other")
         kind = state.get("kind") or ("client_gone" if status == GONE else None)
@@ -68,29 +69,29 @@ class Observed:
 
 
 class Admission:
-    """ASGI middleware: what a full queue would refuse anyway is refused before its body is read.
+    """ASGI middleware that refuses what a full queue would refuse anyway before the body is read.
 
-    Under far too much load most requests are refused, and reading and checking them would take the model's time.
+    Under heavy overload most requests are refused, and reading and checking their bodies would take the model's time.
     """
 
     PATHS = frozenset({"/v1/score", "/v1/explain", "/v1/rerank", "/v2/rerank", "/rerank"})
 
-    def __init__(self, app: ASGIApp, full: Callable[[], Problem | None]):
+    def __init__(self, app: ASGIApp, full: Callable[[], Refusal | None]):
         self.app, self.full = app, full
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         asked = scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in self.PATHS
-        if asked and (problem := self.full()):
-            await refusal(problem, scope)(scope, receive, send)
+        if asked and (refusal := self.full()):
+            await refusal.response(scope)(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
 
 class BodyLimit:
-    """ASGI middleware: a body over `body_bytes` is answered with 413, announced or not; a late one with 503.
+    """ASGI middleware that answers a body over `body_bytes` with 413, announced or not, and a late one with 503.
 
-    A body can be late through no fault of the client: Ray Serve's proxy hands it out once, so where a replica dies
-    with it, the replica that the request goes to next would wait for ever.
+    A body can be late through no fault of the client. Ray Serve's proxy hands it out once, so where a replica dies
+    with it, the replica that gets the request next would wait for ever.
     """
 
     def __init__(self, app: ASGIApp, limits: LimitSettings):
@@ -102,48 +103,38 @@ class BodyLimit:
             return
         try:
             async with asyncio.timeout(self.limits.body_seconds):
-                body = await self._read(scope, receive)
+                body = await self._read(Request(scope, receive))
+        except ClientDisconnect:
+            return
         except TimeoutError:
-            await refusal(self._late(), scope)(scope, receive, send)
-        except Problem as problem:
-            await refusal(problem, scope)(scope, receive, send)
+            detail = f"no whole body within body_seconds = {self.limits.body_seconds:g}: try again"
+            late = Refusal(503, "The body did not arrive", detail, "body_seconds", 1)
+            await late.response(scope)(scope, receive, send)
+        except Refusal as refusal:
+            await refusal.response(scope)(scope, receive, send)
         else:
-            if body is not None:
-                await self.app(scope, handed_on(body, receive), send)
+            await self.app(scope, with_body(body, receive), send)
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
-        """Return the whole body; None where the client has gone. Raises `Problem` where it is too large."""
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > self.limits.body_bytes:
-            raise self._large()
-        body, more = b"", True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            body, more = body + message.get("body", b""), message.get("more_body", False)
-            if len(body) > self.limits.body_bytes:
-                raise self._large()
-        return body
-
-    def _large(self) -> Problem:
-        detail = f"the body is larger than body_bytes = {self.limits.body_bytes}: send fewer products per request"
-        return Problem(413, "The body is too large", detail, "body_bytes")
-
-    def _late(self) -> Problem:
-        detail = f"no whole body within body_seconds = {self.limits.body_seconds:g}: try again"
-        return Problem(503, "The body did not arrive", detail, "body_seconds", 1)
+    async def _read(self, request: Request) -> bytes:
+        """Return the whole body, or raise the refusal of one that is too large."""
+        limit, body = self.limits.body_bytes, bytearray()
+        detail = f"the body is larger than body_bytes = {limit}: send fewer products per request"
+        large = Refusal(413, "The body is too large", detail, "body_bytes")
+        announced = request.headers.get("content-length", "")
+        if announced.isdigit() and int(announced) > limit:
+            raise large
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise large
+        return bytes(body)
 
 
-def handed_on(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that gives the body that was read as one message, then what else comes."""
-    sent = False
+def with_body(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that gives a body which was read already as one message, then whatever else comes."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return messages.pop() if messages else await receive()
 
     return replay

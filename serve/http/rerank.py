@@ -1,4 +1,4 @@
-"""`/v1/rerank`: the fields that the rerank endpoints of Cohere, Jina and vLLM share, so that their clients work here.
+"""`/v1/rerank` takes the fields that the rerank endpoints of Cohere, Jina and vLLM share, so their clients work here.
 
 Cohere: https://docs.cohere.com/reference/rerank, Jina: https://jina.ai/reranker, vLLM: its OpenAI-compatible server.
 """
@@ -8,25 +8,16 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    create_model,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model, field_validator, model_validator
 
 from serve.config import LimitSettings
 from serve.http.schemas import ProductInput, ScoreInput, ScoreResponse, not_blank
 
-DEPTH = 64  # of what is only given back: pydantic writes some 250
+MAX_DEPTH = 64  # of members that are only returned; pydantic itself gives up at about 250
 
 
 def _depth(value: Any) -> int:
-    """Return how deep lists and objects are nested, layer by layer; what is plain is 0 deep."""
+    """Return how deep lists and objects are nested; a plain value is 0 deep."""
     depth, layer = 0, [value]
     while layer := [one for one in layer if isinstance(one, dict | list) and one]:
         depth += 1
@@ -35,7 +26,7 @@ def _depth(value: Any) -> int:
 
 
 class DocumentInput(BaseModel):
-    """A document as an object: its `text`, or a product's `title`; other members are given back and not read."""
+    """A document as an object with a `text`, or a product with a `title`; other members are returned but not read."""
 
     model_config = ConfigDict(extra="allow")
     text: str | None = None
@@ -44,12 +35,12 @@ class DocumentInput(BaseModel):
     description: str | None = None
 
     @model_validator(mode="after")
-    def _something(self) -> DocumentInput:
+    def _check(self) -> DocumentInput:
         if not ((self.title or "").strip() or (self.text or "").strip()):
             raise ValueError("needs a text or a title that is not blank")
-        if _depth(self.model_extra) > DEPTH:
-            raise ValueError(f"has members nested deeper than {DEPTH}")
-        try:  # pydantic checks the text of fields, not of what is only given back
+        if _depth(self.model_extra) > MAX_DEPTH:
+            raise ValueError(f"has members nested deeper than {MAX_DEPTH}")
+        try:  # pydantic checks the text of fields, but not that of other members
             json.dumps(self.model_extra, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise ValueError("holds half of a surrogate pair, which is no text") from error
@@ -57,14 +48,14 @@ class DocumentInput(BaseModel):
 
 
 class RerankInput(BaseModel):
-    """A query with its documents; fields of other services are ignored. Subclassed by `rerank_type`."""
+    """A query with its documents; fields that only other services have are ignored. `rerank_type` adds the limits."""
 
     model_config = ConfigDict(extra="ignore")
-    model: str | None = Field(None, description="any name is taken; the answer says which model ranked")
+    model: str | None = Field(None, description="any name is accepted; the answer says which model ranked")
     query: str
     documents: list[Any]
-    top_n: int | None = Field(None, ge=0, description="how many of the best to return; none or 0 returns all")
-    return_documents: bool | None = Field(None, description="false leaves them out of the answer")
+    top_n: int | None = Field(None, ge=0, description="how many of the best to return; null or 0 returns all")
+    return_documents: bool | None = Field(None, description="false leaves the documents out of the answer")
 
     @field_validator("query")
     @classmethod
@@ -77,11 +68,11 @@ class RerankResult(BaseModel):
 
     index: int = Field(description="position in the request's documents")
     relevance_score: float = Field(description="the score of /v1/score, 0 to 1")
-    document: dict[str, Any] | None = Field(None, description="unless the request asked for none")
+    document: dict[str, Any] | None = Field(None, description="null where the request asked for none")
 
 
 class RerankResponse(BaseModel):
-    """Results, the most relevant first."""
+    """The results, with the most relevant first."""
 
     id: str
     model: str
@@ -89,7 +80,7 @@ class RerankResponse(BaseModel):
 
 
 def rerank_type(limits: LimitSettings) -> type[RerankInput]:
-    """Return what rerank takes with the limits in force, so that OpenAPI states them."""
+    """Return the type of a rerank request with the limits in force, so that OpenAPI states them."""
     text: Any = (str | None, Field(None, max_length=limits.document_chars))
     document = create_model(
         "Document",
@@ -114,7 +105,7 @@ def _kind(document: Any) -> str:
 
 
 def to_score(request: RerankInput) -> ScoreInput:
-    """Return the same question as `/v1/score` asks it; a product's id is its position."""
+    """Return the request as `/v1/score` takes it; a product's id is its position."""
     products = [_product(n, document) for n, document in enumerate(request.documents)]
     return ScoreInput(query=request.query, products=products)
 
@@ -128,17 +119,11 @@ def _product(n: int, document: str | DocumentInput) -> ProductInput:
 
 
 def ranked(request: RerankInput, response: ScoreResponse, request_id: str) -> RerankResponse:
-    """Return the scores as a ranking; equal scores keep the request's order."""
+    """Return the scores as a ranking, in which equal scores keep the order of the request."""
     order = sorted(enumerate(response.results), key=lambda found: -found[1].score)
     shown = order[: request.top_n or None]
-    results = [
-        RerankResult(
-            index=n,
-            relevance_score=result.score,
-            document=None if request.return_documents is False else _returned(request.documents[n]),
-        )
-        for n, result in shown
-    ]
+    documents = {} if request.return_documents is False else {n: _returned(request.documents[n]) for n, _ in shown}
+    results = [RerankResult(index=n, relevance_score=found.score, document=documents.get(n)) for n, found in shown]
     return RerankResponse(id=request_id, model=response.model, results=results)
 
 

@@ -1,4 +1,4 @@
-"""What the service takes and answers: typed requests with limits in force, and answers. Knows of no server."""
+"""The types of requests, with the limits in force, and of answers. Nothing here knows of a server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Explanation(BaseModel):
     pair_id: str
     query: str
     title: str
-    label: str | None = Field(description="gold label of the training pair; null if it had none")
+    label: str | None = Field(description="gold label of the training pair; null where it has none")
     similarity: float = Field(description="cosine, -1 to 1")
 
 
@@ -43,14 +43,14 @@ class Result(BaseModel):
 
 
 class ScoreResponse(BaseModel):
-    """Results in the order of the request's products."""
+    """Results in the order of the products in the request."""
 
     model: str
     results: list[Result]
 
 
 class PerspectiveView(BaseModel):
-    """One perspective of `/v1/explain`: the student's own verdict, and a like case that the teacher reasoned about."""
+    """One perspective of `/v1/explain`: the student's verdict, and the most similar case that the teacher reasoned about."""
 
     verdict: str | None = Field(None, description="null where the student has no verdict heads")
     probabilities: dict[str, float] | None = None
@@ -58,7 +58,7 @@ class PerspectiveView(BaseModel):
 
 
 class ExplainedResult(BaseModel):
-    """One product's score with its reasons, by perspective."""
+    """One product's score with the reasons for it, by perspective."""
 
     id: str
     label: str
@@ -67,14 +67,14 @@ class ExplainedResult(BaseModel):
 
 
 class ExplainResponse(BaseModel):
-    """Explained results in the order of the request's products."""
+    """Explained results in the order of the products in the request."""
 
     model: str
     results: list[ExplainedResult]
 
 
 class LabelInfo(BaseModel):
-    """A label that the model gives."""
+    """A label that the model can give."""
 
     code: str
     name: str
@@ -84,7 +84,7 @@ class LabelInfo(BaseModel):
 
 
 class ModelInfo(BaseModel):
-    """A model that this service holds."""
+    """A model that this service has loaded."""
 
     id: str
     object: str = "model"
@@ -93,7 +93,7 @@ class ModelInfo(BaseModel):
     perspectives: list[str]
     verdicts: bool = Field(description="whether results carry a verdict per perspective")
     explanations: bool = Field(description="whether the export carries an index of training rationales")
-    fields: str = Field(description="what the model reads of a product, joined by +")
+    fields: str = Field(description="the fields of a product that the model reads, joined by +")
     max_tokens: int
 
 
@@ -105,10 +105,10 @@ class ModelList(BaseModel):
 
 
 class Examples(BaseModel):
-    """Queries and product titles of the training pairs that the export carries, to try the service with."""
+    """Queries and product titles to try the service with, from the training pairs that the export carries."""
 
     queries: list[str]
-    titles: list[str] = Field(description="those that share most words with the query first")
+    titles: list[str] = Field(description="titles that share the most words with the query come first")
 
 
 class Health(BaseModel):
@@ -119,7 +119,7 @@ class Health(BaseModel):
 
 
 class ProductInput(BaseModel):
-    """A product as sent. Subclassed with the limits in force by `request_types`."""
+    """A product as it was sent. `request_types` adds the limits in force."""
 
     model_config = ConfigDict(extra="forbid")
     id: str
@@ -134,7 +134,7 @@ class ProductInput(BaseModel):
 
 
 class QueryInput(BaseModel):
-    """A query with its products. Subclassed with the limits in force by `request_types`."""
+    """A query with its products. `request_types` adds the limits in force."""
 
     model_config = ConfigDict(extra="forbid")
     query: str
@@ -154,14 +154,14 @@ class ScoreInput(QueryInput):
 
 @dataclass(frozen=True)
 class Asker:
-    """Who asks: the request's id, and its headers, whose names are read in any case."""
+    """Who asks: the id of the request and its headers, whose names may be in upper or lower case."""
 
     request_id: str
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def explained(response: ScoreResponse) -> ExplainResponse:
-    """Return scores that carry explanations, by perspective."""
+    """Return scores that carry explanations, sorted by perspective."""
     results = []
     for result in response.results:
         nearest = {found.perspective: found for found in result.explanations or []}
@@ -173,14 +173,14 @@ def explained(response: ScoreResponse) -> ExplainResponse:
 
 
 def not_blank(value: str) -> str:
-    """Return `value`; a text of white space only is a ValueError."""
+    """Return `value`, or raise a ValueError where it holds only white space."""
     if not value.strip():
         raise ValueError("must hold more than white space")
     return value
 
 
 def request_types(limits: LimitSettings) -> tuple[type[ScoreInput], type[QueryInput]]:
-    """Return what score and explain take, with the limits in force, so that OpenAPI states them."""
+    """Return the types of score and explain requests with the limits in force, so that OpenAPI states them."""
     product = create_model(
         "Product",
         __base__=ProductInput,

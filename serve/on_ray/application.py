@@ -15,18 +15,18 @@ from serve.on_ray.deployment import build_app
 
 
 class ServiceArguments(Settings):
-    """`args` of the application. Where it listens is Ray Serve's own matter there, not that of `settings`."""
+    """`args` of the application. Ray Serve's own config says there where to listen; `settings` does not."""
 
     export_dir: Path
     settings: ServeSettings = ServeSettings()
 
 
 def app(arguments: dict[str, Any]) -> Application:
-    """Return the application for `args`, plain data as YAML gives it.
+    """Return the application for `args`, which are plain data as read from YAML.
 
     Raises:
-        ValidationError: an unknown key, or a value of the wrong kind.
-        UserError: `export_dir` is not an export folder, or unusable tokens.
+        ValidationError: a key is unknown or a value has the wrong type.
+        UserError: `export_dir` is not an export folder, or the tokens are unusable.
     """
     given = ServiceArguments.model_validate(arguments)
     check_exports(given.export_dir, given.settings)

@@ -1,7 +1,7 @@
-"""The Ray Serve deployment: one replica holds one student.
+"""The Ray Serve deployment: one replica holds one student, or those of an experiment.
 
-Admission, deadline and refusals happen inside the replica, not in Serve's proxy: every refusal is
-a problem document, and no request pays for a hop to a second deployment.
+Admission, deadline and refusals are the replica's own work, not that of Serve's proxy. So every refusal is a problem
+document, and no request has to go on to a second deployment.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from serve.http.routes import make_api
 from serve.replica.model_swap import SwappingService
 
 APP_NAME, DEPLOYMENT = "broadfast", "student"
-# A child of Serve's own logger: it writes where a replica's log goes.
+# A child of Serve's own logger, so that it writes into the replica's log.
 ACCESS_LOG = "ray.serve.access"
 log = logging.getLogger("ray.serve")
 METRICS_TIMEOUT_S = 5.0
-HEALTH_CHECK_S = 2.0  # Ray Serve's 10 would leave a dead replica unreplaced for that long
+HEALTH_CHECK_S = 2.0  # with Ray Serve's 10, a dead replica would stay that long
 
 
 @dataclass(frozen=True)
-class State:
-    """What a replica has loaded, and what it was asked to load since and did not."""
+class ReplicaState:
+    """The export that a replica has loaded, and one that it is loading or has refused since."""
 
     replica: str
     export_dir: str
@@ -45,7 +45,7 @@ class State:
 
 
 class StudentDeployment(SwappingService):
-    """A replica: speaks HTTP through Ray Serve, and loads the export that its `user_config` names."""
+    """A replica, which speaks HTTP through Ray Serve and loads the export that its `user_config` names."""
 
     def __init__(self, settings: ServeSettings, digests: Sequence[bytes]):
         super().__init__(settings, Metrics(ray_serve.get_replica_context().replica_tag))
@@ -56,13 +56,13 @@ class StudentDeployment(SwappingService):
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         access = logging.getLogger(ACCESS_LOG) if self.settings.access_log else None
-        return make_api(self, self.settings, self.digests, access)
+        return make_api(self, self.settings, self.digests, access, self.exposition)
 
     async def reconfigure(self, config: Mapping[str, str]) -> None:
-        """Load an export. Ray Serve calls this at the start, and whenever `export_dir` has changed.
+        """Load an export. Ray Serve calls this at the start and whenever `export_dir` has changed.
 
-        The first one is waited for and must load. A later one is loaded in the background: Ray Serve sends a replica
-        nothing until this returns. Where it does not load, the replica goes on with what it has, and says so.
+        The first export must load, and this waits for it. A later one is loaded in the background, because Ray Serve
+        sends a replica no request until this returns. If it does not load, the replica keeps what it has and says so.
         """
         export_dir = Path(config["export_dir"])
         if self.loaded is None:
@@ -75,45 +75,48 @@ class StudentDeployment(SwappingService):
         try:
             if before:
                 await asyncio.wait([before])
-            if self.current.export_dir != export_dir:  # as it is where it is sent back to what it never left
+            if (
+                self.current.export_dir != export_dir
+            ):  # they are equal where a replica is sent back to what it never left
                 await self.load(export_dir)
-            log.info("from now on %s answers", export_dir)
+            log.info("%s answers from now on", export_dir)
         except Exception as error:
             self.refused = f"{type(error).__name__}: {error}"
-            log.error("%s was not rolled in, %s goes on: %s", export_dir, self.current.export_dir, self.refused)
+            log.error(
+                "%s was not rolled in, so %s continues to answer: %s", export_dir, self.current.export_dir, self.refused
+            )
         finally:
             if self.loading == str(export_dir):
                 self.loading = None
 
     async def __del__(self) -> None:
-        """Ray Serve calls this once the replica has answered what it had."""
+        """Close. Ray Serve calls this once the replica has answered everything."""
         if getattr(self, "loaded", None):  # a replica that failed to load has none
             await self.close()
 
     async def check_health(self) -> None:
-        """Ray Serve asks every few seconds, and replaces a replica where this raises three times in a row."""
+        """Raise where the model is broken. Ray Serve replaces a replica where this raises three times in a row."""
         if wrong := self.wrong():
             raise RuntimeError(wrong)
 
-    def state(self) -> State:
-        """What this replica has loaded."""
+    def state(self) -> ReplicaState:
+        """Return what this replica has loaded."""
         loaded = str(self.current.export_dir)
-        return State(ray_serve.get_replica_context().replica_tag, loaded, self.loading, self.refused)
+        return ReplicaState(ray_serve.get_replica_context().replica_tag, loaded, self.loading, self.refused)
 
     def deployed(self) -> tuple[ServeSettings, Sequence[bytes]]:
-        """What this replica was started with, besides its export."""
+        """Return what this replica was started with besides its export."""
         return self.settings, self.digests
 
     def figures(self) -> str:
-        """The figures of this replica alone."""
+        """Return the figures of this replica alone."""
         return self.metrics.text()
 
     async def exposition(self) -> str:
-        """The figures of all replicas; where one does not answer in time, those of this replica alone."""
+        """Return the figures of all replicas, or of this one alone where another does not answer in time."""
         if self.settings.replicas.max == 1:
             return self.figures()
-        handle = ray_serve.get_deployment_handle(DEPLOYMENT, APP_NAME)
-        asked = handle.broadcast("figures")
+        asked = ray_serve.get_deployment_handle(DEPLOYMENT, APP_NAME).broadcast("figures")
         try:
             found = await asked.results_async(timeout_s=METRICS_TIMEOUT_S, return_exceptions=True)
         except TimeoutError:
@@ -122,7 +125,7 @@ class StudentDeployment(SwappingService):
 
 
 def build_app(export_dir: Path, settings: ServeSettings, digests: Sequence[bytes] = ()) -> Application:
-    """Return the Serve application for one export folder, open to tokens with these SHA-256 digests, if any."""
+    """Return the Serve application for one export folder; it accepts tokens with these SHA-256 digests, if any."""
     settings, digests = with_whole_paths(settings), tuple(digests)
     deployment: Any = ray_serve.deployment(
         ray_serve.ingress()(StudentDeployment),
@@ -132,7 +135,7 @@ def build_app(export_dir: Path, settings: ServeSettings, digests: Sequence[bytes
         health_check_period_s=HEALTH_CHECK_S,
         user_config={"export_dir": str(export_dir)},
         logging_config=LoggingConfig(
-            enable_access_log=False,  # ours says more
+            enable_access_log=False,  # our own log says more
             encoding="JSON" if settings.access_log else "TEXT",
             logs_dir=str(settings.log_folder) if settings.log_folder else None,
         ),
@@ -145,14 +148,14 @@ def build_app(export_dir: Path, settings: ServeSettings, digests: Sequence[bytes
             downscale_delay_s=settings.replicas.down_after_s,
         ),
     )
-    # Ray Serve starts new replicas for a new version, by default a random one. Here only what a replica cannot change
-    # while it runs makes a version, so that a new export is loaded by the replicas that are there.
+    # Ray Serve starts new replicas for a new version, which is random by default. Here the version depends only on what
+    # a replica cannot change while it runs, so that the running replicas load a new export.
     version = digest([settings.model_dump(mode="json"), [token.hex() for token in digests]])
     return with_version(deployment, version).bind(settings, digests)
 
 
 def with_whole_paths(settings: ServeSettings) -> ServeSettings:
-    """Return the settings with their folders as seen from here: a replica works in a folder of Ray's."""
+    """Return the settings with absolute folders, because a replica works in a folder of Ray's."""
     if settings.log_folder:
         settings = settings.model_copy(update={"log_folder": settings.log_folder.resolve()})
     experiment = settings.experiment

@@ -1,4 +1,4 @@
-"""Rolling a new export into a running service: every replica loads it, or all go back to the one before."""
+"""Rolling a new export into a running service: either every replica loads it, or all return to the one before."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from ray.serve.schema import APIType
 from cluster.base.errors import UserError
 from cluster.base.ray_internals import serve_client, start_handle
 from serve.experiments.experiment_service import check_exports
-from serve.on_ray.deployment import APP_NAME, DEPLOYMENT, State, build_app
+from serve.on_ray.deployment import APP_NAME, DEPLOYMENT, ReplicaState, build_app
 
 Handle = DeploymentHandle[Any]
 ANSWER_TIMEOUT_S, POLL_S = 30.0, 0.5
 
 
 def roll_export(export_dir: Path, timeout_s: float = 600.0) -> list[str]:
-    """Let the service on the connected Ray answer by another export, and return the names of its replicas.
+    """Make the service on the connected Ray answer with another export, and return the names of its replicas.
 
-    Each replica loads the export beside the one that answers and scores with it once before it takes over, so no
-    request fails or waits; the settings stay. Where one replica refuses it, all are sent back.
+    Each replica loads the export beside the one that answers, and scores with it once before it takes over, so no
+    request fails or waits. The settings stay. Where one replica refuses the export, all return to the one before.
 
     Raises:
-        UserError: no service runs here, a Serve config owns it, it is no export folder or the one that answers, or a
-            replica has refused it or did not load it in time.
+        UserError: no service runs here, a Serve config owns it, the folder is not an export or answers already, or a
+            replica refused it or did not load it in time.
     """
     handle, client = service_handle(), serve_client()
     assert client is not None, "a handle needs a client"
@@ -41,18 +41,18 @@ def roll_export(export_dir: Path, timeout_s: float = 600.0) -> list[str]:
     found = states(handle)
     others = [state.export_dir for state in found if state.export_dir != str(export_dir)]
     if not others and not any(state.loading or state.refused for state in found):
-        raise UserError(f"the service answers by {export_dir} already. Copy a new export beside it, not over it.")
+        raise UserError(f"the service answers with {export_dir} already. Copy a new export beside it, not over it.")
     before = Path(others[0] if others else export_dir)
     try:
         ray_serve.run(build_app(export_dir, settings, digests), name=APP_NAME, route_prefix="/")
         return [state.replica for state in until_loaded(handle, export_dir, timeout_s)]
-    except BaseException as error:  # Ctrl-C too: no half of the replicas stays behind
+    except BaseException as error:  # also after Ctrl-C, so that all replicas answer with the same export
         ray_serve.run(build_app(before, settings, digests), name=APP_NAME, route_prefix="/")
         if not isinstance(error, Exception):
             raise
-        with suppress(UserError):  # what went wrong first is what has to be said
+        with suppress(UserError):  # the first error is the one to report
             until_loaded(handle, before, timeout_s)
-        raise UserError(f"{export_dir} was not rolled in, {before} goes on: {error}") from error
+        raise UserError(f"{export_dir} was not rolled in, so {before} continues to answer: {error}") from error
 
 
 def service_handle() -> Handle:
@@ -72,28 +72,28 @@ def service_handle() -> Handle:
 
 
 def check_ours(details: Mapping[str, Any]) -> None:
-    """Refuse a service that comes from a Serve config: whoever applies that, KubeRay say, would undo the roll.
+    """Refuse a service that comes from a Serve config, because whatever applies it (such as KubeRay) would undo the roll.
 
     Args:
-        details: what Ray Serve tells of its applications.
+        details: what Ray Serve says about its applications.
     """
     if details["applications"][APP_NAME]["source"] == APIType.DECLARATIVE:
         raise UserError(
             "this service comes from a Serve config, which would undo a roll. Change export_dir there (on KubeRay in "
-            "the RayService's serveConfigV2) and apply it: Ray Serve replaces replica by replica."
+            "the RayService's serveConfigV2) and apply it: Ray Serve then replaces one replica after the other."
         )
 
 
-def states(handle: Handle) -> Sequence[State]:
+def states(handle: Handle) -> Sequence[ReplicaState]:
     """Ask every replica what it has loaded."""
     return handle.broadcast("state").results(timeout_s=ANSWER_TIMEOUT_S)
 
 
-def until_loaded(handle: Handle, export_dir: Path, timeout_s: float) -> Sequence[State]:
-    """Wait until all replicas answer by `export_dir`.
+def until_loaded(handle: Handle, export_dir: Path, timeout_s: float) -> Sequence[ReplicaState]:
+    """Wait until all replicas answer with `export_dir`.
 
     Raises:
-        UserError: one has refused it, or `timeout_s` have passed.
+        UserError: a replica has refused it, or `timeout_s` have passed.
     """
     deadline = time.monotonic() + timeout_s
     while True:

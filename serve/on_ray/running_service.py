@@ -1,19 +1,18 @@
-"""Starting and stopping the service on a Ray that the caller has connected, and asking it once."""
+"""Starting and stopping the service on a Ray that the caller has connected, and sending it one request."""
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import ray
 from ray import serve as ray_serve
 
@@ -24,7 +23,7 @@ from serve.http.bearer_tokens import read_digests
 from serve.on_ray.deployment import APP_NAME, build_app
 
 START_TIMEOUT_S = 180.0
-# A replica refuses in time; this is for a request that finds none, which Ray Serve would let wait for ever.
+# A replica refuses in time. This is for a request that finds no replica, which would otherwise wait for ever.
 PROXY_MARGIN_S = 5.0
 
 
@@ -35,7 +34,7 @@ class RunningService:
     url: str
 
     def stop(self) -> None:
-        """Let the replicas finish what they have (at most `serve.drain_s`); end a Ray Serve that nobody else is on."""
+        """Let the replicas finish what they have, for at most `serve.drain_s`, and end Ray Serve if nothing else uses it."""
         ray_serve.delete(APP_NAME)
         if not ray_serve.status().applications:
             ray_serve.shutdown()
@@ -49,11 +48,12 @@ def serve_export(
 ) -> RunningService:
     """Serve one export folder and call `ready(url)` once it answers.
 
-    With `blocking`, return after SIGTERM or SIGINT, drained; otherwise at once, and the caller stops it.
+    With `blocking`, return after SIGTERM or SIGINT once all requests are answered; otherwise return at once, and the
+    caller stops the service.
 
     Raises:
-        UserError: not an export folder, a service runs on this Ray already, unusable tokens, port taken, too few CPUs
-            or GPUs, or no answer in time.
+        UserError: the folder is not an export, a service runs on this Ray already, the tokens are unusable, the port
+            is taken, there are too few CPUs or GPUs, or the service did not answer in time.
     """
     check_exports(export_dir, settings)
     check_alone()
@@ -66,7 +66,7 @@ def serve_export(
         ray_serve.run(build_app(export_dir.resolve(), settings, digests), name=APP_NAME, route_prefix="/")
         wait_until_ready(service.url)
     except BaseException:
-        ray_serve.delete(APP_NAME, _blocking=False)  # what does not answer must not stand in the next one's way
+        ray_serve.delete(APP_NAME, _blocking=False)  # a service that does not answer must not block the next one
         raise
     if not blocking:
         ready(service.url)
@@ -84,26 +84,25 @@ def http_options(settings: ServeSettings) -> dict[str, Any]:
     return {"host": settings.host, "port": settings.port, "request_timeout_s": patience}
 
 
-class stop_signals:
-    """Within this context SIGTERM and SIGINT set the event instead of ending the process."""
-
-    def __enter__(self) -> threading.Event:
-        stopped = threading.Event()
-        self.before = {s: signal.signal(s, lambda *_: stopped.set()) for s in (signal.SIGTERM, signal.SIGINT)}
-        return stopped
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
+@contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM and SIGINT set, instead of ending the process, while the block runs."""
+    stopped = threading.Event()
+    before = {s: signal.signal(s, lambda *_: stopped.set()) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def reachable(host: str) -> str:
-    """An address to call where the service listens on all interfaces."""
+    """Return the address to call; a service on all interfaces is called on this machine's own."""
     return "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
 
 
 def check_alone() -> None:
-    """Refuse to start beside another service of ours: Ray Serve would put this one in its place, on its port."""
+    """Refuse to start beside another service of ours, because Ray Serve would replace that one."""
     if APP_NAME in ray_serve.status().applications:
         raise UserError(
             "this Ray serves an export already. Exchange it with `broadfast roll`, stop it, or start another Ray."
@@ -111,7 +110,7 @@ def check_alone() -> None:
 
 
 def check_port(settings: ServeSettings) -> None:
-    """Refuse a port that somebody else holds; Ray Serve would only say so in a log."""
+    """Refuse a port that is taken; Ray Serve would only say so in a log."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -123,7 +122,7 @@ def check_port(settings: ServeSettings) -> None:
 
 
 def check_resources(settings: ServeSettings) -> None:
-    """Refuse a plan that the cluster can never place; Ray Serve would wait for ever."""
+    """Refuse replicas that the cluster can never hold, for which Ray Serve would wait for ever."""
     have = ray.cluster_resources()
     for name, field, each in (
         ("CPU", "cpus_per_replica", settings.cpus_per_replica),
@@ -141,15 +140,14 @@ def wait_until_ready(url: str, timeout_s: float = START_TIMEOUT_S) -> None:
     """Poll `/readyz` until it answers 200.
 
     Raises:
-        UserError: it did not within `timeout_s`.
+        UserError: it did not do so within `timeout_s`.
     """
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            with urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, OSError) as error:
+            if httpx.get(f"{url}/readyz", timeout=5).raise_for_status():
+                return
+        except httpx.HTTPError as error:
             if time.monotonic() > deadline:
                 raise UserError(f"{url} did not become ready in {timeout_s:g} s ({error}). See Ray's logs.") from error
         time.sleep(0.2)
@@ -166,16 +164,14 @@ def score_once(
     """POST one query with its products to `/v1/score` and return the answer.
 
     Raises:
-        UserError: the service refused; the message is its problem document's detail.
+        UserError: the service refused, which the message explains, or it does not answer.
     """
-    body = json.dumps({"query": query, "products": list(products), "explain": explain}).encode()
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
-    request = urllib.request.Request(f"{url}/v1/score", body, headers)
+    body = {"query": query, "products": list(products), "explain": explain}
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
-            return json.load(answer)
-    except urllib.error.HTTPError as error:
-        detail = error.read().decode(errors="replace")
-        raise UserError(f"{url} answered {error.code}: {detail[:500]}") from error
-    except urllib.error.URLError as error:
-        raise UserError(f"{url} does not answer ({error.reason}). Is the server running?") from error
+        answer = httpx.post(f"{url}/v1/score", json=body, headers=headers, timeout=timeout_s)
+    except httpx.HTTPError as error:
+        raise UserError(f"{url} does not answer ({error}). Is the server running?") from error
+    if answer.is_error:
+        raise UserError(f"{url} answered {answer.status_code}: {answer.text[:500]}")
+    return answer.json()

@@ -1,4 +1,4 @@
-"""A replica's student that can be exchanged for that of another export while it answers. Knows nothing of Ray."""
+"""A replica's student can be exchanged for that of another export while it answers. Knows nothing of Ray."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from pathlib import Path
 from serve.config import ServeSettings
 from serve.experiments.experiment_service import ExperimentService, start_experiment
 from serve.http.metrics import Metrics
-from serve.http.refusals import Problem
+from serve.http.refusals import Refusal
 from serve.http.schemas import Asker, Examples, ModelInfo, ScoreInput, ScoreResponse
-from serve.replica.replica import CLOSE_POLL_S, StudentService
+from serve.replica.replica import CLOSE_POLL_S, QueuedStudent
 from serve.scoring.scorer import load_proven
 
 
 class Loaded:
-    """The service over one export, and how many requests it has taken and not answered yet."""
+    """The service over one export, and how many requests it has accepted and not answered yet."""
 
-    def __init__(self, export_dir: Path, service: StudentService | ExperimentService) -> None:
+    def __init__(self, export_dir: Path, service: QueuedStudent | ExperimentService) -> None:
         self.export_dir, self.service, self.asked = export_dir, service, 0
 
     async def close(self) -> None:
-        """Answer what was taken, then let go of the student."""
+        """Answer what was accepted, then let go of the student."""
         while self.asked:
             await asyncio.sleep(CLOSE_POLL_S)
         await self.service.close()
 
 
 class SwappingService:
-    """Answers by the export that was loaded last; the one before it finishes what it has taken.
+    """Answers with the export that was loaded last; the one before it finishes what it has accepted.
 
-    Nothing can be asked of it before the first `load`.
+    It can answer nothing before the first `load`.
     """
 
     def __init__(self, settings: ServeSettings, metrics: Metrics | None = None) -> None:
@@ -40,26 +40,25 @@ class SwappingService:
         self.leaving: set[asyncio.Task[None]] = set()
 
     async def load(self, export_dir: Path) -> None:
-        """Load an export beside the one that answers, try it out, and let it answer from then on.
+        """Load an export beside the one that answers, try it out, and answer with it from then on.
 
         Raises:
-            UserError: it is not an export, or what it answers cannot be right; the one before it stays.
+            UserError: it is not an export, or its answers cannot be right; then the one before it stays.
         """
         thread = ThreadPoolExecutor(1, thread_name_prefix="scorer")
         loop = asyncio.get_running_loop()
+        student: QueuedStudent | None = None
         try:
             scorer = await loop.run_in_executor(thread, load_proven, export_dir, self.settings)
+            service: QueuedStudent | ExperimentService
+            service = student = QueuedStudent(scorer, self.settings, thread, self.metrics)
+            if self.settings.experiment:
+                service = await loop.run_in_executor(thread, start_experiment, student, export_dir, self.settings)
         except BaseException:
+            if student:
+                await student.close()  # otherwise the figures would hold on to it
             thread.shutdown(wait=False)
             raise
-        service: StudentService | ExperimentService
-        service = student = StudentService(scorer, self.settings, thread, self.metrics)
-        if self.settings.experiment:
-            try:
-                service = await loop.run_in_executor(thread, start_experiment, student, export_dir, self.settings)
-            except BaseException:
-                await student.close()  # or the figures would hold on to it
-                raise
         before, self.loaded = self.loaded, Loaded(export_dir, service)
         if before:
             task = asyncio.create_task(before.close())
@@ -68,45 +67,36 @@ class SwappingService:
 
     @property
     def current(self) -> Loaded:
-        """What answers now."""
+        """The export that answers now."""
         assert self.loaded is not None, "nothing is loaded yet"
         return self.loaded
 
     @property
-    def model(self) -> str:
-        """The name of the model that answers now."""
-        return self.current.service.model
-
-    @property
     def models(self) -> list[ModelInfo]:
-        """What can answer now."""
+        """The models that can answer now."""
         return self.current.service.models
 
     def examples(self, query: str, count: int) -> Examples:
-        """Queries and titles of its index."""
+        """Return queries and titles of its index."""
         return self.current.service.examples(query, count)
 
     def ready(self) -> bool:
-        """Whether a request would be taken now."""
+        """Say whether a request would be accepted now."""
         return self.loaded is not None and self.loaded.service.ready()
 
     def wrong(self) -> str | None:
-        """What is wrong with the model that answers, so that only another replica can mend it."""
+        """Return what is wrong with the model that answers, where only a new replica can mend it."""
         return self.loaded.service.wrong() if self.loaded else None
 
-    def full(self) -> Problem | None:
-        """The refusal of a request that came now."""
+    def full(self) -> Refusal | None:
+        """Return the refusal of any request that came now, or None where it might be accepted."""
         return self.current.service.full()
 
-    async def exposition(self) -> str:
-        """The figures of this replica, whatever it has loaded."""
-        return self.metrics.text()
-
     async def score(self, request: ScoreInput, asker: Asker | None = None) -> ScoreResponse:
-        """Score by the export that is current when the request comes.
+        """Score with the export that is current when the request comes.
 
         Raises:
-            Problem: it refuses.
+            Refusal: the student refuses the request.
         """
         taken = self.current
         taken.asked += 1
@@ -116,7 +106,7 @@ class SwappingService:
             taken.asked -= 1
 
     async def close(self) -> None:
-        """Answer what was taken, and let go of everything."""
+        """Answer what was accepted, and let go of everything."""
         await asyncio.gather(*self.leaving)
         if self.loaded:
             await self.loaded.close()

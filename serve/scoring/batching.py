@@ -1,7 +1,7 @@
-"""Batches across requests: what waits while the model works is scored together next.
+"""Batches across requests: whatever waits while the model works is scored together next.
 
-Ray Serve's own batcher cuts batches by the clock while the model is still busy, so that under load they stay as
-small as what arrives within its wait; this one cuts a batch when the model is free to take it.
+Ray Serve's own batcher cuts batches by the clock even while the model is busy, so under load they are only as large as
+what arrives within its wait. This one cuts a batch when the model is free to take it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class Batcher(Generic[Job, Answer]):
 
     Args:
         run: answers a batch, one answer per job.
-        max_size: bound on the sum of the jobs' lengths; a longer job makes a batch of its own.
-        wait_s: how long a batch that is not full waits for company when the model is free.
+        max_size: bound on the sum of the jobs' lengths; a longer job is a batch of its own.
+        wait_s: how long a batch that is not full waits for more jobs when the model is free.
     """
 
     def __init__(self, run: Callable[[list[Job]], Awaitable[list[Answer]]], max_size: int, wait_s: float) -> None:
@@ -31,7 +31,7 @@ class Batcher(Generic[Job, Answer]):
         self.worker: asyncio.Task[None] | None = None
 
     async def submit(self, job: Job) -> Answer:
-        """Return the job's answer, or raise what its batch raised; a cancelled job leaves the queue."""
+        """Return the job's answer, or raise what its batch raised. A cancelled job leaves the queue."""
         if self.worker is None:
             self.worker = asyncio.create_task(self._work())
         future = asyncio.get_running_loop().create_future()
@@ -43,7 +43,7 @@ class Batcher(Generic[Job, Answer]):
             self.waiting.pop(future, None)
 
     def close(self) -> None:
-        """End the task that cuts batches; nothing may wait or be submitted any more."""
+        """End the task that cuts batches; no job may wait now or be submitted later."""
         assert not self.waiting and not self.busy, "a batch would be lost"
         if self.worker:
             self.worker.cancel()
@@ -51,7 +51,7 @@ class Batcher(Generic[Job, Answer]):
     async def _work(self) -> None:
         while True:
             await self.arrived.wait()
-            # Only the first batch after a pause waits: those after it found their company while the model worked.
+            # Only the first batch after a pause waits: the jobs of later ones arrived while the model worked.
             if self.wait_s and sum(map(len, self.waiting.values())) < self.max_size:
                 await asyncio.sleep(self.wait_s)
             while self.waiting:
@@ -59,7 +59,7 @@ class Batcher(Generic[Job, Answer]):
             self.arrived.clear()
 
     def _take(self) -> dict[asyncio.Future[Answer], Job]:
-        """Take jobs from the front as long as they fit; at least one."""
+        """Take jobs from the front of the queue as long as they fit, but at least one."""
         batch: dict[asyncio.Future[Answer], Job] = {}
         size = 0
         for future, job in list(self.waiting.items()):

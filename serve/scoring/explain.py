@@ -1,4 +1,4 @@
-"""Explanations of a score: the nearest training rationale per perspective, from the index that an export may carry."""
+"""Explains a score by the nearest training rationale per perspective, from the index that an export may carry."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from serve.http.schemas import Examples, Explanation
 
 
 class Explainer:
-    """Turns pairs' latent vectors into what the service answers."""
+    """Finds explanations for the latent vectors of pairs, and examples to try the service with."""
 
     def __init__(self, index: RationaleIndex) -> None:
         self.index = index
 
     def nearest(self, latents: np.ndarray) -> list[list[Explanation]]:
-        """Return for each of B pairs the nearest rationale of each perspective that has one, for latents BxLxD."""
+        """Return, for latents BxLxD of B pairs, the nearest rationale of each perspective that has one."""
         return [
             [Explanation.model_validate(n, from_attributes=True) for near in found.values() for n in near]
             for found in self.index.nearest(latents)
@@ -26,12 +26,12 @@ class Explainer:
 
     @cached_property
     def _texts(self) -> tuple[list[str], list[str]]:
-        """Distinct queries and titles of the index, in its order."""
+        """The distinct queries and titles of the index, in its order."""
         rows = self.index.rows
         return rows["query"].unique().to_pylist(), rows["title"].unique().to_pylist()
 
     def examples(self, query: str, count: int) -> Examples:
-        """Return up to `count` queries and titles of the index, titles that share most words with `query` first."""
+        """Return up to `count` queries and titles of the index; titles that share most words with `query` come first."""
         queries, titles = self._texts
         words = set(query.lower().split())
         nearest = sorted(titles, key=lambda title: -len(words.intersection(title.lower().split())))
@@ -39,6 +39,6 @@ class Explainer:
 
 
 def load_explainer(export_dir: Path, perspectives: tuple[str, ...]) -> Explainer | None:
-    """Load the index of an export folder; None where it carries none."""
+    """Load the index of an export folder, or return None where it carries none."""
     index = RationaleIndex.load(export_dir, perspectives)
     return Explainer(index) if index else None

@@ -1,13 +1,14 @@
-"""The student as a processor computes it fastest: no padding inside the encoder, weights laid out beforehand.
+"""The student in the form that a processor computes fastest: without padding in the encoder, with packed weights.
 
-Three things are worth their code; `benchmarks/serving.py` measures them together:
+Three things make it fast; `benchmarks/serving.py` measures them together:
 
-- Pairs of a batch are strung together without padding, so that products and norms touch real tokens only. Padding is
-  there inside attention alone, a few per cent of the work.
-- Weights are laid out for oneDNN once, where a plain Linear has them laid out anew at every call; BERT's GELU is
-  computed inside the product before it.
-- Attention is two batched products with a softmax in float32 between them: PyTorch's flash kernel for processors, and
-  its softmax over bf16 rows that are not a multiple of 32 long, take two to six times as long for a pair's few tokens.
+- The pairs of a batch are strung together without padding, so that products and norms only touch real tokens. Padding
+  exists only inside attention, which is a few per cent of the work.
+- Weights are packed for oneDNN once, whereas a plain Linear packs them again at every call, and BERT's GELU is computed
+  inside the product before it.
+- Attention is two batched products with a softmax in float32 between them. For the few tokens of a pair, PyTorch's
+  flash kernel for processors takes two to six times as long, and so does its softmax over bf16 rows whose length is not
+  a multiple of 32.
 
 Shapes: B pairs, T tokens of the longest, N tokens of all pairs, K heads, F width of one head.
 """
@@ -26,14 +27,14 @@ from cluster.base.torch_internals import PackedWeight, register_attention
 from distill.student.model import Student, StudentOutput
 
 ATTENTION = "broadfast_ragged"
-# Encoders whose layers see a token's neighbours through attention alone; the others keep their padding.
+# In these encoders, tokens see each other only through attention; other encoders keep their padding.
 FIRST_POSITION = {"bert": 0, "electra": 0}
-# These count positions from behind that of the padding token.
+# These start to count positions after that of the padding token.
 AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")
 
 
 class PackedLinear(nn.Module):
-    """A Linear whose weight is laid out beforehand; with `gelu`, the activation is part of the product."""
+    """A Linear whose weight is packed beforehand; with the activation `gelu`, that is part of the product."""
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
@@ -46,7 +47,7 @@ class PackedLinear(nn.Module):
 
 
 def pack_linears(module: nn.Module, dtype: torch.dtype) -> None:
-    """Replace every Linear below `module`; a BERT layer's exact GELU goes into its product."""
+    """Replace every Linear below `module`, and move a BERT layer's exact GELU into its product."""
     for name, child in list(module.named_children()):
         if type(child) is nn.Linear:
             setattr(module, name, PackedLinear(child, dtype))
@@ -58,7 +59,7 @@ def pack_linears(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def first_position(config: Any) -> int | None:
-    """Position of a pair's first token in the encoder's table; None where the encoder needs its padding."""
+    """Return the position of a pair's first token in the encoder's table, or None where the encoder needs padding."""
     if getattr(config, "is_decoder", False) or getattr(config, "position_embedding_type", "absolute") != "absolute":
         return None
     if config.model_type in AFTER_PADDING:
@@ -68,13 +69,13 @@ def first_position(config: Any) -> int | None:
 
 @dataclass(frozen=True)
 class Ragged:
-    """Where the tokens of a batch are, padded and strung together.
+    """Where the tokens of a batch are, both padded and strung together.
 
     Attributes:
         kept: places of the N real tokens among B*T.
-        rows: of one head's vectors, B*K*T numbers: which of N*K stands there; padding names any.
-        back: N*K numbers: where each of N*K stands among B*K*T.
-        bias: what attention adds to the scores, (B*K, 1, T); None where no pair is padded.
+        rows: for each of B*K*T places in attention, which of N*K vectors belongs there; for padding, any.
+        back: for each of N*K vectors, its place among B*K*T.
+        bias: what attention adds to the scores, (B*K, 1, T), or None where no pair is padded.
     """
 
     shape: tuple[int, int]
@@ -85,7 +86,7 @@ class Ragged:
 
     @classmethod
     def of(cls, mask: Tensor, heads: int, dtype: torch.dtype) -> Ragged:
-        """Lay out a batch by its mask BxT."""
+        """Return the places for a batch with the mask BxT."""
         pairs, tokens = mask.shape
         real = mask.bool()
         kept = real.flatten().nonzero()[:, 0]
@@ -104,10 +105,10 @@ class Ragged:
 def ragged_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _: Any, *, scaling: float, ragged: Ragged, **__: Any
 ) -> tuple[Tensor, None]:
-    """Attention of each pair's tokens over their own pair: 1xKxNxF -> 1xNxKxF."""
+    """Let each pair's tokens attend to their own pair: 1xKxNxF -> 1xNxKxF."""
     heads, tokens, width = query.shape[1:]
     length = ragged.shape[1]
-    # One index brings padding and heads to their places: B*K x T x F.
+    # One index puts both padding and heads into their places: B*K x T x F.
     q, k, v = (
         x[0].transpose(0, 1).reshape(tokens * heads, width).index_select(0, ragged.rows).view(-1, length, width)
         for x in (query, key, value)
@@ -123,11 +124,11 @@ def ragged_attention(
 register_attention(ATTENTION, ragged_attention)
 
 
-class FastStudent(nn.Module):
-    """A student for inference on a processor; answers like `Student`, which is left as it is.
+class PackedStudent(nn.Module):
+    """A student for inference on a processor. It answers like the given one, which stays as it is.
 
     Args:
-        dtype: of the encoder; extractor, classifier and verdict heads stay in float32.
+        dtype: number format of the encoder; extractor, classifier and verdict heads stay in float32.
     """
 
     def __init__(self, student: Student, dtype: torch.dtype) -> None:
@@ -149,7 +150,7 @@ class FastStudent(nn.Module):
         return self.student.read(states.float(), attention_mask)
 
     def _encode(self, ids: Tensor, mask: Tensor, types: Tensor | None, first: int) -> Tensor:
-        """Token states BxTxH, zero where there is padding; `first` is the position of a pair's first token."""
+        """Return token states BxTxH, zero where there is padding; `first` is the position of a pair's first token."""
         pairs, tokens = ids.shape
         ragged = Ragged.of(mask, self.encoder.config.num_attention_heads, self.dtype)
         positions = (ragged.kept % tokens + first)[None]

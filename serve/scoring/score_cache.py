@@ -1,4 +1,4 @@
-"""Answers that were given before, kept for a while: the same query and product need no model."""
+"""Keeps answers for a while, so that the same query and product need no model."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Answer = Callable[[Sequence[ScoreInput]], list[list[Result]]]
 
 
 class ScoreCache:
-    """Answers requests like `answer`, asking it only for pairs that are unknown or too old. For one thread.
+    """Answers requests like `answer`, but asks it only for pairs that are unknown or too old. Use it from one thread.
 
-    A pair is known by its texts, not by the product's id, so that a product that changed is scored anew.
+    A pair is known by its texts, not by the product's id, so that a product that has changed is scored again.
     """
 
     def __init__(self, answer: Answer, settings: CacheSettings, metrics: Metrics) -> None:
@@ -25,36 +25,25 @@ class ScoreCache:
 
     def __call__(self, requests: Sequence[ScoreInput]) -> list[list[Result]]:
         """Return one list of results per request."""
-        found = [[self.known.get(key_of(r, product)) for product in r.products] for r in requests]
-        asked = [
-            r.model_copy(update={"products": [p for p, hit in zip(r.products, hits, strict=True) if hit is None]})
-            for r, hits in zip(requests, found, strict=True)
+        asked = [key_of(r, product) for r in requests for product in r.products]
+        found = {key: hit for key in asked if (hit := self.known.get(key))}
+        rest = [
+            r.model_copy(update={"products": missing})
+            for r in requests
+            if (missing := [product for product in r.products if key_of(r, product) not in found])
         ]
-        self._count(found)
-        missing = [r for r in asked if r.products]
-        answers = iter(self.answer(missing) if missing else ())
-        return [
-            self._merge(request, hits, next(answers) if rest.products else [])
-            for request, hits, rest in zip(requests, found, asked, strict=True)
-        ]
+        self._count(requests, rest)
+        for r, results in zip(rest, self.answer(rest) if rest else (), strict=True):
+            for product, result in zip(r.products, results, strict=True):
+                self.known[key_of(r, product)] = found[key_of(r, product)] = result
+        return [[found[key_of(r, p)].model_copy(update={"id": p.id}) for p in r.products] for r in requests]
 
-    def _count(self, found: list[list[Result | None]]) -> None:
-        hits = sum(hit is not None for row in found for hit in row)
-        self.metrics.cache_hits.inc(hits)
-        self.metrics.cache_misses.inc(sum(map(len, found)) - hits)
-
-    def _merge(self, request: ScoreInput, hits: list[Result | None], fresh: list[Result]) -> list[Result]:
-        """Put hits and fresh results into the request's order, and remember the fresh ones."""
-        rest = iter(fresh)
-        merged = []
-        for product, hit in zip(request.products, hits, strict=True):
-            result = next(rest) if hit is None else hit.model_copy(update={"id": product.id})
-            if hit is None:
-                self.known[key_of(request, product)] = result
-            merged.append(result)
-        return merged
+    def _count(self, requests: Sequence[ScoreInput], rest: Sequence[ScoreInput]) -> None:
+        pairs, misses = (sum(len(r.products) for r in some) for some in (requests, rest))
+        self.metrics.cache_hits.inc(pairs - misses)
+        self.metrics.cache_misses.inc(misses)
 
 
 def key_of(request: ScoreInput, product: ProductInput) -> Hashable:
-    """What an answer depends on."""
+    """Return what an answer depends on."""
     return request.query, request.explain, product.title, product.brand, product.description

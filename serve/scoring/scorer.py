@@ -1,4 +1,4 @@
-"""The student in process: pairs in, labels with probabilities and verdicts out. Knows nothing of Ray.
+"""The student in one process, from pairs to labels with probabilities and verdicts. Knows nothing of Ray.
 
 Shapes: N pairs, T tokens, P perspectives, D width of a latent vector, C labels.
 """
@@ -22,25 +22,24 @@ from distill.student.model import Student, StudentOutput, load_tokenizer, read_s
 from serve.config import ServeSettings
 from serve.http.schemas import Explanation, LabelInfo, ModelInfo, Result, ScoreInput, Verdict
 from serve.scoring.explain import Explainer, load_explainer
-from serve.scoring.packed_student import FastStudent
-from serve.scoring.token_cache import Pair, PairTokens
+from serve.scoring.packed_student import PackedStudent
+from serve.scoring.token_cache import Pair, TokenCache
 
 PROOF = {"query": "red phone case", "title": "Phone case, red"}
-
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Label probabilities NxC; verdict probabilities NxPxC and latent vectors NxPxD, None where there are none."""
+    """Label probabilities NxC, and verdict probabilities NxPxC and latent vectors NxPxD or None where there are none."""
 
     probabilities: np.ndarray
     verdicts: np.ndarray | None
     latents: np.ndarray | None
 
 
-class OnGpu(nn.Module):
-    """A student on a GPU, which casts as it goes."""
+class GpuStudent(nn.Module):
+    """A student on a GPU, where torch.autocast chooses the number format of each step."""
 
     def __init__(self, student: Student, dtype: torch.dtype) -> None:
         super().__init__()
@@ -52,7 +51,7 @@ class OnGpu(nn.Module):
 
 
 class Scorer:
-    """One loaded student. Not safe for use from several threads at once."""
+    """One loaded student. Several threads must not use it at once."""
 
     def __init__(
         self,
@@ -68,20 +67,20 @@ class Scorer:
     ) -> None:
         self.name, self.explainer, self.config = name, explainer, student.config
         self.max_batch_tokens, self.device = max_batch_tokens or BATCH_TOKENS[device], torch.device(device)
-        self.tokens = PairTokens(tokenizer, self.config.max_tokens, self.config.fields, kept_products)
+        self.tokens = TokenCache(tokenizer, self.config.max_tokens, self.config.fields, kept_products)
         self.has_verdicts = student.verdicts is not None
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self.model = FastStudent(student, dtype) if device == "cpu" else OnGpu(student.to(device), dtype)
+        self.model = PackedStudent(student, dtype) if device == "cpu" else GpuStudent(student.to(device), dtype)
         gains = np.array(self.config.scheme.gains)
-        # Shifted and scaled so that the score is 0 to 1 whatever gains a scheme gives.
+        # The gains are shifted and scaled so that the score lies between 0 and 1 in any scheme.
         self.gains = (gains - gains.min()) / (gains.max() - gains.min() or 1.0)
 
     @classmethod
     def load(cls, export_dir: Path, settings: ServeSettings) -> Scorer:
-        """Load an export folder; on a GPU where the settings give a replica one.
+        """Load an export folder, onto a GPU where the settings give a replica one.
 
         Raises:
-            UserError: not an export folder, or a GPU is asked for and there is none.
+            UserError: the folder is not an export, or the settings ask for a GPU and there is none.
         """
         check_export(export_dir)
         if settings.gpus_per_replica and not torch.cuda.is_available():
@@ -101,7 +100,7 @@ class Scorer:
 
     @property
     def about(self) -> ModelInfo:
-        """What `/v1/models` says of this student."""
+        """What `/v1/models` says about this student."""
         return ModelInfo(
             id=self.name,
             labels=[LabelInfo(**label.model_dump()) for label in self.config.scheme.labels],
@@ -113,7 +112,7 @@ class Scorer:
         )
 
     def score(self, pairs: Sequence[Mapping[str, Any]]) -> Scores:
-        """Score pairs (`query`, `title`, and what the student reads besides), in the order given."""
+        """Score pairs with `query`, `title` and whatever else the student reads, in the given order."""
         assert pairs, "score needs at least one pair"
         ids = self.tokens(pairs)
         lengths = np.array([self.tokens.length(pair) for pair in ids])
@@ -123,7 +122,7 @@ class Scorer:
         logits, latents, verdicts = (
             None if column[0] is None else torch.cat(column)[back] for column in zip(*parts, strict=True)
         )
-        assert logits is not None, "a student always answers"
+        assert logits is not None, "a student always gives logits"
         return Scores(
             (logits / self.config.temperature).softmax(-1).numpy(),
             None if verdicts is None else verdicts.softmax(-1).numpy(),
@@ -131,7 +130,7 @@ class Scorer:
         )
 
     def _batches(self, order: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
-        """Cut pairs, longest first, so that a batch padded to its first pair stays within the token budget."""
+        """Cut pairs, longest first, into batches that stay within the token budget when padded to their first pair."""
         start = 0
         while start < len(order):
             count = max(1, self.max_batch_tokens // int(lengths[order[start]]))
@@ -139,7 +138,7 @@ class Scorer:
             start += count
 
     def _forward(self, pairs: Sequence[Pair]) -> list[Tensor | None]:
-        """Judge one batch, the longest pair first."""
+        """Return what the student says about one batch, whose longest pair comes first."""
         batch = self.tokens.batch(pairs, self.tokens.length(pairs[0]))
         inputs = {name: values.to(self.device) for name, values in batch.items()}
         with torch.inference_mode():
@@ -147,7 +146,7 @@ class Scorer:
         return [None if part is None else part.float().cpu() for part in output]
 
     def answer(self, requests: Sequence[ScoreInput]) -> list[list[Result]]:
-        """Score the products of several requests at once; one list of results per request."""
+        """Score the products of several requests at once, and return one list of results per request."""
         pairs = [{"query": r.query, **product.model_dump()} for r in requests for product in r.products]
         scores = self.score(pairs)
         explained = self._explanations(scores, [r.explain for r in requests for _ in r.products])
@@ -177,19 +176,19 @@ class Scorer:
         return dict(zip(self.config.scheme.codes, probabilities.tolist(), strict=True))
 
     def _explanations(self, scores: Scores, wanted: Sequence[bool]) -> dict[int, list[Explanation]]:
-        """Return the explanations of the rows that want one, all looked up together: the model waits meanwhile."""
+        """Return the explanations of the rows that want one. They are looked up together, because the model waits."""
         rows = np.flatnonzero(wanted)
         if not len(rows):
             return {}
-        assert self.explainer is not None and scores.latents is not None, "refused before scoring"
+        assert self.explainer is not None and scores.latents is not None, "such requests are refused before scoring"
         return dict(zip(rows.tolist(), self.explainer.nearest(scores.latents[rows]), strict=True))
 
 
 def check_export(export_dir: Path) -> None:
-    """Refuse what is not an export folder, before anything is loaded or started.
+    """Refuse a folder that is not an export, before anything is loaded or started.
 
     Raises:
-        UserError: no folder, or not a student's.
+        UserError: the folder does not exist or holds no student.
     """
     if not export_dir.is_dir():
         raise UserError(f"{export_dir} is not a folder. Give the 10-export folder of a run.")
@@ -197,7 +196,7 @@ def check_export(export_dir: Path) -> None:
 
 
 def export_name(export_dir: Path) -> str:
-    """Name the model by its folder and by what made it: `demo@1f0c2d3e`, so that two exports can be told apart."""
+    """Return a name such as `demo@1f0c2d3e`, of the folder and of what made it, so that two exports differ in name."""
     manifest = read_manifest(export_dir)
     folder = export_dir.resolve()
     name = folder.parent.name if folder.name == "10-export" else folder.name
@@ -206,10 +205,10 @@ def export_name(export_dir: Path) -> str:
 
 
 def load_proven(export_dir: Path, settings: ServeSettings) -> Scorer:
-    """Load an export and score one pair with it, so that broken weights are found before a shopper finds them.
+    """Load an export and score one pair with it, so that damaged weights are found before a shopper finds them.
 
     Raises:
-        UserError: it is not an export, or a probability that it answers is not a number.
+        UserError: the folder is not an export, or one of its probabilities is not a number.
     """
     scorer = Scorer.load(export_dir, settings)
     try:
@@ -220,7 +219,7 @@ def load_proven(export_dir: Path, settings: ServeSettings) -> Scorer:
 
 
 def prove(scorer: Scorer) -> None:
-    """Score one pair.
+    """Score one pair of our own.
 
     Raises:
         ArithmeticError: a probability is not a number.

@@ -1,7 +1,7 @@
-"""Pairs as token ids, with the ids of texts kept: a product seen before is not tokenised again.
+"""Turns pairs into token ids and keeps the ids of texts, so that a product seen before is not tokenised again.
 
-The ids are those of `distill.student.inputs.encode_pairs`, which training uses; each text is tokenised alone and the
-pair is put together from the parts.
+The ids are the same as those of `distill.student.inputs.encode_pairs`, which training uses; here each text is tokenised
+alone, and a pair is put together from the parts.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ KEPT_QUERIES = 4096
 
 @dataclass(frozen=True)
 class Frame:
-    """What the tokenizer puts around a pair: special ids before, between and after the two texts.
+    """The special ids that a tokenizer puts before, between and after the two texts of a pair.
 
-    `segments` are the token types of those five parts in turn; None for a tokenizer without token types.
+    `segments` are the token types of those five parts in turn, or None for a tokenizer without token types.
     """
 
     before: Ids
@@ -40,7 +40,7 @@ class Frame:
 
 
 def frame_of(tokenizer: PreTrainedTokenizerBase) -> Frame:
-    """Return the tokenizer's frame, read off a pair that it encodes."""
+    """Return the tokenizer's frame, as found in a pair that it has encoded."""
     encoded = tokenizer("a", "b")
     ids, sides = encoded["input_ids"], encoded.sequence_ids()
     first, second = ([i for i, side in enumerate(sides) if side == n] for n in (0, 1))
@@ -51,23 +51,23 @@ def frame_of(tokenizer: PreTrainedTokenizerBase) -> Frame:
     return Frame(ids[: cuts[0]], ids[cuts[1] : cuts[2]], ids[cuts[3] :], segments)
 
 
-class PairTokens:
-    """Turns pairs into token ids. Not safe for use from several threads at once.
+class TokenCache:
+    """Turns pairs into token ids. Several threads must not use it at once.
 
     Args:
-        kept_products: product texts whose ids are kept, the longest unused go first; 0 keeps none.
+        kept_products: how many product texts keep their ids; the least recently used go first, and 0 keeps none.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, fields: str, kept_products: int) -> None:
         self.tokenizer, self.max_tokens, self.fields = tokenizer, max_tokens, fields
         self.frame = frame_of(tokenizer)
         self.pad = tokenizer.pad_token_id
-        # The text is what a product's id and version stand for, and it cannot be out of date.
+        # The key is the text, because unlike a product's id it can never stand for an older version.
         self.products: LRUCache[str, Ids] = LRUCache(kept_products)
         self.queries: LRUCache[str, Ids] = LRUCache(KEPT_QUERIES)
 
     def __call__(self, pairs: Sequence[Mapping[str, Any]]) -> list[Pair]:
-        """Return each pair's ids of the query and of the product, cut so that the pair fits `max_tokens`."""
+        """Return the ids of each pair's query and product, cut so that the pair fits `max_tokens`."""
         limit = self.max_tokens * CHARACTERS_PER_TOKEN
         texts = [product_text(pair, self.fields)[:limit] for pair in pairs]
         products = self._looked_up(texts, self.products, self._tokenised)
@@ -88,7 +88,7 @@ class PairTokens:
         return {name: torch.from_numpy(values) for name, values in found.items()}
 
     def length(self, pair: Pair) -> int:
-        """Tokens of a pair, special ones among them."""
+        """Return the number of a pair's tokens, including special ones."""
         return len(self.frame) + len(pair[0]) + len(pair[1])
 
     def _types(self, query: Ids, product: Ids) -> np.ndarray:
@@ -100,7 +100,7 @@ class PairTokens:
         return query, product[: self.max_tokens - len(self.frame) - len(query)]
 
     def _looked_up(self, texts: Sequence[str], kept: LRUCache[str, Ids], tokenise: Any) -> dict[str, Ids]:
-        """Return the ids of each text; those that are not kept are tokenised together, and kept."""
+        """Return the ids of each text; texts that are not kept yet are tokenised together, and then kept."""
         found = {text: ids for text in texts if (ids := kept.get(text)) is not None}
         missing = [text for text in dict.fromkeys(texts) if text not in found]
         for text, ids in zip(missing, tokenise(missing) if missing else (), strict=True):

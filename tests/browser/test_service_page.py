@@ -23,7 +23,7 @@ from starlette.routing import Mount, Route
 from serve.config import AuthSettings, LimitSettings, ServeSettings
 from serve.http.bearer_tokens import read_digests
 from serve.http.routes import make_api
-from serve.replica.replica import StudentService
+from serve.replica.replica import QueuedStudent
 from serve.scoring.scorer import Scorer
 from tests.helpers.local_service import explaining_export, local_service, running
 from tests.helpers.report_run import NAMES, SCRIPT
@@ -63,18 +63,18 @@ def scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
 
 
 @pytest.fixture
-def service(scorer: Scorer) -> StudentService:
+def service(scorer: Scorer) -> QueuedStudent:
     """A service for one test: its queue belongs to the event loop of the server that first asks it."""
     return local_service(scorer)
 
 
 @pytest.fixture
-def api(service: StudentService) -> FastAPI:
+def api(service: QueuedStudent) -> FastAPI:
     return make_api(service, ServeSettings(limits=LIMITS))
 
 
 @pytest.fixture
-def locked(service: StudentService, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
+def locked(service: QueuedStudent, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
     monkeypatch.setenv("SHOP_TOKENS", TOKEN)
     return make_api(service, ServeSettings(limits=LIMITS), read_digests(AuthSettings(tokens_env="SHOP_TOKENS")))
 
@@ -222,7 +222,7 @@ return {first, second, kept, titles: titles().length, address: view.location.hre
 def test_the_page_asks_for_the_token(locked: FastAPI, tmp_path: Path) -> None:
     with driven(locked, tmp_path) as do:
         seen = do(WITH_A_TOKEN % TOKEN, "?q=red")
-    assert (seen["first"], seen["second"]) == ("This service asks for a token", "That token is not known here")
+    assert (seen["first"], seen["second"]) == ("This service asks for a token", "That token is not valid here")
     assert (seen["titles"], seen["kept"]) == (LIMITS.products_per_request, 1)
     assert TOKEN not in seen["address"]
 

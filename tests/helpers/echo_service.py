@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from serve.http.metrics import Metrics
-from serve.http.refusals import Problem
+from serve.http.refusals import Refusal
 from serve.http.schemas import (
     Asker,
     Examples,
@@ -22,7 +22,7 @@ class Echo:
 
     model = "echo"
     is_ready = True
-    refuses_all: Problem | None = None
+    refuses_all: Refusal | None = None
 
     def __init__(self) -> None:
         self.metrics = Metrics()
@@ -40,7 +40,7 @@ class Echo:
 
     async def score(self, request: ScoreInput, asker: Asker | None = None) -> ScoreResponse:
         if request.query == "full":
-            raise Problem(503, "The queue is full", "try again", "max_queued_requests", 7)
+            raise Refusal(503, "The queue is full", "try again", "max_queued_requests", 7)
         if request.query == "broken":
             raise RuntimeError("the secret cause")
         near = Explanation(
@@ -67,8 +67,5 @@ class Echo:
     def ready(self) -> bool:
         return self.is_ready
 
-    def full(self) -> Problem | None:
+    def full(self) -> Refusal | None:
         return self.refuses_all
-
-    async def exposition(self) -> str:
-        return self.metrics.text()

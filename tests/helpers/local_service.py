@@ -19,15 +19,15 @@ from cluster.base.tables import write_table
 from distill.student.rationale_index import write_index
 from mpcot.records import PAIR
 from serve.config import ServeSettings
-from serve.replica.replica import StudentService
+from serve.replica.replica import QueuedStudent
 from serve.scoring.scorer import Scorer
 from tests.helpers.report_run import SCRIPT, pairs, write_export, write_judgements
 from tests.helpers.tiny_bert import WORDS
 
 
-def local_service(scorer: Scorer, settings: ServeSettings | None = None) -> StudentService:
+def local_service(scorer: Scorer, settings: ServeSettings | None = None) -> QueuedStudent:
     """Return what a replica is, over a scorer that is at hand."""
-    return StudentService(scorer, settings or ServeSettings(), ThreadPoolExecutor(1))
+    return QueuedStudent(scorer, settings or ServeSettings(), ThreadPoolExecutor(1))
 
 
 def varied_pairs() -> list[dict[str, Any]]:

@@ -35,12 +35,12 @@ let unlocking = null;
 function unlock(wrong) {
   sessionStorage.removeItem(KEY);
   unlocking ??= new Promise((done, never) => {
-    $("lock-title").textContent = wrong ? "That token is not known here" : "This service asks for a token";
+    $("lock-title").textContent = wrong ? "That token is not valid here" : "This service asks for a token";
     $("token").value = $("lock").returnValue = "";
     $("lock").showModal();
     $("lock").onclose = () => {
       unlocking = null;
-      if ($("lock").returnValue !== "given") return never(new Refusal(401, "Without a token this service does not answer."));
+      if ($("lock").returnValue !== "given") return never(new Refusal(401, "This service does not answer without a token."));
       const given = $("token").value.trim();
       if (/[^\x21-\x7e]/.test(given)) return unlock(true).then(done, never); // fits into no header
       sessionStorage.setItem(KEY, given);
@@ -64,7 +64,7 @@ async function rank() {
   try {
     if (!model) await describe();
     const titles = lines().length ? lines() : await titlesFor(query);
-    if (!titles.length) throw new Refusal(0, "This export brings no titles of its own: paste some into the list, one per line.");
+    if (!titles.length) throw new Refusal(0, "This model came without example titles. Paste some into the product list, one per line.");
     const products = titles.map((title, n) => ({ id: String(n), title }));
     const started = performance.now();
     const answer = await call("v1/score", { query, products, explain: model.explanations });
@@ -87,7 +87,7 @@ function busy(yes) {
 function refuse(error) {
   $("status").textContent = "";
   $("problem").hidden = false;
-  $("problem").textContent = error instanceof Refusal ? error.message : "The service does not answer.";
+  $("problem").textContent = error instanceof Refusal ? error.message : "The service cannot be reached.";
   if (!lines().length && error.status === 0) $("own").open = true;
 }
 
@@ -146,7 +146,7 @@ function resultItem(result, title, rankNumber) {
   find(".rank").textContent = rankNumber;
   find(".title").textContent = title;
   find(".score").textContent = result.score.toFixed(3);
-  find(".score").title = "expected gain, 0 to 1";
+  find(".score").title = "Relevance from 0 to 1: the expected worth (gain) of the label";
   find(".label").replaceChildren(chip(result.label));
   fillBar(find(".bar"), result.probabilities);
   find(".verdicts").replaceChildren(...Object.entries(result.perspectives).map(([name, { verdict }]) => {
@@ -171,7 +171,7 @@ function shares(probabilities) {
 function reasons(result) {
   const nearest = Object.fromEntries((result.explanations ?? []).map((found) => [found.perspective, found]));
   const names = [...new Set([...Object.keys(result.perspectives), ...Object.keys(nearest)])];
-  if (!names.length) return [element("p", "soft", "This model has neither verdicts per perspective nor rationales.")];
+  if (!names.length) return [element("p", "soft", "This model gives no verdicts per perspective and came without rationales.")];
   return names.map((name) => view(name, result.perspectives[name], nearest[name]));
 }
 
@@ -188,7 +188,7 @@ function view(name, verdict, near) {
   find("blockquote").textContent = near ? near.rationale : "";
   find("blockquote").hidden = !near;
   if (near) {
-    find(".like").append("Teacher’s reasoning on the nearest training pair: ", element("b", "", near.query), " and ",
+    find(".like").append("The teacher wrote this about the most similar training pair: ", element("b", "", near.query), " and ",
       element("b", "", near.title), `, ${near.verdict ? named(near.verdict) : "no verdict"}`,
       `; similarity ${near.similarity.toFixed(2)}.`);
   }
@@ -210,7 +210,7 @@ async function describe() {
 
 function counted() {
   const n = lines().length;
-  $("count").textContent = n ? `(${n} of your own)` : "(from the training pairs)";
+  $("count").textContent = n ? `(${n} of your own)` : "(taken from the training data)";
 }
 
 function step(by) {

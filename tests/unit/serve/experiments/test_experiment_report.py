@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw, clicks, orders = np.random.default_rng(7), [], []
     experiment = ExperimentSettings(name="spring", arms=(ARMS[0].model_copy(update={"share": 0.5}),
         ARMS[1].model_copy(update={"share": 0.5}), ARMS[3]), flush_rows=2000)  # fmt: skip
-    with ExposureLog(folder / "exposures", experiment) as log:
+    with closing(ExposureLog(folder / "exposures", experiment)) as log:
         for unit in units(3000):
             arm = assign(experiment, unit)
             for visit in range(1 + draw.poisson(1)):
@@ -175,7 +176,7 @@ def test_a_file_of_all_requests_may_leave_the_outcome_empty(finished: Path) -> N
 @pytest.mark.parametrize("name", ["unit", "requests"])
 def test_an_outcome_that_is_named_as_a_column_is_refused(finished: Path, name: str) -> None:
     shown = read_exposures(finished / "exposures").to_pandas()
-    with pytest.raises(UserError, match=f"outcome '{name}': this name is taken"):
+    with pytest.raises(UserError, match=f"outcome '{name}': a column of the report has this name"):
         analyse(shown, pd.DataFrame({"request_id": ["a"], "outcome": [name]}), "control")
 
 

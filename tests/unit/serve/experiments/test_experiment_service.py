@@ -14,10 +14,10 @@ from serve.experiments.assign import assign, unit_digest
 from serve.experiments.config import Arm, ExperimentSettings
 from serve.experiments.experiment_service import ExperimentService, check_exports, start_experiment
 from serve.experiments.exposures import ExposureLog, read_exposures
-from serve.http.refusals import Problem
+from serve.http.refusals import Refusal
 from serve.http.routes import make_api
 from serve.http.schemas import Asker, ProductInput, Result, ScoreInput
-from serve.replica.replica import StudentService
+from serve.replica.replica import QueuedStudent
 from serve.scoring.scorer import Scorer
 from tests.helpers.report_run import write_export
 
@@ -54,9 +54,9 @@ def experiment(folder, exports=NAMES):
 @pytest.fixture
 def service(tmp_path):
     thread, settings = ThreadPoolExecutor(1), ServeSettings()
-    default = StudentService(Constant("default", 0.1), settings, thread)
+    default = QueuedStudent(Constant("default", 0.1), settings, thread)
     arms = {
-        name: StudentService(Constant(name, 0.2 + i / 10), settings, thread, default.metrics)
+        name: QueuedStudent(Constant(name, 0.2 + i / 10), settings, thread, default.metrics)
         for i, name in enumerate(NAMES)
     }
     plan = experiment(tmp_path / "exposures")
@@ -107,9 +107,9 @@ def test_who_names_no_unit_is_in_no_arm(service):
 
 
 def test_a_full_shadow_does_not_make_the_service_unready(service, monkeypatch):
-    monkeypatch.setattr(service.arms["shade"], "full", lambda: Problem(503, "The queue is full", "x"))
+    monkeypatch.setattr(service.arms["shade"], "full", lambda: Refusal(503, "The queue is full", "x"))
     assert service.ready() and service.full() is None
-    monkeypatch.setattr(service.arms["new"], "full", lambda: Problem(503, "The queue is full", "x"))
+    monkeypatch.setattr(service.arms["new"], "full", lambda: Refusal(503, "The queue is full", "x"))
     assert not service.ready() and service.full() is None, "another arm would take it"
 
 
@@ -130,16 +130,16 @@ def test_a_shadow_leaves_out_while_requests_wait_for_the_model(service, monkeypa
 
 def test_a_refusal_is_no_exposure_and_a_shadow_that_refuses_disturbs_nobody(service):
     async def run():
-        with pytest.raises(Problem, match="rationale index"):
+        with pytest.raises(Refusal, match="rationale index"):
             await service.score(ask("a", explain=True), Asker("refused", {"X-Unit-ID": "u"}))
 
         async def full(request):
-            raise Problem(503, "The queue is full", "try again")
+            raise Refusal(503, "The queue is full", "try again")
 
         service.arms["shade"].score = full
         await service.score(ask("a"), Asker("answered", {"X-Unit-ID": "u"}))
         await service.close()
-        return await service.exposition()
+        return service.metrics.text()
 
     text = asyncio.run(run())
     assert 'broadfast_errors_total{kind="shadow_refused",replica="local"} 1.0' in text
@@ -164,7 +164,7 @@ def test_an_export_of_several_arms_is_loaded_once(tmp_path):
     plan = experiment(tmp_path / "exposures", (exports[0], exports[1], exports[1]))
     settings = ServeSettings(experiment=plan)
     check_exports(exports[0], settings)
-    default = StudentService(Scorer.load(exports[0], settings), settings, ThreadPoolExecutor(1))
+    default = QueuedStudent(Scorer.load(exports[0], settings), settings, ThreadPoolExecutor(1))
     service = start_experiment(default, exports[0], settings)
     assert service.arms["control"] is default
     assert service.arms["new"] is service.arms["shade"] is not default

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +54,7 @@ def test_name_and_unit_do_not_run_into_one_another() -> None:
 @pytest.mark.parametrize(
     ("arms", "words"),
     [
-        ((ARMS[0],), "must be 1 in all, are 0.5"),
+        ((ARMS[0],), "must add up to 1, but they add up to 0.5"),
         ((*ARMS, ARMS[0]), "names must differ"),
         ((*ARMS[:3], Arm(name="x", export="e")), "x has no share"),
         ((*ARMS[:3], Arm(name="x", export="e", share=0.1, shadow=True)), "x is a shadow with a share"),
@@ -72,7 +72,7 @@ def until_written(log: ExposureLog) -> None:
 
 
 def test_exposures_are_written_when_enough_wait_and_when_the_log_closes(tmp_path: Path) -> None:
-    with ExposureLog(tmp_path, EXPERIMENT) as log:
+    with closing(ExposureLog(tmp_path, EXPERIMENT)) as log:
         for number in range(4):
             log.append(f"r{number}", "shopper", ARMS[0], ["p"], [0.5])
             if number == 2:
@@ -85,13 +85,13 @@ def test_exposures_are_written_when_enough_wait_and_when_the_log_closes(tmp_path
 
 
 def test_an_exposure_waits_no_longer_than_it_may(tmp_path: Path) -> None:
-    with ExposureLog(tmp_path, EXPERIMENT.model_copy(update={"flush_seconds": 0.05})) as log:
+    with closing(ExposureLog(tmp_path, EXPERIMENT.model_copy(update={"flush_seconds": 0.05}))) as log:
         log.append("r", "u", ARMS[0])
         until_written(log)
 
 
 def test_many_threads_and_two_writers_lose_nothing(tmp_path: Path) -> None:
-    with ExposureLog(tmp_path, EXPERIMENT) as one, ExposureLog(tmp_path, EXPERIMENT) as two:
+    with closing(ExposureLog(tmp_path, EXPERIMENT)) as one, closing(ExposureLog(tmp_path, EXPERIMENT)) as two:
         threads = [
             threading.Thread(target=lambda log=log, k=k: [log.append(f"{k}-{i}", "u", ARMS[0]) for i in range(25)])
             for k, log in enumerate((one, two, one, two))
@@ -117,7 +117,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_what_a_full_disk_refused_is_written_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with ExposureLog(tmp_path, EXPERIMENT) as log, full_disk(monkeypatch):
+    with closing(ExposureLog(tmp_path, EXPERIMENT)) as log, full_disk(monkeypatch):
         for number in range(5):
             log.append(f"r{number}", "u", ARMS[0])
         while log.failure is None:
@@ -135,7 +135,7 @@ def test_what_waits_for_a_disk_is_bounded_and_the_oldest_are_counted_as_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bounded = EXPERIMENT.model_copy(update={"max_waiting": 4, "flush_rows": 100, "flush_seconds": 60.0})
-    with ExposureLog(tmp_path, bounded) as log, full_disk(monkeypatch):
+    with closing(ExposureLog(tmp_path, bounded)) as log, full_disk(monkeypatch):
         for number in range(9):
             log.append(f"r{number}", "u", ARMS[0])
             if number == 6:
@@ -148,13 +148,14 @@ def test_what_waits_for_a_disk_is_bounded_and_the_oldest_are_counted_as_lost(
 
 STOPPED = """
 import signal, sys, threading
+from contextlib import closing
 from pathlib import Path
 from serve.experiments.config import Arm, ExperimentSettings
 from serve.experiments.exposures import ExposureLog
 stop = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stop.set())
 arm = Arm(name="control", export="a", share=1.0)
-with ExposureLog(Path(sys.argv[1]), ExperimentSettings(name="x", arms=(arm,), flush_seconds=60)) as log:
+with closing(ExposureLog(Path(sys.argv[1]), ExperimentSettings(name="x", arms=(arm,), flush_seconds=60))) as log:
     for number in range(7):
         log.append(f"r{number}", "u", arm)
     print("ready", flush=True)

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from cluster.base.errors import UserError
 from serve.config import AuthSettings, ServeSettings
 from serve.http.bearer_tokens import known, read_digests
-from serve.http.refusals import PROBLEM
+from serve.http.refusals import PROBLEM_JSON
 from serve.http.routes import make_api
 from tests.helpers.echo_service import Echo
 
@@ -51,7 +51,7 @@ def test_every_token_of_file_and_environment_is_let_in(client, token):
 @pytest.mark.parametrize("path", ["/v1/score", "/v1/rerank", "/v2/rerank", "/rerank", "/v1/explain"])
 def test_others_get_a_401_before_their_body_is_looked_at(client, path, headers):
     answer = client.post(path, content=b"{not json", headers=headers)
-    assert (answer.status_code, answer.headers["content-type"]) == (401, PROBLEM)
+    assert (answer.status_code, answer.headers["content-type"]) == (401, PROBLEM_JSON)
     assert answer.headers["www-authenticate"].startswith("Bearer")
     assert answer.json()["status"] == 401
 

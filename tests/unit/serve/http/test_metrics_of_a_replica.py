@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from serve.config import LimitSettings, ServeSettings
 from serve.http.metrics import Metrics, joined
-from serve.http.middleware import GONE, Observed
+from serve.http.middleware import GONE, RequestLog
 from serve.http.routes import make_api
 from tests.helpers.echo_service import Echo
 
@@ -94,7 +94,7 @@ def test_a_client_that_went_away_is_counted_as_such():
 
     async def run():
         scope = {"type": "http", "method": "POST", "headers": []}
-        task = asyncio.create_task(Observed(never, metrics, None, False)(scope, None, None))
+        task = asyncio.create_task(RequestLog(never, metrics, None, False)(scope, None, None))
         await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -6,7 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve.config import LimitSettings, ServeSettings
-from serve.http.refusals import PROBLEM
+from serve.http.refusals import PROBLEM_JSON
 from serve.http.routes import make_api
 from serve.http.schemas import Asker, Result, ScoreInput, ScoreResponse
 from tests.helpers.echo_service import Echo
@@ -125,7 +125,7 @@ def test_an_id_is_made_where_none_is_sent(client):
 def test_a_wrong_request_names_the_field_and_the_limit(client, body, field, limit):
     answer = client.post("/v1/rerank", json=body)
     problem = answer.json()
-    assert (answer.status_code, answer.headers["content-type"]) == (422, PROBLEM)
+    assert (answer.status_code, answer.headers["content-type"]) == (422, PROBLEM_JSON)
     assert [error["field"] for error in problem["errors"]] == [field]
     assert problem.get("limit") == limit
 
@@ -143,4 +143,4 @@ def test_a_wrong_request_names_the_field_and_the_limit(client, body, field, limi
 def test_what_cannot_be_given_back_is_refused(client, document):
     body = f'{{"query": "a", "documents": [{document}], "return_documents": true}}'
     answer = client.post("/v1/rerank", content=body, headers={"Content-Type": "application/json"})
-    assert answer.status_code == 422 and answer.headers["content-type"] == PROBLEM
+    assert answer.status_code == 422 and answer.headers["content-type"] == PROBLEM_JSON

@@ -9,7 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve.config import LimitSettings, ServeSettings
-from serve.http.refusals import PROBLEM, Problem
+from serve.http.refusals import PROBLEM_JSON, Refusal
 from serve.http.routes import make_api
 from tests.helpers.echo_service import Echo
 
@@ -56,7 +56,7 @@ def test_results_come_in_the_order_of_the_products(client):
 def test_a_wrong_request_names_the_field_and_the_limit(client, body, field, limit):
     answer = client.post("/v1/score", json=body)
     problem = answer.json()
-    assert (answer.status_code, problem["status"], answer.headers["content-type"]) == (422, 422, PROBLEM)
+    assert (answer.status_code, problem["status"], answer.headers["content-type"]) == (422, 422, PROBLEM_JSON)
     assert [error["field"] for error in problem["errors"]] == [field]
     assert problem.get("limit") == limit
     assert field in problem["detail"]
@@ -75,7 +75,7 @@ def in_pieces():
 def test_a_large_body_is_refused_announced_or_not(client, content):
     answer = client.post("/v1/score", content=content, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["limit"]) == (413, "body_bytes")
-    assert answer.headers["content-type"] == PROBLEM
+    assert answer.headers["content-type"] == PROBLEM_JSON
 
 
 def test_a_body_that_never_comes_is_refused_in_time(service):
@@ -107,11 +107,11 @@ def test_a_refusal_of_the_service_carries_its_limit_and_retry_after(client):
 
 
 def test_a_full_queue_refuses_before_the_body_is_read(client, service, monkeypatch):
-    monkeypatch.setattr(service, "refuses_all", Problem(503, "The queue is full", "later", "max_queued_requests", 2))
+    monkeypatch.setattr(service, "refuses_all", Refusal(503, "The queue is full", "later", "max_queued_requests", 2))
     for path in ("/v1/score", "/v1/explain", "/v1/rerank"):
         answer = client.post(path, content=b"{never read", headers={"X-Request-ID": "abc"})
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
-        assert answer.json()["limit"] == "max_queued_requests" and answer.headers["content-type"] == PROBLEM
+        assert answer.json()["limit"] == "max_queued_requests" and answer.headers["content-type"] == PROBLEM_JSON
         counted = [line for line in client.get("/metrics").text.splitlines() if f'path="{path}"' in line]
         assert any(line.startswith("broadfast_requests_total") and '"503"' in line for line in counted)
     assert client.get("/v1/models").status_code == 200
@@ -122,7 +122,7 @@ def test_unknown_paths_and_methods_are_problems_too(client):
         assert (answer.status_code, answer.json()["status"], answer.headers["content-type"]) == (
             status,
             status,
-            PROBLEM,
+            PROBLEM_JSON,
         )
 
 
@@ -169,7 +169,7 @@ def test_examples_are_bounded_by_the_limits(client):
 def test_a_fault_is_a_problem_that_tells_nothing(service):
     client = TestClient(make_api(service, ServeSettings(limits=LIMITS)), raise_server_exceptions=False)
     answer = client.post("/v1/score", json={"query": "broken", "products": [product()]})
-    assert (answer.status_code, answer.headers["content-type"]) == (500, PROBLEM)
+    assert (answer.status_code, answer.headers["content-type"]) == (500, PROBLEM_JSON)
     assert "secret" not in answer.text
 
 

@@ -38,7 +38,7 @@ def test_ray_serve_reads_what_was_chosen() -> None:
 def test_too_late_is_said_with_the_way_out() -> None:
     said = run("import ray.serve")
     assert said.returncode == 1
-    assert "serve.on_ray.proxy 'haproxy'" in said.stderr and "RAY_SERVE_ENABLE_HA_PROXY=1" in said.stderr
+    assert "serve.ingress 'haproxy'" in said.stderr and "RAY_SERVE_ENABLE_HA_PROXY=1" in said.stderr
 
 
 def test_rays_own_proxy_needs_nothing() -> None:

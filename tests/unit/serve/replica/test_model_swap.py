@@ -64,7 +64,7 @@ def test_the_old_one_finishes_what_it_has_taken(scorers):
         await asyncio.to_thread(scorers["old"].started.wait, 10)
         old = service.current
         await service.load(Path("new"))
-        assert (service.model, service.ready()) == ("new", True)
+        assert (service.current.service.model, service.ready()) == ("new", True)
         later = await service.score(REQUEST)
         assert not taken.done() and old.asked == 1
         scorers["old"].go.set()

@@ -12,9 +12,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serve.config import BatchSettings, CacheSettings, LimitSettings, ServeSettings
-from serve.http.refusals import Problem
+from serve.http.refusals import Refusal
 from serve.http.schemas import ProductInput, Result, ScoreInput
-from serve.replica.replica import FAILED_BATCHES, StudentService
+from serve.replica.replica import FAILED_BATCHES, QueuedStudent
 from serve.scoring.batching import Batcher
 
 
@@ -48,7 +48,7 @@ def scorer():
 def make(scorer, **settings):
     batch = BatchSettings(max_batch_pairs=4, batch_wait_ms=0)
     given = {"batch": batch, "limits": LimitSettings(products_per_request=4), **settings}
-    return StudentService(scorer, ServeSettings(**given), ThreadPoolExecutor(1))
+    return QueuedStudent(scorer, ServeSettings(**given), ThreadPoolExecutor(1))
 
 
 def ask(*titles, explain=False):
@@ -97,7 +97,7 @@ def test_a_full_queue_refuses_at_once_and_takes_again(scorer):
         service = make(scorer, max_queued_requests=1)
         tasks = await behind_a_busy_model(service, scorer, ask("a"))
         assert not service.ready()
-        with pytest.raises(Problem) as refused:
+        with pytest.raises(Refusal) as refused:
             await service.score(ask("b"))
         scorer.go.set()
         await asyncio.gather(*tasks)
@@ -112,7 +112,7 @@ def test_without_a_queue_an_idle_model_still_takes_a_request(scorer):
     async def run():
         service = make(scorer, max_queued_requests=0)
         (held,) = await behind_a_busy_model(service, scorer)
-        with pytest.raises(Problem):
+        with pytest.raises(Refusal):
             await service.score(ask("b"))
         scorer.go.set()
         await held
@@ -259,7 +259,7 @@ def test_a_model_that_hangs_is_wrong(scorer):
         assert service.wrong() is None
         task = asyncio.create_task(service.score(ask("first")))
         await started(scorer)
-        with pytest.raises(Problem, match="request_timeout_s"):
+        with pytest.raises(Refusal, match="request_timeout_s"):
             await task
         await asyncio.sleep(0.2)
         wrong = service.wrong()

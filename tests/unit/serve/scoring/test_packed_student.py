@@ -11,7 +11,7 @@ from cluster.base.processor import packs_weights
 from distill.config import GatExtractor, NoExtractor, PolyExtractor, StudentConfig
 from distill.student.model import AutoModel, Student
 from mpcot.schemes.scheme import load_scheme
-from serve.scoring.packed_student import FastStudent, PackedLinear, Ragged, first_position, pack_linears
+from serve.scoring.packed_student import PackedStudent, PackedLinear, Ragged, first_position, pack_linears
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 ENCODERS = {
@@ -55,7 +55,7 @@ def largest_difference(first, second):
 def test_in_float32_it_answers_the_same(encoder, lengths):
     plain = student(encoder)
     with torch.inference_mode():
-        found, expected = FastStudent(plain, torch.float32)(**batch(*lengths)), plain(**batch(*lengths))
+        found, expected = PackedStudent(plain, torch.float32)(**batch(*lengths)), plain(**batch(*lengths))
     assert expected.logits.std() > 1e-3
     assert largest_difference(found, expected) < 2e-6
 
@@ -64,14 +64,14 @@ def test_in_float32_it_answers_the_same(encoder, lengths):
 def test_any_extractor_reads_its_states(extractor):
     plain = student("bert", extractor, per_perspective=extractor.kind != "none")
     with torch.inference_mode():
-        found, expected = FastStudent(plain, torch.float32)(**batch(9, 7, 2)), plain(**batch(9, 7, 2))
+        found, expected = PackedStudent(plain, torch.float32)(**batch(9, 7, 2)), plain(**batch(9, 7, 2))
     assert largest_difference(found, expected) < 2e-6
 
 
 def test_token_types_are_read():
     plain, inputs = student("bert"), batch(9, 4)
     types = torch.randint(0, 2, inputs["input_ids"].shape)
-    fast = FastStudent(plain, torch.float32)
+    fast = PackedStudent(plain, torch.float32)
     with torch.inference_mode():
         assert largest_difference(fast(**inputs, token_type_ids=types), plain(**inputs, token_type_ids=types)) < 2e-6
         assert largest_difference(fast(**inputs, token_type_ids=types), fast(**inputs)) > 1e-3
@@ -81,7 +81,7 @@ def test_bf16_is_close_and_the_student_stays_as_it_was():
     plain, inputs = student("bert"), batch(9, 7, 2, 1)
     with torch.inference_mode():
         before = plain(**inputs)
-        found = FastStudent(plain, torch.bfloat16)(**inputs)
+        found = PackedStudent(plain, torch.bfloat16)(**inputs)
         assert largest_difference(found, before) < 0.05
         assert found.logits.dtype == torch.float32
         assert largest_difference(plain(**inputs), before) == 0

@@ -11,7 +11,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from distill.student.inputs import encode_pairs
-from serve.scoring.token_cache import PairTokens, frame_of
+from serve.scoring.token_cache import TokenCache, frame_of
 from tests.helpers.tiny_bert import tiny_tokenizer
 
 PAIRS = [
@@ -42,7 +42,7 @@ def tokenizer(request):
 @pytest.mark.parametrize("kept", [0, 2, 100])
 @pytest.mark.parametrize("max_tokens", [12, 48])
 def test_the_inputs_are_those_of_training(tokenizer, kept, max_tokens):
-    tokens = PairTokens(tokenizer, max_tokens, "title+brand", kept)
+    tokens = TokenCache(tokenizer, max_tokens, "title+brand", kept)
     expected = encode_pairs(tokenizer, PAIRS, max_tokens, "title+brand")
     for _ in range(2):
         pairs = tokens(PAIRS)
@@ -59,7 +59,7 @@ def test_the_frame():
 
 
 def test_a_product_seen_before_is_not_tokenised_again(monkeypatch):
-    tokens = PairTokens(tiny_tokenizer(), 48, "title", 2)
+    tokens = TokenCache(tiny_tokenizer(), 48, "title", 2)
     asked = []
     tokenise = tokens._tokenised
     monkeypatch.setattr(tokens, "_tokenised", lambda texts: asked.extend(texts) or tokenise(texts))

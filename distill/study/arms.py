@@ -1,4 +1,4 @@
-"""The rows of the result table: named changes of the student's settings, read from a file."""
+"""The rows of the result table, read from a file: named changes of the student's settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Weight = Literal["alignment_weight", "soft_label_weight", "margin_mse_weight"]
 
 
 class StudyRow(Settings):
-    """One row: what it changes of a student on labels only, and which weight its tuning sets."""
+    """One row: what it changes of a student trained on labels only, and which weights its tuning sets."""
 
     name: str
     title: str
@@ -35,14 +35,14 @@ class StudyRow(Settings):
 def load_rows(
     config: StudyConfig, perspectives: Iterable[str], own: Sequence[str] = (), unlabelled: bool = False
 ) -> tuple[StudyRow, ...]:
-    """Return the study's rows in the file's order, those for each perspective spread out.
+    """Return the study's rows in the order of the file. A row for each perspective becomes as many rows.
 
     Args:
-        own: the names of a data set's own rows; empty takes the study's.
-        unlabelled: the data set has unlabelled pairs; without them rows that need some are left out.
+        own: names of the data set's own rows; if empty, the study's rows are taken.
+        unlabelled: whether the data set has unlabelled pairs; without them, rows that need such pairs are left out.
 
     Raises:
-        UserError: the file does not describe rows, a name is not in it, or not exactly one row is the baseline.
+        UserError: the file does not describe rows, it lacks one of the names, or a role has too few or too many rows.
     """
     path = Path(config.rows_file) if config.rows_file else SHIPPED
     rows = _read(path)
@@ -54,11 +54,11 @@ def load_rows(
         found = sum(row.role == role for row in chosen)
         if not least <= found <= most:
             raise UserError(f"rows: {found} of {', '.join(names)} have the role {role}; give {least} to {most} of them")
-    return tuple(one for row in chosen for one in _spread(row, perspectives))
+    return tuple(one for row in chosen for one in _per_perspective(row, perspectives))
 
 
 def based_on(row: StudyRow, best: StudyRow) -> StudyRow:
-    """Return a row of `of_best` as changes of a student on labels only, like all others."""
+    """Return a row of `of_best` as changes of a student trained on labels only, like all other rows."""
     assert row.of_best and not best.of_best
     tunes = best.tunes if row.tunes is None else row.tunes
     return row.model_copy(update={"changes": _merged(best.changes, row.changes), "tunes": tunes})
@@ -68,7 +68,7 @@ def student_of(row: StudyRow, base: StudentSettings) -> StudentSettings:
     """Return the settings that the row trains with, before tuning.
 
     Raises:
-        UserError: a change names no setting of the student, gives it a wrong value, or has no effect.
+        UserError: a change names an unknown setting, gives it a wrong value, or has no effect.
     """
     if "model" in row.changes:
         raise UserError(f"row {row.name}: model: all rows start from student.model. Make a study for each encoder.")
@@ -84,7 +84,7 @@ def student_of(row: StudyRow, base: StudentSettings) -> StudentSettings:
 
 
 def _merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with changes in place of them; of `train`, what the changes leave out stays as it was."""
+    """Return the settings with the changes applied. Within `train`, settings that are not changed stay as they were."""
     merged = {**settings, **changes}
     if isinstance(changes.get("train"), dict):
         merged["train"] = settings.get("train", {}) | changes["train"]
@@ -99,7 +99,7 @@ def _read(path: Path) -> dict[str, StudyRow]:
         raise UserError(f"rows_file: {path} does not describe rows: {error}") from error
 
 
-def _spread(row: StudyRow, perspectives: Iterable[str]) -> list[StudyRow]:
+def _per_perspective(row: StudyRow, perspectives: Iterable[str]) -> list[StudyRow]:
     if not row.each_perspective:
         return [row]
     return [

@@ -1,4 +1,4 @@
-"""What the runs of a study say: rows side by side, differences with intervals, and sentences chosen by them.
+"""The report of a study: rows side by side, their differences with intervals, and the conclusions that follow.
 
 Shapes: N tested pairs, S resamples of queries.
 """
@@ -14,8 +14,8 @@ import numpy as np
 from distill.metrics import METRICS, Metric, bootstrap_differences, interval, label_metrics
 from distill.study.config import StudyConfig
 from distill.study.data import StudyData
-from distill.study.segment_tables import NO_ANSWER, by_segment
-from distill.study.study import Finished, best_candidate
+from distill.study.segment_tables import by_segment
+from distill.study.study import FinishedRow, best_candidate
 
 MEANS = ("auc", "ndcg_at_10", "calibration_error")
 RATIOS = ("alignment_over_ce_loss", "alignment_over_ce_gradient")
@@ -25,25 +25,22 @@ NAMES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 Draws = tuple[float, np.ndarray]
 
 
-def compare(config: StudyConfig, data: Sequence[StudyData], rows: Mapping[str, Sequence[Finished]]) -> dict[str, Any]:
+def compare(
+    config: StudyConfig, data: Sequence[StudyData], rows: Mapping[str, Sequence[FinishedRow]]
+) -> dict[str, Any]:
     """Return the study's report, ready for JSON.
 
-    Returns: `data`, one part per data set; `pooled`, the plain mean over data sets of the best LRKD row's differences,
-        queries drawn anew within each; `figures`, all that the benchmark names; `conclusions`.
+    Returns: `data`, one part per data set; `pooled`, the mean over data sets of the best LRKD row's differences, with
+        the queries of each data set resampled on their own; `figures`, those that the benchmark names; `conclusions`.
     """
-    parts: list[dict[str, Any]] = []
-    drawn: dict[str, dict[tuple[str, str], Draws]] = {}
-    for place, one in enumerate(data):
-        part, best = data_part(config, one, rows[one.name], seed=config.seed + place)
-        parts.append(part)
-        drawn[one.name] = best
-    # The best row is compared with every reference on every data set, so that the means are over all of them.
-    shared = [key for key in next(iter(drawn.values())) if all(key in found for found in drawn.values())]
+    found = [data_part(config, one, rows[one.name], config.seed + place) for place, one in enumerate(data)]
+    parts, drawn = [part for part, _ in found], [draws for _, draws in found]
     pooled: dict[str, dict[str, Any]] = {}
-    for reference, metric in shared:
-        draws = [found[reference, metric] for found in drawn.values()]
-        mean = float(np.mean([difference for difference, _ in draws])), np.mean([array for _, array in draws], axis=0)
-        pooled.setdefault(reference, {})[metric] = interval(*mean)
+    for key in drawn[0]:
+        if all(key in draws for draws in drawn):  # a mean is over all data sets or not given
+            differences, samples = zip(*(draws[key] for draws in drawn), strict=True)
+            reference, metric = key
+            pooled.setdefault(reference, {})[metric] = interval(float(np.mean(differences)), np.mean(samples, axis=0))
     report = {
         "name": config.name,
         "settings": config.model_dump(mode="json", exclude={"cluster", "workers"}),
@@ -54,16 +51,16 @@ def compare(config: StudyConfig, data: Sequence[StudyData], rows: Mapping[str, S
 
 
 def data_part(
-    config: StudyConfig, data: StudyData, rows: Sequence[Finished], seed: int
+    config: StudyConfig, data: StudyData, rows: Sequence[FinishedRow], seed: int
 ) -> tuple[dict[str, Any], dict[tuple[str, str], Draws]]:
-    """Return one data set's part, and the best row's draws by reference row's name and metric."""
+    """Return one data set's part of the report, and the best row's draws by reference and metric."""
     pairs = data.pairs
-    gold, queries = pairs.column("gold"), pairs.column("queries")
+    gold, queries = pairs.column("gold"), pairs.column("query")
     best = best_candidate(rows, config)
     references = [row for row in rows if row.row.role in REFERENCES]
     answers = {row.row.name: answers_by_seed(data, row) for row in rows}
 
-    def draws(row: Finished, reference: Finished, metric: Metric) -> Draws:
+    def draws(row: FinishedRow, reference: FinishedRow, metric: Metric) -> Draws:
         first, second = (answers[one.row.name] for one in (reference, row))
         scheme = pairs.scheme
         return bootstrap_differences(gold, first, second, queries, scheme, metric, config.bootstrap_resamples, seed)
@@ -73,7 +70,7 @@ def data_part(
     for row in rows:
         line = row_line(row, gold, answers[row.row.name]) | {"best": row is best, "over": {}}
         for reference in references:
-            # Every row against the baseline; the controls only matter to the row that they control.
+            # Every row is compared with the baseline, but only the best row with its controls.
             if reference is row or (reference.row.role != "baseline" and row is not best):
                 continue
             found = {metric: draws(row, reference, metric) for metric in METRICS}
@@ -93,42 +90,33 @@ def data_part(
         "best": best.row.name,
         "runs": sum(len(row.trials) + len(row.finals) for row in rows),
         "hours": sum(record["seconds"] for row in rows for record in row.trials + row.finals) / 3600,
-        "beside": beside(gold, pairs.column("votes")),
+        "beside": without_students(gold, pairs.column("vote")),
         "rows": table,
-        "segments": segment_lines(config, data, rows, best, answers, seed),
+        "segments": by_segment(
+            pairs,
+            {row.row.name: answers[row.row.name] for row in rows if row in references or row is best},
+            baseline=next(row.row.name for row in rows if row.row.role == "baseline"),
+            best=best.row.name,
+            resamples=config.bootstrap_resamples,
+            seed=seed,
+        ),
     }
     return part, kept
 
 
-def segment_lines(
-    config: StudyConfig, data: StudyData, rows: Sequence[Finished], best: Finished,
-    answers: Mapping[str, list[list[str]]], seed: int,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Return the teacher, the baseline, the best row and its controls by segment."""
-    pairs = data.pairs
-    shown = [row.row.name for row in rows if row.row.role in REFERENCES or row is best]
-    verdicts = {name: said.split() for name, said in pairs.verdicts.items()}
-    return by_segment(
-        pairs.segments, pairs.column("gold"), pairs.column("queries"), pairs.scheme,
-        verdicts | {"vote": pairs.column("votes")}, {name: answers[name] for name in shown},
-        baseline=next(row.row.name for row in rows if row.row.role == "baseline"), best=best.row.name,
-        resamples=config.bootstrap_resamples, seed=seed,
-    )  # fmt: skip
-
-
-def answers_by_seed(data: StudyData, row: Finished) -> list[list[str]]:
-    """Return N labels per seed, those of all folds put together in the order of `pairs.json`."""
+def answers_by_seed(data: StudyData, row: FinishedRow) -> list[list[str]]:
+    """Return N labels per seed: the answers of all folds, in the order of the tested pairs."""
     pairs = data.pairs
     answers: dict[int, list[str]] = {}
     for record in row.finals:
-        own = answers.setdefault(record["seed"], [""] * len(pairs.column("gold")))
-        for place, label in zip(pairs.rows_of(record["fold"]), record["predicted"].split(), strict=True):
+        own = answers.setdefault(record["seed"], [""] * len(pairs.tested))
+        for place, label in zip(pairs.tested_in(record["fold"]), record["predicted"].split(), strict=True):
             own[place] = label
     return list(answers.values())
 
 
-def row_line(row: Finished, gold: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Return a row's figures: accuracy and macro-F1 over all folds by seed, the others as means over runs."""
+def row_line(row: FinishedRow, gold: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Return a row's figures: accuracy and macro-F1 over all folds for each seed, the others as means over runs."""
     scored = [label_metrics(gold, own) for own in answers]
     student = row.student
     return {
@@ -143,23 +131,23 @@ def row_line(row: Finished, gold: Sequence[str], answers: Sequence[Sequence[str]
         },
         "trials": len(row.trials),
         "dev": {metric: row.on_dev(metric) for metric in METRICS},
-        **{metric: spread([one[metric] for one in scored]) for metric in METRICS},
+        **{metric: mean_and_sd([one[metric] for one in scored]) for metric in METRICS},
         **{name: _mean(record["test"][name] for record in row.finals) for name in MEANS},
         **{name: _mean(record["dev"].get(name) for record in row.finals) for name in RATIOS},
         "seconds_per_run": _mean(record["seconds"] for record in row.finals),
     }
 
 
-def spread(values: Sequence[float | None]) -> dict[str, Any]:
-    """Return mean, standard deviation over seeds (of a sample; None with one seed) and the values."""
+def mean_and_sd(values: Sequence[float | None]) -> dict[str, Any]:
+    """Return the mean, the sample's standard deviation (None with one seed) and the values of all seeds."""
     known = [value for value in values if value is not None]
     return {"mean": _mean(known), "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None, "seeds": known}
 
 
-def beside(gold: Sequence[str], votes: Sequence[str]) -> dict[str, Any]:
-    """Return what needs no student: always the most frequent label, and the teacher's vote where it gave one."""
+def without_students(gold: Sequence[str], votes: Sequence[str | None]) -> dict[str, Any]:
+    """Return the figures of always giving the most frequent label, and of the teacher's vote where there is one."""
     label = Counter(gold).most_common(1)[0][0]
-    judged = [(g, vote) for g, vote in zip(gold, votes, strict=True) if vote != NO_ANSWER]
+    judged = [(g, vote) for g, vote in zip(gold, votes, strict=True) if vote is not None]
     return {
         "majority": {"label": label, **label_metrics(gold, [label] * len(gold))},
         "teacher": {"pairs": len(judged), **label_metrics([g for g, _ in judged], [vote for _, vote in judged])},
@@ -167,25 +155,23 @@ def beside(gold: Sequence[str], votes: Sequence[str]) -> dict[str, Any]:
 
 
 def figures(report: Mapping[str, Any]) -> dict[str, float]:
-    """Return the named figures, in points: pooled under plain names, per data set with its name at the end."""
+    """Return the benchmark's figures in points: the pooled ones, and those of each data set with its name appended."""
     found = {}
     places = [("", report["pooled"], report["data"][0])]
     places += [(f"_{part['name']}", _best(part)["over"], part) for part in report["data"]]
     for end, over, part in places:
         baseline, shuffled = (_named(part, role) for role in ("baseline", "shuffled"))
-        gains = over[baseline]
-        found[f"accuracy_gain_points{end}"] = 100 * gains["accuracy"]["difference"]
-        found[f"accuracy_gain_low{end}"] = 100 * gains["accuracy"]["low"]
-        found[f"macro_f1_gain_points{end}"] = 100 * gains["macro_f1"]["difference"]
-        found[f"macro_f1_gain_low{end}"] = 100 * gains["macro_f1"]["low"]
+        gains = {f"{metric}_gain": over[baseline][metric] for metric in METRICS}
         if shuffled in over:
-            found[f"gain_over_shuffled_points{end}"] = 100 * over[shuffled]["macro_f1"]["difference"]
-            found[f"gain_over_shuffled_low{end}"] = 100 * over[shuffled]["macro_f1"]["low"]
+            gains["gain_over_shuffled"] = over[shuffled]["macro_f1"]
+        for name, gain in gains.items():
+            found[f"{name}_points{end}"] = 100 * gain["difference"]
+            found[f"{name}_low{end}"] = 100 * gain["low"]
     return found
 
 
 def conclusions(report: Mapping[str, Any]) -> list[str]:
-    """What the numbers allow to be said, in sentences chosen by them."""
+    """Return the conclusions that the intervals allow, as sentences."""
     said = []
     for part in report["data"]:
         best = _best(part)
@@ -200,8 +186,8 @@ def conclusions(report: Mapping[str, Any]) -> list[str]:
 
 
 def sentence(title: str, reference: str, metric: str, found: Mapping[str, float]) -> str:
-    """Say which of two rows is ahead, or that the data does not tell."""
-    verdict = f"the data does not tell {title} from {reference}"
+    """Return which of two rows is ahead, or that the data does not tell them apart."""
+    verdict = f"the data does not tell {title} and {reference} apart"
     if found["low"] > 0:
         verdict = f"{title} beats {reference}"
     elif found["high"] < 0:

@@ -1,8 +1,9 @@
-"""A data set of a study: its folds by query, a digest of its content, and what the tables need to know of it."""
+"""A data set of a study: its folds by query, a digest of its content, and what the tables need to know of its pairs."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import xxhash
-from pydantic import Field
 
 from cluster.base.errors import UserError
 from cluster.base.stage_folder import MANIFEST, digest, read_json, write_json
 from cluster.base.tables import read_table, write_table
 from cluster.config import Settings
 from cluster.models.folders import check_model, model_fingerprint
+from distill.segments import Pairs, grouped
 from distill.study.config import DataSet, StudyConfig
-from distill.study.segment_tables import NO_ANSWER, Segment, segments_of
 from mpcot.config import PerspectiveSettings
 from mpcot.pairs.splits import unit_hash
 from mpcot.records import PAIR
@@ -26,48 +26,65 @@ from mpcot.schemes.scheme import Scheme, load_scheme
 from mpcot.sources.config import LabelSettings
 
 READS = {"1-pairs": "pairs", "7-judgements": "judgements", "8-targets": "targets"}
-INDEX = "pairs.json"
+HEADER, TABLE = "pairs.json", "pairs.parquet"
+
+# RECORDS/DATA/pairs.parquet: every tested pair without its text. Queries are numbered. The vote and the verdicts are
+# null where the teacher gave none; verdicts and segments are in the order of the names in pairs.json.
+TESTED_PAIR = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("query", pa.int32(), nullable=False),
+        pa.field("gold", pa.string(), nullable=False),
+        pa.field("vote", pa.string()),
+        pa.field("fold", pa.int32(), nullable=False),
+        pa.field("verdicts", pa.list_(pa.string()), nullable=False),
+        pa.field("segments", pa.list_(pa.string()), nullable=False),
+    ]
+)
 
 
 class StudyPairs(Settings):
-    """`pairs.json`, beside a data set's records: every pair that is tested, without its text.
+    """What the tables need of a data set, kept beside its records in `pairs.json` and, `tested`, in `pairs.parquet`.
 
-    `fingerprint` is of the data's content and the hidden labels, `model` of the starting encoder; `unlabelled` says
-    whether any pair of a student's training has no label. Lists run over the pairs in one order,
-    their parts joined by spaces so that the file stays small. With the records alone it gives every table again, on a
-    machine without the run folder.
+    Together with the records it is enough to make every table on a machine that does not have the run folder.
+    `fingerprint` is a digest of the data's content and of the hidden labels, `model` one of the starting encoder.
+    `unlabelled` says whether a student trains on pairs without a label. `tested` holds `TESTED_PAIR` rows.
     """
 
-    format: int = 1
     fingerprint: str
     model: str
     scheme: Scheme
     perspectives: tuple[str, ...]
+    segments: tuple[str, ...] = ()
     folds: int
     seed: int
     hidden_labels: float = 0
     unlabelled: bool = False
     dev_pairs: int
-    ids: str
-    queries: str
-    gold: str
-    votes: str
-    fold: str
-    verdicts: dict[str, str] = Field(default_factory=dict)
-    segments: dict[str, Segment] = Field(default_factory=dict)
+    tested: list[dict[str, Any]]
 
-    def column(self, name: str) -> list[str]:
-        """Return one of the lists."""
-        return str(getattr(self, name)).split()
+    def column(self, name: str) -> list[Any]:
+        """Return one column of the tested pairs."""
+        return [pair[name] for pair in self.tested]
 
-    def rows_of(self, fold: int) -> list[int]:
-        """Return the places of the pairs that `fold` tests."""
-        return [i for i, own in enumerate(self.column("fold")) if own == str(fold)]
+    def tested_in(self, fold: int) -> list[int]:
+        """Return the row numbers of the pairs that `fold` tests."""
+        return [row for row, pair in enumerate(self.tested) if pair["fold"] == fold]
+
+    def write(self, folder: Path) -> None:
+        """Write both files, the header last."""
+        write_table(folder / TABLE, pa.Table.from_pylist(self.tested, TESTED_PAIR))
+        write_json(folder / HEADER, self.model_dump(mode="json", exclude={"tested"}))
+
+    @classmethod
+    def read(cls, folder: Path) -> StudyPairs:
+        """Read both files."""
+        return cls(**read_json(folder / HEADER), tested=read_table(folder / TABLE).to_pylist())
 
 
 @dataclass(frozen=True)
 class StudyData:
-    """A data set with what its runs are made from; `run` is None where only its records are at hand."""
+    """A data set and what its runs are made from. `run` is None where only its records are available."""
 
     name: str
     run: Path | None
@@ -76,10 +93,11 @@ class StudyData:
 
 
 def open_data(data: DataSet, config: StudyConfig) -> StudyData:
-    """Read a finished run folder and write its `pairs.json`.
+    """Read a finished run folder, and write what the tables need of it beside the records.
 
     Raises:
-        UserError: the folder is no run's, a stage that the study reads has not finished, or records are of other data.
+        UserError: the folder does not belong to a run, a stage that the study reads has not finished, or the records
+            are of other data.
     """
     saved = data.run / "config.json"
     missing = [stage for stage in READS if not (data.run / stage / MANIFEST).is_file()]
@@ -89,100 +107,107 @@ def open_data(data: DataSet, config: StudyConfig) -> StudyData:
             "that has finished up to 8-targets: broadfast run CONFIG.toml --to targets."
         )
     settings = read_json(saved)
-    labels = _absolute(LabelSettings(**settings["labels"]))
+    labels = _with_absolute_path(LabelSettings(**settings["labels"]))
     names = PerspectiveSettings(**settings["perspectives"]).names
     pairs = read_pairs(data, load_scheme(labels.scheme), names, config)
     _check_records(config.records / data.name, pairs)
-    write_json(config.records / data.name / INDEX, pairs.model_dump(mode="json"))
+    pairs.write(config.records / data.name)
     return StudyData(data.name, data.run.resolve(), labels, pairs)
 
 
 def _check_records(folder: Path, pairs: StudyPairs) -> None:
-    """Refuse to add runs on these pairs to records of others, whose tables could not be made any more."""
-    if not (folder / INDEX).is_file():
+    """Refuse to add runs on these pairs to the records of other pairs, whose tables would be lost."""
+    if not (folder / HEADER).is_file() or not any(folder.glob("*.jsonl")):
         return
-    before = StudyPairs(**read_json(folder / INDEX))
-    same = (before.fingerprint, before.scheme) == (pairs.fingerprint, pairs.scheme)
-    if not same and any(folder.glob("*.jsonl")):
+    before = read_json(folder / HEADER)
+    if (before["fingerprint"], Scheme(**before["scheme"])) != (pairs.fingerprint, pairs.scheme):
         raise UserError(
             f"records: {folder} holds runs on other content or labels than data.{folder.name}.run. Give the data set "
-            "another name, set other records, or delete that folder."
+            "another name, set records to another folder, or delete this one."
         )
 
 
 def reopen_data(data: DataSet, config: StudyConfig) -> StudyData:
-    """Return a data set from its records alone: enough for tables, not for runs.
+    """Return a data set from its records alone, which is enough for the tables but not for new runs.
 
     Raises:
-        UserError: there are none, or they are of other folds or of another encoder.
+        UserError: there are no records, or they are of other folds or of another encoder.
     """
-    path = config.records / data.name / INDEX
+    path = config.records / data.name / HEADER
     if not path.is_file():
         raise UserError(f"records: {path} does not exist. Run the study first, where its run folders are.")
-    pairs = StudyPairs(**read_json(path))
+    pairs = StudyPairs.read(path.parent)
     asked = {"folds": config.folds, "seed": config.seed, "hidden_labels": data.hidden_labels}
     for name, value in asked.items():
         if (found := getattr(pairs, name)) != value:
-            raise UserError(f"records: {path} has {name} = {found}, not {value}. Set it so, or other records.")
-    if pairs.model != _fingerprint_here(config.student.model, pairs.model):
+            raise UserError(f"records: {path} has {name} = {found}, not {value}. Set it so, or choose other records.")
+    try:
+        model = model_fingerprint(check_model("student.model", config.student.model))
+    except UserError:  # The encoder is not on this machine, and tables do not need it.
+        model = pairs.model
+    if pairs.model != model:
         raise UserError(f"records: {path} is of another encoder than student.model {config.student.model!r}.")
     return StudyData(data.name, None, LabelSettings(), pairs)
 
 
-def _fingerprint_here(model: str, otherwise: str) -> str:
-    """Return the fingerprint of a model; `otherwise` of a folder that this machine does not have."""
-    try:
-        return model_fingerprint(check_model("student.model", model))
-    except UserError:
-        return otherwise
-
-
 def read_pairs(data: DataSet, scheme: Scheme, perspectives: tuple[str, ...], config: StudyConfig) -> StudyPairs:
-    """Return the tested pairs of a run folder, dealt to folds; ids are hashed."""
+    """Return the tested pairs of a run folder with their folds; ids are hashed."""
     run, hidden = data.run, data.hidden_labels
     rows = read_table(run / "1-pairs" / "pairs.parquet").sort_by("pair_id").to_pylist()
     judgements = read_table(run / "7-judgements" / "judgements.parquet", ["pair_id", "vote", "verdicts"]).to_pylist()
     judged = {row["pair_id"]: row for row in judgements}
-    folds = deal(rows, config.folds, config.seed)
+    folds = assign_folds(rows, config.folds, config.seed)
     tested = [row for row in rows if row["query_id"] in folds and row["label"] is not None]
-    if not tested or all(row["split"] != "dev" for row in rows):
+    dev_pairs = sum(row["split"] == "dev" for row in rows)
+    if not tested or not dev_pairs:
         raise UserError(f"data: {run} has no test or no dev pairs. Look at the counts of its 1-pairs.")
     numbers = {query: i for i, query in enumerate(dict.fromkeys(row["query_id"] for row in tested))}
-    ids = [row["pair_id"] for row in tested]
-    unjudged = {"vote": NO_ANSWER, "verdicts": [NO_ANSWER] * len(perspectives)}
-    found = [judged.get(pair_id, unjudged) for pair_id in ids]
+    segments = _segments({row["pair_id"]: row for row in rows}, judged, [row["pair_id"] for row in tested])
+    unjudged = {"vote": None, "verdicts": [None] * len(perspectives)}
+    fingerprint = content_digest(run)
     return StudyPairs(
-        fingerprint=digest([content_digest(run), "hidden", hidden, config.seed], 16) if hidden else content_digest(run),
+        fingerprint=digest([fingerprint, "hidden", hidden, config.seed], 16) if hidden else fingerprint,
         model=model_fingerprint(check_model("student.model", config.student.model)),
         scheme=scheme,
         perspectives=perspectives,
+        segments=tuple(segments),
         folds=config.folds,
         seed=config.seed,
         hidden_labels=hidden,
         unlabelled=hidden > 0 or any(row["split"] == "unlabelled" for row in rows),
-        dev_pairs=sum(row["split"] == "dev" for row in rows),
-        ids=" ".join(map(short_id, ids)),
-        queries=" ".join(str(numbers[row["query_id"]]) for row in tested),
-        gold=" ".join(row["label"] for row in tested),
-        votes=" ".join(row["vote"] for row in found),
-        fold=" ".join(str(folds[row["query_id"]]) for row in tested),
-        verdicts={
-            name: " ".join(row["verdicts"][place] or NO_ANSWER for row in found)
-            for place, name in enumerate(perspectives)
-        },
-        segments=segments_of({row["pair_id"]: row for row in rows}, judged, ids),
+        dev_pairs=dev_pairs,
+        tested=[
+            {
+                "id": hashed_id(row["pair_id"]),
+                "query": numbers[row["query_id"]],
+                "gold": row["label"],
+                "fold": folds[row["query_id"]],
+                **{name: judged.get(row["pair_id"], unjudged)[name] for name in ("vote", "verdicts")},
+                "segments": [values.get(row["pair_id"]) for values in segments.values()],
+            }
+            for row in tested
+        ],
     )
 
 
-def short_id(pair_id: str) -> str:
-    """Return a pair's id as records hold it."""
+def _segments(pairs: Pairs, judged: Pairs, ids: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return each segment's value by pair id. A segment with a single value tells nothing and is left out."""
+    return {
+        name: {pair_id: value for value, inside in by_value.items() for pair_id in inside}
+        for name, by_value in grouped(pairs, judged, ids).items()
+        if len(by_value) > 1
+    }
+
+
+def hashed_id(pair_id: str) -> str:
+    """Return a pair's id as the records hold it."""
     return digest(["pair", pair_id], 10)
 
 
-def deal(rows: list[dict[str, Any]], folds: int, seed: int) -> dict[str, int]:
-    """Return the fold that tests a query: train and test queries in the order of a hash, dealt in turn.
+def assign_folds(rows: list[dict[str, Any]], folds: int, seed: int) -> dict[str, int]:
+    """Return the fold that tests each query: train and test queries are put in the order of a hash and take turns.
 
-    Dev queries are in no fold: what is chosen on them was never tested. One fold is the run's own test split.
+    Dev queries are in no fold, so that nothing is chosen on tested pairs. A single fold is the run's own test split.
     """
     splits = ("test",) if folds == 1 else ("train", "test")
     queries = {row["query_id"] for row in rows if row["split"] in splits}
@@ -191,15 +216,14 @@ def deal(rows: list[dict[str, Any]], folds: int, seed: int) -> dict[str, int]:
 
 
 def fold_folder(run: Path, fold: int, folds: int, seed: int, folder: Path, hidden: float = 0) -> Path:
-    """Make `folder` look like a run folder whose split is the fold's; judgements and targets are links.
+    """Make `folder` look like a run folder with the fold's split; judgements and targets are links.
 
     Args:
-        hidden: the share of queries whose training pairs become unlabelled: the same queries in every fold.
+        hidden: share of the queries whose training pairs become unlabelled: the same queries in every fold.
     """
-    table = read_table(run / "1-pairs" / "pairs.parquet")
-    rows = table.to_pylist()
-    tested = deal(rows, folds, seed)
-    # A tested query is tested alone: its unlabelled pairs teach nobody in this fold.
+    rows = read_table(run / "1-pairs" / "pairs.parquet").to_pylist()
+    tested = assign_folds(rows, folds, seed)
+    # The unlabelled pairs of a tested query are left out: training on them would show the student that query.
     rows = [row for row in rows if folds == 1 or row["label"] is not None or tested.get(row["query_id"]) != fold]
     for row in rows:
         if folds > 1 and row["query_id"] in tested and row["label"] is not None:
@@ -213,7 +237,7 @@ def fold_folder(run: Path, fold: int, folds: int, seed: int, folder: Path, hidde
 
 
 def content_digest(run: Path) -> str:
-    """Digest of all that a student learns from or is judged by: equal for equal content, wherever it was made."""
+    """Return a digest of everything that a student learns from or is judged by; equal content has an equal digest."""
     sums = xxhash.xxh3_128()
     for stage, columns in (
         ("1-pairs", PAIR.names),
@@ -229,8 +253,8 @@ def content_digest(run: Path) -> str:
     return sums.hexdigest()[:16]
 
 
-def _absolute(labels: LabelSettings) -> LabelSettings:
-    """Workers run in folders of their own, so they are given a scheme's whole path."""
+def _with_absolute_path(labels: LabelSettings) -> LabelSettings:
+    """Return the settings with an absolute path to the scheme, because workers run in folders of their own."""
     if not labels.scheme.endswith(".toml"):
         return labels
     return labels.model_copy(update={"scheme": str(Path(labels.scheme).resolve())})

@@ -1,6 +1,7 @@
-"""Finished runs on disk: one line of JSON each, in `RECORDS/DATA/ROW.jsonl`, small enough to commit.
+"""Finished runs on disk: one line of JSON each in `RECORDS/DATA/ROW.jsonl`, small enough to commit.
 
-A record is found by its key, a digest of all that decides it, so a study goes on wherever its records are.
+A record is found by its key, a digest of everything that decides the run, so that a study can be continued on any
+machine that has its records.
 """
 
 from __future__ import annotations
@@ -17,18 +18,22 @@ Record = dict[str, Any]
 
 
 class Records:
-    """The records of one study folder; reads a file when it is first asked for, writes it whole."""
+    """The records of a study. Each file is read when it is first needed, and always written whole."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.read: dict[Path, dict[str, Record]] = {}
 
-    def find(self, data: str, row: str, key: str) -> Record | None:
-        """Return the record of `key`, or None where the run has not finished."""
-        return self._file(self._path(data, row)).get(key)
+    def has(self, data: str, row: str, key: str) -> bool:
+        """Return whether the run of this key has finished."""
+        return key in self._file(self._path(data, row))
+
+    def get(self, data: str, row: str, key: str) -> Record:
+        """Return the record of a finished run."""
+        return self._file(self._path(data, row))[key]
 
     def add(self, data: str, row: str, record: Mapping[str, Any]) -> None:
-        """Keep a finished run.
+        """Add a finished run.
 
         Raises:
             UserError: the disk is full or read-only.
@@ -36,7 +41,7 @@ class Records:
         path = self._path(data, row)
         records = self._file(path) | {record["key"]: dict(record)}
         with whole_file(path) as partial:
-            # Sorted, so that records of two machines merge line by line.
+            # Sorted, so that the records of two machines can be merged line by line.
             lines = (json.dumps(records[key], ensure_ascii=False, sort_keys=True) for key in sorted(records))
             partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         self.read[path] = records
@@ -57,5 +62,5 @@ def _read(path: Path) -> dict[str, Record]:
             record = json.loads(line)
             found[record["key"]] = record
         except (json.JSONDecodeError, TypeError, KeyError) as error:
-            raise UserError(f"{path}:{number} is damaged ({error}). Delete the line; its run is made again.") from error
+            raise UserError(f"{path}:{number} is damaged ({error}). Delete the line to make the run again.") from error
     return found

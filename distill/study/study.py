@@ -1,6 +1,6 @@
-"""The study: for every data set and row the same tuning on dev, then folds x seeds, then tables.
+"""A study: every row is tuned alike on dev, and then trained on every data set for each fold and seed.
 
-Rows that build on the best LRKD row come last: which one that is, is chosen on dev, never on test.
+The rows that build on the best LRKD row come last. That row is chosen on dev, never on test.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from distill.study.arms import StudyRow, based_on, load_rows
 from distill.study.config import StudyConfig, StudyWorkers
 from distill.study.data import StudyData, open_data, reopen_data
 from distill.study.records import Record, Records
-from distill.study.runs import Run, described, final_runs, trial_runs
+from distill.study.runs import Run, changed_settings, final_runs, trial_runs
 from mpcot.config import PerspectiveSettings
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A row of one data set whose runs are all there: its trials, the settings chosen, its final runs."""
+class FinishedRow:
+    """A row of one data set whose runs are complete: its trials, the chosen settings and its final runs."""
 
     row: StudyRow
     student: StudentSettings
@@ -34,18 +34,18 @@ class Finished:
     finals: list[Record]
 
     def on_dev(self, metric: str) -> float:
-        """Return the mean of a dev figure over folds and seeds: what rows are chosen by."""
+        """Return the mean of a figure on dev over folds and seeds, by which rows are chosen."""
         return float(np.mean([record["dev"][metric] for record in self.finals]))
 
 
-def run_study(config: StudyConfig, make: bool = True) -> tuple[list[StudyData], dict[str, list[Finished]]]:
-    """Make every run that is missing, on the connected Ray, and return all of them by data set.
+def run_study(config: StudyConfig, make: bool = True) -> tuple[list[StudyData], dict[str, list[FinishedRow]]]:
+    """Make all runs that are missing, on the connected Ray, and return the finished rows by data set.
 
     Args:
-        make: false makes none and reads no run folder: all must be in the records.
+        make: False makes no runs and reads no run folder: all runs must be in the records.
 
     Raises:
-        UserError: a run folder is not finished, a setting does not fit, or runs failed; what finished is kept.
+        UserError: a run folder is not finished, a setting does not fit, or runs failed. Finished runs are kept.
     """
     data = [(open_data if make else reopen_data)(one, config) for one in config.data]
     study = Study(config, {one.name: one for one in data}, make)
@@ -58,7 +58,7 @@ def run_study(config: StudyConfig, make: bool = True) -> tuple[list[StudyData], 
     return data, {name: done[name] + controls[name] for name in done}
 
 
-def best_candidate(rows: Sequence[Finished], config: StudyConfig) -> Finished:
+def best_candidate(rows: Sequence[FinishedRow], config: StudyConfig) -> FinishedRow:
     """Return the LRKD row with the best mean on dev."""
     candidates = [row for row in rows if row.row.role == "candidate"]
     return max(candidates, key=lambda row: row.on_dev(config.tuning.choose_by))
@@ -66,7 +66,7 @@ def best_candidate(rows: Sequence[Finished], config: StudyConfig) -> Finished:
 
 @dataclass(frozen=True)
 class Study:
-    """A study while it runs: what is made, and where it is kept."""
+    """A study at work: its settings, its data sets, and the records that it reads and adds to."""
 
     config: StudyConfig
     data: dict[str, StudyData]
@@ -76,32 +76,30 @@ class Study:
     def records(self) -> Records:
         return Records(self.config.records)
 
-    def finish(self, rows: dict[str, list[StudyRow]]) -> dict[str, list[Finished]]:
-        """Tune the rows of every data set, then make their final runs."""
+    def finish(self, rows: dict[str, list[StudyRow]]) -> dict[str, list[FinishedRow]]:
+        """Tune the rows of every data set, make their final runs, and return the finished rows."""
         trials = {(name, row.name): trial_runs(name, row, self.config) for name, own in rows.items() for row in own}
-        self.require([run for runs in trials.values() for run in runs], "trials")
-        finals = {}
-        for name, own in rows.items():
-            for row in own:
-                chosen = self._chosen(trials[name, row.name])
-                finals[name, row.name] = final_runs(name, row, chosen.student, self.config)
-        self.require([run for runs in finals.values() for run in runs], "runs")
-        return {
-            name: [self._finished(row, trials[name, row.name], finals[name, row.name]) for row in own]
+        self.make_missing([run for runs in trials.values() for run in runs], "trials")
+        finals = {
+            (name, row.name): final_runs(name, row, self._best_trial(trials[name, row.name]).student, self.config)
             for name, own in rows.items()
+            for row in own
         }
+        self.make_missing([run for runs in finals.values() for run in runs], "runs")
 
-    def record(self, run: Run) -> Record | None:
-        """Return what is kept of a run."""
-        return self.records.find(run.data, run.row, self._key(run))
+        def finished(name: str, row: StudyRow) -> FinishedRow:
+            tried, final = trials[name, row.name], finals[name, row.name]
+            return FinishedRow(row, final[0].student, list(map(self._record, tried)), list(map(self._record, final)))
 
-    def require(self, runs: Sequence[Run], label: str) -> None:
+        return {name: [finished(name, row) for row in own] for name, own in rows.items()}
+
+    def make_missing(self, runs: Sequence[Run], label: str) -> None:
         """Make the runs that are not in the records.
 
         Raises:
             UserError: some failed, or some are missing and none may be made.
         """
-        missing = [run for run in runs if self.record(run) is None]
+        missing = [run for run in runs if not self.records.has(run.data, run.row, self._key(run))]
         if not missing:
             return
         if not self.make:
@@ -119,37 +117,31 @@ class Study:
                 done += 1
                 bar.update(done, dev=float(result["dev"][self.config.tuning.choose_by]))
         if failed:
-            raise UserError(f"{len(failed)} of {len(missing)} {label} failed; the others are kept. {failed[0]}")
+            raise UserError(f"{len(failed)} of {len(missing)} {label} failed; the others are kept. First: {failed[0]}")
 
     def _keep(self, run: Run, result: dict[str, Any]) -> None:
         kept = {
             "key": self._key(run),
             **{name: getattr(run, name) for name in ("row", "purpose", "seed", "fold")},
-            "student": described(run.student),
+            "student": changed_settings(run.student),
             **result,
         }
         if "predicted" in result:
-            pairs = self.data[run.data].pairs
-            ids = pairs.column("ids")
-            kept["predicted"] = " ".join(result["predicted"][ids[i]] for i in pairs.rows_of(run.fold))
+            tested = self.data[run.data].pairs.tested
+            kept["predicted"] = " ".join(result["predicted"][p["id"]] for p in tested if p["fold"] == run.fold)
         self.records.add(run.data, run.row, kept)
 
-    def _chosen(self, runs: Sequence[Run]) -> Run:
-        """Return the best trial on dev; of equals the one of the lower loss on labels."""
+    def _best_trial(self, runs: Sequence[Run]) -> Run:
+        """Return the best trial on dev; among equals, the one with the lower loss on labels."""
 
         def merit(run: Run) -> tuple[float, float]:
-            dev = self._found(run)["dev"]
+            dev = self._record(run)["dev"]
             return dev[self.config.tuning.choose_by], -dev["ce"]
 
         return max(runs, key=merit)
 
-    def _finished(self, row: StudyRow, trials: Sequence[Run], finals: Sequence[Run]) -> Finished:
-        return Finished(row, finals[0].student, [self._found(t) for t in trials], [self._found(f) for f in finals])
-
-    def _found(self, run: Run) -> Record:
-        record = self.record(run)
-        assert record is not None, "asked for a run that was not required"
-        return record
+    def _record(self, run: Run) -> Record:
+        return self.records.get(run.data, run.row, self._key(run))
 
     def _key(self, run: Run) -> str:
         pairs = self.data[run.data].pairs
@@ -159,7 +151,7 @@ class Study:
         from distill.study.train import Job
 
         data, config = self.data[run.data], self.config
-        assert data.run is not None, "a data set of records alone makes no runs"
+        assert data.run is not None, "runs need the run folder"
         model = check_model("student.model", run.student.model)
         return Job(
             run=data.run,
@@ -169,7 +161,7 @@ class Study:
             seed=run.seed,
             fold=run.fold,
             folds=config.folds,
-            deal_seed=config.seed,
+            folds_seed=config.seed,
             hidden_labels=data.pairs.hidden_labels,
             test=run.purpose == "final",
             threads=config.workers.cpus_per_run,
@@ -178,7 +170,7 @@ class Study:
 
 
 def execute(jobs: Sequence[Any], workers: StudyWorkers) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Make runs as Ray tasks and yield each one's place and result as it ends; of a failed one, what it said."""
+    """Make runs as Ray tasks; as each one ends, yield its number and its result, or the error's text if it failed."""
     import ray
 
     from distill.study.train import run_one

@@ -1,4 +1,4 @@
-"""The study as Markdown, HTML and JSON: tables of rows, and the differences as plots."""
+"""A study as Markdown, HTML and JSON: a table of its rows, and plots of their differences."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def page(report: Mapping[str, Any]) -> str:
-    """Return the study as one HTML file; names and titles are escaped, only our own SVG is trusted."""
+    """Return the study as one HTML file. Names and titles are escaped; only our own SVG is not."""
     drawn = {part["name"]: Markup(gains_plot(f"gains-{i}", part)) for i, part in enumerate(report["data"])}
     template = _environment(escape=True).get_template("study.html.j2")
     return template.render(r=report, plots=drawn, metrics=METRICS, names=NAMES)
 
 
 def gains_plot(name: str, part: Mapping[str, Any]) -> str:
-    """Every row's difference to the baseline with its interval, in points."""
+    """Plot every row's difference to the baseline with its interval, in points."""
     rows = [row for row in part["rows"] if row["role"] != "baseline"]
     baseline = next(row for row in part["rows"] if row["role"] == "baseline")
     series = {
@@ -63,13 +63,13 @@ def gains_plot(name: str, part: Mapping[str, Any]) -> str:
 
 
 def mean_and_sd(value: Mapping[str, Any]) -> str:
-    """`0.612 ± 0.008`; without the spread where there is one seed."""
+    """Return e.g. `0.612 ± 0.008`, or the mean alone where there is one seed."""
     sd = "" if value["sd"] is None else f" ± {value['sd']:.3f}"
     return f"{value['mean']:.3f}{sd}"
 
 
 def points(found: Mapping[str, float] | None) -> str:
-    """`+1.2 (-0.3 to +2.8)`, in points; a dash where nothing was compared."""
+    """Return e.g. `+1.2 (-0.3 to +2.8)` in points, or a dash where nothing was compared."""
     if found is None:
         return "–"
     difference, low, high = (100 * found[end] for end in ENDS)
@@ -77,7 +77,7 @@ def points(found: Mapping[str, float] | None) -> str:
 
 
 def chosen(values: Mapping[str, Any]) -> str:
-    """The tuned settings as `learning_rate 5e-05, epochs 3`."""
+    """Return the tuned settings, e.g. `learning_rate 5e-05, epochs 3`."""
     return ", ".join(f"{name} {_short(value)}" for name, value in values.items())
 
 

@@ -1,8 +1,8 @@
-"""One run of a study: train a student on a fold in this process, judge dev and, for a final run, test.
+"""One run of a study: train a student on a fold in this process, then judge dev and, in a final run, test.
 
-Ray Train and DeepSpeed, which stage 9 trains with, are left out on purpose: they start a controller and workers anew
-for every training, while a Ray task goes on in a process that has all imported, and a study has hundreds of short runs.
-The task is stage 9's own: its model, batches, losses and figures. bf16, where it is fast, is autocast here.
+It does without Ray Train and DeepSpeed, with which stage 9 trains: they start a controller and workers for every
+training, and a study has hundreds of short runs. A Ray task runs in a process that has imported everything already.
+Model, batches, losses and figures are those of stage 9. Where bf16 is fast it is used through autocast.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from distill.lrkd import INPUTS, LrkdTask, tasks
 from distill.metrics import evaluate
 from distill.student.model import Student, load_tokenizer
 from distill.student.predict import predict
-from distill.study.data import READS, fold_folder, short_id
+from distill.study.data import READS, fold_folder, hashed_id
 from mpcot.config import PerspectiveSettings
 from mpcot.sources.config import LabelSettings
 
@@ -37,7 +37,7 @@ TEST_FIGURES = ("accuracy", "macro_f1", "auc", "ndcg_at_10", "calibration_error"
 
 
 class Job(Settings):
-    """All that a run needs, as plain data that travels to a worker."""
+    """Everything that a run needs, as plain data that can be sent to a worker."""
 
     run: Path
     labels: LabelSettings
@@ -46,7 +46,7 @@ class Job(Settings):
     seed: int
     fold: int
     folds: int
-    deal_seed: int
+    folds_seed: int
     hidden_labels: float = 0
     test: bool
     threads: int
@@ -54,31 +54,31 @@ class Job(Settings):
 
 
 def run_one(job: Job) -> dict[str, Any]:
-    """Train and judge; everything that is kept of a run, small enough to commit.
+    """Train a student, judge it and return what is kept of the run.
 
     Returns: `dev` figures as stage 9 logs them, `train_pairs`, `seconds` and, with `job.test`, `test` figures and
-        `predicted` labels by `short_id`.
+        `predicted` labels by hashed pair id.
     """
     started = time.monotonic()
     use_gpus(job.gpus)
     if not torch.cuda.is_available():
         torch.set_num_threads(job.threads)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = fold_folder(job.run, job.fold, job.folds, job.deal_seed, Path(scratch), job.hidden_labels)
+        folder = fold_folder(job.run, job.fold, job.folds, job.folds_seed, Path(scratch), job.hidden_labels)
         student = job.student.model_copy(update={"baseline": False})
         stage = StudentStage(seed=job.seed, labels=job.labels, perspectives=job.perspectives, student=student)
         task = tasks(stage, StageFolder(folder, "9-student", inputs=dict.fromkeys(READS, "study")))["lrkd"]
-        trained, pairs = train_student(task)
-        found: dict[str, Any] = {"dev": dev_figures(task, trained), "train_pairs": pairs}
+        trained, count = train_student(task)
+        found: dict[str, Any] = {"dev": dev_figures(task, trained), "train_pairs": count}
         if job.test:
-            found |= answers_on_test(task, trained)
+            found |= test_answers(task, trained)
     return found | {"seconds": round(time.monotonic() - started, 1)}
 
 
 def train_student(task: LrkdTask) -> tuple[Student, int]:
-    """Train as stage 9 does on one worker; return the student and the number of pairs it learnt from.
+    """Train as stage 9 does on one worker; return the student and the number of its training pairs.
 
-    All rows are tokenised and joined with their targets once: such data sets fit into memory.
+    All rows are tokenised and joined with their targets once, because the data sets of a study fit into memory.
     """
     settings = task.settings
     rows = task.collate(list(task.train_rows()))
@@ -102,22 +102,22 @@ def train_student(task: LrkdTask) -> tuple[Student, int]:
 
 
 def accumulate(task: LrkdTask, student: Student, rows: dict[str, Any], batch: list[int]) -> None:
-    """Add up the gradients of the mean loss over a global batch, a micro batch at a time."""
+    """Add up the gradients of the mean loss over a global batch, one micro batch at a time."""
     for chosen in np.array_split(np.asarray(batch), accumulation_steps(task.settings)):
-        with products(task):
-            loss, _ = task.loss(student, take(rows, chosen))
+        with autocast(task):
+            loss, _ = task.loss(student, select_rows(rows, chosen))
         torch.autograd.backward(loss / len(batch))
 
 
-def products(task: LrkdTask) -> torch.autocast:
-    """Return the context in which matrices are multiplied as the task's precision says; weights stay in fp32."""
+def autocast(task: LrkdTask) -> torch.autocast:
+    """Return the context that multiplies matrices in the task's precision; the weights stay in fp32."""
     device = _device().type
     precision = resolve_precision(task.settings.precision, device == "cuda")
     return torch.autocast(device, torch.bfloat16, enabled=precision != "fp32")
 
 
-def take(batch: dict[str, Any], chosen: np.ndarray) -> dict[str, Any]:
-    """Return the chosen rows of a collated batch as they would be collated alone: padded no further."""
+def select_rows(batch: dict[str, Any], chosen: np.ndarray) -> dict[str, Any]:
+    """Return the chosen rows of a collated batch, padded only as far as these rows need."""
     index = torch.from_numpy(chosen)
     rows = {name: value[index] for name, value in batch.items() if isinstance(value, Tensor)}
     width = padded_length(int(rows["attention_mask"].sum(1).max()))
@@ -126,19 +126,19 @@ def take(batch: dict[str, Any], chosen: np.ndarray) -> dict[str, Any]:
 
 
 def dev_figures(task: LrkdTask, student: Student) -> dict[str, float]:
-    """Return stage 9's figures on dev, the ratios of alignment to cross-entropy among them."""
+    """Return stage 9's figures on dev, with the ratios of alignment to cross-entropy."""
     rows = task.collate(list(task.dev_rows()))
     order = np.argsort(rows["attention_mask"].sum(1).numpy(), kind="stable")
     records: list[dict[str, Any]] = []
     student.eval()
-    with torch.no_grad(), products(task):
+    with torch.no_grad(), autocast(task):
         for start in range(0, len(order), size := 2 * task.settings.micro_batch):
-            records += task.predict(student, take(rows, order[start : start + size]))
+            records += task.predict(student, select_rows(rows, order[start : start + size]))
     return {name: round(value, 5) for name, value in task.summarise(records).items()}
 
 
-def answers_on_test(task: LrkdTask, student: Student) -> dict[str, Any]:
-    """Return `test` figures and the labels given, by `short_id`."""
+def test_answers(task: LrkdTask, student: Student) -> dict[str, Any]:
+    """Return the `test` figures, and the `predicted` labels by hashed pair id."""
     pairs = [row for row in read_table(task.rows.pairs).to_pylist() if row["split"] == "test"]
     codes = task.config.scheme.codes
     found = predict(student, load_tokenizer(task.student.model), pairs)
@@ -146,7 +146,7 @@ def answers_on_test(task: LrkdTask, student: Student) -> dict[str, Any]:
     figures = evaluate(gold, found.probabilities, queries, task.config.scheme)
     test = {name: None if figures[name] is None else round(figures[name], 5) for name in TEST_FIGURES}
     labels = (codes[i] for i in found.logits.argmax(-1))
-    return {"test": test, "predicted": {short_id(p["pair_id"]): c for p, c in zip(pairs, labels, strict=True)}}
+    return {"test": test, "predicted": {hashed_id(p["pair_id"]): c for p, c in zip(pairs, labels, strict=True)}}
 
 
 def _device() -> torch.device:

@@ -31,7 +31,9 @@ def test_runs_are_made_by_tasks_and_a_failing_one_is_named(ray_cluster: None, tm
     made = study.Study(settings, {"shop": data}, make=True)
     rows = [row for row in study.load_rows(settings, data.pairs.perspectives) if not row.of_best]
     targets.write_bytes(whole[:50])
-    with pytest.raises(UserError, match=r"4 of 4 trials failed; the others are kept\. shop, ce_only, seed 1, fold 0: "):
+    with pytest.raises(
+        UserError, match=r"4 of 4 trials failed; the others are kept\. First: shop, ce_only, seed 1, fold 0: "
+    ):
         made.finish({"shop": rows})
     targets.write_bytes(whole)
     report = compare(settings, *study.run_study(settings))

@@ -12,11 +12,11 @@ import pytest
 from distill.config import StudentSettings
 from distill.metrics import bootstrap_differences, interval
 from distill.study.arms import StudyRow
-from distill.study.compare import compare, sentence, spread
+from distill.study.compare import compare, mean_and_sd, sentence
 from distill.study.config import StudyConfig
 from distill.study.data import StudyData, StudyPairs
 from distill.study.records import Record
-from distill.study.study import Finished
+from distill.study.study import FinishedRow
 from distill.study.study_page import markdown, page, write_study
 from mpcot.schemes.scheme import load_scheme
 from mpcot.sources.config import LabelSettings
@@ -32,26 +32,23 @@ def record(predicted: str, seed: int, fold: int, dev: float = 0.5) -> Record:
     return kept | {"seconds": 36.0, "train_pairs": 3}
 
 
-def row(name: str, role: Any, answers: list[tuple[str, str]], dev: float = 0.5, title: str = "") -> Finished:
+def row(name: str, role: Any, answers: list[tuple[str, str]], dev: float = 0.5, title: str = "") -> FinishedRow:
     """A row whose answers to folds 0 and 1 are given by seed."""
     finals = [record(p, seed, fold, dev) for seed, folds in enumerate(answers) for fold, p in enumerate(folds)]
     own = StudyRow(name=name, title=title or name.upper(), role=role)
-    return Finished(own, StudentSettings(), [record("", 0, 0)], finals)
+    return FinishedRow(own, StudentSettings(), [record("", 0, 0)], finals)
 
 
-def pairs(gold: str, fold: str, queries: str) -> StudyPairs:
+def pairs(gold: str, folds: str) -> StudyPairs:
+    """Four pairs of a query each; the vote is right, and the one perspective always says 1."""
+    lengths = ("long", "long", "short", None)
+    tested = [
+        {"id": str(i), "query": i, "gold": g, "vote": g, "fold": int(fold), "verdicts": ["1"], "segments": [length]}
+        for i, (g, fold, length) in enumerate(zip(gold, folds, lengths, strict=True))
+    ]
     return StudyPairs(
         **{"fingerprint": "f", "model": "m", "scheme": BINARY, "perspectives": ("intent",), "folds": 2, "seed": 13},
-        **{
-            "dev_pairs": 2,
-            "ids": gold,
-            "queries": queries,
-            "gold": gold,
-            "votes": gold,
-            "fold": fold,
-            "verdicts": {"intent": " ".join("1" * len(gold.split()))},
-            "segments": {"query length": {"values": ("long", "short"), "places": "0 0 1 -"}},
-        },
+        **{"dev_pairs": 2, "segments": ("query length",), "tested": tested},
     )
 
 
@@ -61,10 +58,7 @@ def report() -> dict[str, Any]:
     config = StudyConfig(
         data=[{"name": n, "run": n} for n in ("one", "two")], bootstrap_resamples=50, seeds=(0, 1), folds=2
     )
-    data = [
-        StudyData(name, None, LabelSettings(scheme="binary"), pairs("1 0 1 0", "0 1 0 1", "0 1 2 3"))
-        for name in ("one", "two")
-    ]
+    data = [StudyData(name, None, LabelSettings(scheme="binary"), pairs("1010", "0101")) for name in ("one", "two")]
     right = ("1 1", "0 0")
     base = row("ce_only", "baseline", [("1 1", "1 1"), ("1 1", "0 1")])
     best = row("lrkd", "candidate", [right, right], dev=0.6, title=SCRIPT)
@@ -111,13 +105,13 @@ def test_an_interval_by_hand() -> None:
     assert interval(7.0, np.arange(101.0), confidence=0.8)["low"] == pytest.approx(10)
 
 
-def test_spread_by_hand() -> None:
-    assert spread([0.5, 0.7]) == {
+def test_mean_and_sd_by_hand() -> None:
+    assert mean_and_sd([0.5, 0.7]) == {
         "mean": pytest.approx(0.6),
         "sd": pytest.approx(0.1414, abs=1e-4),
         "seeds": [0.5, 0.7],
     }
-    assert spread([0.5])["sd"] is None
+    assert mean_and_sd([0.5])["sd"] is None
 
 
 def test_folds_are_put_together_by_seed(report: dict[str, Any]) -> None:
@@ -147,7 +141,11 @@ def test_only_the_best_row_is_compared_with_its_controls(report: dict[str, Any])
 
 @pytest.mark.parametrize(
     ("low", "high", "says"),
-    [(0.01, 0.05, "A beats B in"), (-0.05, -0.01, "A does worse than B in"), (-0.1, 0.2, "does not tell A from B in")],
+    [
+        (0.01, 0.05, "A beats B in"),
+        (-0.05, -0.01, "A does worse than B in"),
+        (-0.1, 0.2, "does not tell A and B apart in"),
+    ],
 )
 def test_a_sentence_follows_the_interval(low: float, high: float, says: str) -> None:
     said = sentence("A", "B", "macro_f1", {"difference": (low + high) / 2, "low": low, "high": high})

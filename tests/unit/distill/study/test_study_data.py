@@ -11,7 +11,15 @@ import pytest
 from cluster.base.errors import UserError
 from cluster.base.tables import read_table, write_table
 from distill.study.config import StudyConfig
-from distill.study.data import StudyPairs, content_digest, deal, fold_folder, open_data, reopen_data
+from distill.study.data import (
+    TESTED_PAIR,
+    StudyPairs,
+    assign_folds,
+    content_digest,
+    fold_folder,
+    open_data,
+    reopen_data,
+)
 from distill.study.records import Records
 from tests.helpers.study_run import shop_run, study_config
 from tests.helpers.tiny_shop import BINARY, NO, YES
@@ -47,7 +55,7 @@ def test_every_train_and_test_pair_is_tested_once_and_dev_never(shop: Path, tmp_
 
 
 def test_folds_are_of_like_size_and_follow_the_seed(shop: Path) -> None:
-    first, again, other = (deal(rows(shop), 5, seed) for seed in (1, 1, 2))
+    first, again, other = (assign_folds(rows(shop), 5, seed) for seed in (1, 1, 2))
     assert first == again != other
     sizes = [list(first.values()).count(fold) for fold in range(5)]
     assert max(sizes) - min(sizes) <= 1 and sum(sizes) == 12
@@ -59,7 +67,7 @@ def test_an_unlabelled_pair_of_a_tested_query_is_not_tested(shop: Path, tmp_path
     changed = table.to_pylist()
     changed[5] |= {"label": None, "split": "unlabelled"}
     write_table(pairs, pa.Table.from_pylist(changed, table.schema))
-    fold = deal(changed, 2, 13)[changed[5]["query_id"]]
+    fold = assign_folds(changed, 2, 13)[changed[5]["query_id"]]
     made = rows(fold_folder(shop, fold, 2, 13, tmp_path / "fold"))
     own = changed[5]["query_id"]
     assert all(row["label"] for row in made if row["query_id"] == own), "nor does it teach where its query is tested"
@@ -70,17 +78,18 @@ def test_an_unlabelled_pair_of_a_tested_query_is_not_tested(shop: Path, tmp_path
 
 def test_one_fold_is_the_runs_own_split(shop: Path, tmp_path: Path) -> None:
     assert rows(fold_folder(shop, 0, 1, 13, tmp_path / "fold")) == rows(shop)
-    assert set(deal(rows(shop), 1, 13)) == {row["query_id"] for row in rows(shop) if row["split"] == "test"}
+    assert set(assign_folds(rows(shop), 1, 13)) == {row["query_id"] for row in rows(shop) if row["split"] == "test"}
 
 
 def test_what_is_kept_of_the_pairs_holds_no_text(encoder: Path, shop: Path) -> None:
     settings = config(encoder, shop)
     opened = open_data(settings.data[0], settings)
     pairs = opened.pairs
-    assert [len(pairs.column(n)) for n in ("ids", "queries", "gold", "votes", "fold")] == [48] * 5
-    assert pairs.column("gold").count(YES) == 12 and pairs.column("votes").count("-") == 1
-    assert sorted([*pairs.rows_of(0), *pairs.rows_of(1)]) == list(range(48))
-    text = (settings.records / "shop/pairs.json").read_text()
+    assert len(pairs.tested) == 48 and all(pair.keys() == set(TESTED_PAIR.names) for pair in pairs.tested)
+    assert pairs.column("gold").count(YES) == 12 and pairs.column("vote").count(None) == 1
+    assert sorted([*pairs.tested_in(0), *pairs.tested_in(1)]) == list(range(48))
+    kept = read_table(settings.records / "shop/pairs.parquet").to_pylist()
+    text = (settings.records / "shop/pairs.json").read_text() + str(kept)
     assert not [word for word in ("drill", "lamp", "blue", "0-mug") if word in text]
     assert reopen_data(settings.data[0], settings).pairs == pairs
     with pytest.raises(UserError, match=r"has folds = 2, not 3\. Set it so"):
@@ -113,7 +122,7 @@ def test_hidden_labels_leave_pairs_of_the_same_queries_to_the_vote_in_every_fold
     whole, less = config(encoder, shop), config(encoder, shop)
     less = less.model_copy(update={"data": (less.data[0].model_copy(update={"hidden_labels": 0.4}),)})
     first, second = (open_data(one.data[0], one).pairs for one in (whole, less))
-    assert first.fingerprint != second.fingerprint and first.gold == second.gold
+    assert first.fingerprint != second.fingerprint and first.column("gold") == second.column("gold")
     with pytest.raises(UserError, match=r"has hidden_labels = 0.4, not 0"):
         reopen_data(whole.data[0], whole)
 
@@ -163,20 +172,25 @@ def test_records_are_found_again_and_a_damaged_line_is_named(tmp_path: Path) -> 
     for key in ("b", "a"):
         records.add("shop", "kl", {"key": key, "dev": {"macro_f1": 0.5}})
     again = Records(tmp_path)
-    assert again.find("shop", "kl", "a") == {"key": "a", "dev": {"macro_f1": 0.5}}
-    assert again.find("shop", "kl", "c") is None and again.find("shop", "ce", "a") is None
+    assert again.get("shop", "kl", "a") == {"key": "a", "dev": {"macro_f1": 0.5}}
+    assert not again.has("shop", "kl", "c") and not again.has("shop", "ce", "a")
     path = tmp_path / "shop/kl.jsonl"
     lines = path.read_text().splitlines()
     assert [line[-4:] for line in lines] == ['"a"}', '"b"}']
     path.write_text(lines[0] + "\n" + lines[1][:9])
     with pytest.raises(UserError, match=r"kl.jsonl:2 is damaged .* Delete the line"):
-        Records(tmp_path).find("shop", "kl", "a")
+        Records(tmp_path).get("shop", "kl", "a")
 
 
-def test_tested_pairs_are_told_apart_by_fold() -> None:
+def test_tested_pairs_are_told_apart_by_fold_and_read_as_they_were_written(tmp_path: Path) -> None:
+    tested = [
+        {"id": i, "query": q, "gold": "1", "vote": v, "fold": fold, "verdicts": [v], "segments": []}
+        for i, q, v, fold in (("x", 0, "1", 0), ("y", 0, None, 1), ("z", 1, "1", 0))
+    ]
     given = StudyPairs(
         **{"fingerprint": "f", "model": "m", "scheme": BINARY, "perspectives": ("a",), "folds": 2, "seed": 1},
-        **{"dev_pairs": 1, "ids": "x y z", "queries": "0 0 1", "gold": "1 0 1", "votes": "1 - 1"},
-        fold="0 1 0",
+        **{"dev_pairs": 1, "tested": tested},
     )
-    assert given.rows_of(0) == [0, 2] and given.rows_of(1) == [1] and given.column("votes")[1] == "-"
+    assert given.tested_in(0) == [0, 2] and given.tested_in(1) == [1] and given.column("vote")[1] is None
+    given.write(tmp_path)
+    assert StudyPairs.read(tmp_path) == given

@@ -76,7 +76,7 @@ def test_what_finished_is_kept_when_a_run_fails(
         yield from ((place, run_one(job)) for place, job in enumerate(jobs) if place)
 
     monkeypatch.setattr(study, "execute", failing)
-    says = r"1 of 4 trials failed; the others are kept\. shop, ce_only, seed 1, fold 0: out of memory"
+    says = r"1 of 4 trials failed; the others are kept\. First: shop, ce_only, seed 1, fold 0: out of memory"
     with pytest.raises(UserError, match=says):
         study.run_study(settings)
     monkeypatch.setattr(study, "execute", here)
@@ -90,8 +90,8 @@ def test_the_row_is_chosen_on_dev_whatever_test_says(encoder: Path, shop: Path, 
     base, poly, shuffled = rows["shop"]
     assert shuffled.row.changes["extractor"] == {"kind": "poly"} and shuffled.row.tunes == ("alignment_weight",)
     low, high = ([record | {"dev": {"macro_f1": value}} for record in poly.finals] for value in (0.2, 0.8))
-    good_on_test = study.Finished(poly.row, poly.student, [], low)
-    good_on_dev = study.Finished(poly.row.model_copy(update={"name": "other"}), poly.student, [], high)
+    good_on_test = study.FinishedRow(poly.row, poly.student, [], low)
+    good_on_dev = study.FinishedRow(poly.row.model_copy(update={"name": "other"}), poly.student, [], high)
     assert study.best_candidate([base, good_on_test, good_on_dev], settings) is good_on_dev
 
 

@@ -206,13 +206,13 @@ def test_a_change_of_training_leaves_the_rest_of_it() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"student": {"alignment_weight": 0.7}}, "student.alignment_weight: rows set it"),
-        ({"student": {"use_unlabelled": True}}, "student.use_unlabelled: rows set it"),
-        ({"student": {"baseline": False}}, "student.baseline: rows set it"),
+        ({"student": {"alignment_weight": 0.7}}, "student.alignment_weight: the rows set it"),
+        ({"student": {"use_unlabelled": True}}, "student.use_unlabelled: the rows set it"),
+        ({"student": {"baseline": False}}, "student.baseline: the rows set it"),
         ({"student": {"train": {"epochs": 9}}}, "student.train.epochs: has no effect in a study"),
         ({"student": {"train": {"zero_stage": 2}}}, "student.train.zero_stage: has no effect"),
-        ({"seeds": [1, 1]}, "seeds: .* holds one of them twice"),
-        ({"data": [{"name": "a", "run": "x"}, {"name": "a", "run": "y"}]}, "data: .* holds one of them twice"),
+        ({"seeds": [1, 1]}, "seeds: .* contains a value twice"),
+        ({"data": [{"name": "a", "run": "x"}, {"name": "a", "run": "y"}]}, "data: .* contains a value twice"),
     ],
 )
 def test_a_setting_without_effect_is_refused(changes: dict[str, Any], says: str) -> None:

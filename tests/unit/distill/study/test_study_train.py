@@ -13,8 +13,8 @@ import torch
 from cluster.base.stage_folder import StageFolder
 from distill.config import MlpExtractor, StudentSettings, StudentStage
 from distill.lrkd import LrkdTask, tasks
-from distill.study.data import deal, short_id
-from distill.study.train import Job, accumulate, dev_figures, run_one, take, train_student
+from distill.study.data import assign_folds, hashed_id
+from distill.study.train import Job, accumulate, dev_figures, run_one, select_rows, train_student
 from mpcot.config import PerspectiveSettings
 from mpcot.sources.config import LabelSettings
 from tests.helpers.study_run import TRAIN, shop_run
@@ -39,13 +39,13 @@ def task(encoder: Path, stage: Callable[..., StageFolder]) -> LrkdTask:
 
 def job(encoder: Path, run: Path, **changes: Any) -> Job:
     given: dict[str, Any] = {"run": run, "labels": LABELS, "perspectives": NAMES, "student": student(encoder)}
-    return Job(**(given | {"seed": 3, "fold": 1, "folds": 3, "deal_seed": 13, "test": True, "threads": 1} | changes))
+    return Job(**(given | {"seed": 3, "fold": 1, "folds": 3, "folds_seed": 13, "test": True, "threads": 1} | changes))
 
 
 def test_chosen_rows_lose_the_padding_of_the_others(task: LrkdTask) -> None:
     rows = task.train_rows()
     whole, chosen = task.collate(list(rows)), np.array([4, 9])
-    alone, taken = task.collate([rows[4], rows[9]]), take(whole, chosen)
+    alone, taken = task.collate([rows[4], rows[9]]), select_rows(whole, chosen)
     assert taken["units"] == 2 and taken["input_ids"].shape == alone["input_ids"].shape
     assert set(alone) == set(taken)
     for name in set(alone) - {"units", "query"}:
@@ -106,8 +106,8 @@ def test_a_final_run_answers_its_folds_test_and_is_the_same_again(encoder: Path,
     assert first == again
     assert len(first["predicted"]) == 16 and first["train_pairs"] == 32
     assert set(first["predicted"].values()) <= {"1", "0"}
-    folds = {fold: {q for q, own in deal(shop(), 3, 13).items() if own == fold} for fold in (0, 1, 2)}
-    assert set(first["predicted"]) == {short_id(p["pair_id"]) for p in shop() if p["query_id"] in folds[1]}
+    folds = {fold: {q for q, own in assign_folds(shop(), 3, 13).items() if own == fold} for fold in (0, 1, 2)}
+    assert set(first["predicted"]) == {hashed_id(p["pair_id"]) for p in shop() if p["query_id"] in folds[1]}
     assert set(first["test"]) == {"accuracy", "macro_f1", "auc", "ndcg_at_10", "calibration_error"}
     other = run_one(job(encoder, run, seed=4))
     assert other["dev"] != first["dev"]

@@ -26,7 +26,7 @@ from training_arms import ARMS, MODEL, WARM_UP_STEPS, Row, batches, dpo_rows, dp
 from cluster.base.ray_session import LOCAL_ENVIRONMENT
 from teacher.answer_tokens import IGNORED, PADDING
 from teacher.dpo import DpoTask
-from teacher.preferences.stage import SIDES
+from teacher.preferences.reference_logprobs import SIDES
 from teacher.sft import SftTask
 
 MIB = 2**20

@@ -35,7 +35,7 @@ from teacher.answer_tokens import encode
 from teacher.config import DpoSettings, Full
 from teacher.dpo import DpoTask
 from teacher.model import load_tokenizer
-from teacher.preferences.stage import SIDES, ReferenceScorer
+from teacher.preferences.reference_logprobs import SIDES, ReferenceScorer
 from teacher.sft import SftTask
 
 MODEL = Path(__file__).parents[1] / "models" / "smollm2-135m-instruct"

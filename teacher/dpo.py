@@ -1,9 +1,10 @@
-"""Stage 6: direct preference optimisation, from reference log-probabilities that are data."""
+"""Stage 6: direct preference optimisation (DPO) on the preferences of stage 5."""
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
@@ -11,16 +12,17 @@ import pyarrow.compute as pc
 
 from cluster.base.errors import UserError
 from cluster.base.stage_folder import StageFolder
+from cluster.base.tables import read_table
 from cluster.training.arrow_rows import write_rows
 from cluster.training.driver import Row, run_training
 from teacher.config import DpoSettings, DpoStage
-from teacher.preferences.stage import SIDES, collate_preferences, read_preferences
+from teacher.preferences.reference_logprobs import SIDES, collate_preferences
 from teacher.sft import AnswerTask
 
 
 def run(config: DpoStage, folder: StageFolder) -> None:
     """Train the SFT teacher on the preferences and write `6-dpo/model`."""
-    preferences = read_preferences(folder.input("5-preferences"))
+    preferences = read_table(folder.input("5-preferences") / "preferences.parquet")
     start = folder.input("3-sft") / "model"
     folder.path.mkdir(parents=True, exist_ok=True)
     if not len(preferences):
@@ -31,9 +33,9 @@ def run(config: DpoStage, folder: StageFolder) -> None:
     train = preferences.filter(pc.equal(preferences["split"], "train"))
     dev = preferences.filter(pc.equal(preferences["split"], "dev"))
     if not len(train):
-        raise UserError("dpo: all preferences are of held-out pairs. Add train to samples.splits.")
+        raise UserError("dpo: all preferences are of held-out pairs. Add 'train' to samples.splits.")
     write_rows(folder.path / "train.arrow", train)
-    watched = _spread(dev, config.dpo.dev_rows)
+    watched = evenly_spaced(dev, config.dpo.dev_rows)
     write_rows(folder.path / "dev.arrow", watched)
     settings = config.dpo
     task = DpoTask(
@@ -41,25 +43,25 @@ def run(config: DpoStage, folder: StageFolder) -> None:
         settings.max_tokens, settings,
     )  # fmt: skip
     result = run_training(task, folder.path, "dpo")
-    # Before training every margin is 0: what is logged then is rounding, and its sign no accuracy.
+    # The figures before training are left out: every margin is then 0 but for rounding, so accuracy means nothing.
     figures = {f"dev_{name}_after": result.kept.get(name) for name in ("loss", "margin", "accuracy")}
     folder.finish({"train": len(train), "dev": len(watched)}, figures | result.steps())
 
 
-def _spread(table: pa.Table, most: int) -> pa.Table:
-    """Return at most `most` rows, evenly spread over the table."""
+def evenly_spaced(table: pa.Table, most: int) -> pa.Table:
+    """Return at most `most` rows, at even distances in the table."""
     count = min(len(table), most)
     return table.take(pa.array([place * len(table) // count for place in range(count)], pa.int64()))
 
 
 @dataclass
 class DpoTask(AnswerTask):
-    """Preference loss; units are preference pairs. The chosen answers are numbered first, then the rejected."""
+    """The preference loss. Its units are preferences; the chosen answers are numbered first, then the rejected ones."""
 
     dpo: DpoSettings
 
     def length(self, row: Row) -> int:
-        return max(len(row[f"{side}_prompt"]) + len(row[side]) for side in ("chosen", "rejected"))
+        return max(len(row[f"{side}_prompt"]) + len(row[side]) for side in SIDES)
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
         import torch
@@ -79,24 +81,19 @@ class DpoTask(AnswerTask):
         return [{"loss": loss, "margin": margin, "nll": nll} for loss, margin, nll in zip(*losses, strict=True)]
 
     def summarise(self, records: list[Row]) -> dict[str, float]:
-        count = len(records)
-        return {
-            "loss": sum(r["loss"] for r in records) / count,
-            "margin": sum(r["margin"] for r in records) / count,
-            "accuracy": sum(r["margin"] > 0 for r in records) / count,
-            "chosen_nll_per_token": sum(r["nll"] for r in records) / count,
-        }
+        loss, margin, nll = (fmean(record[name] for record in records) for name in ("loss", "margin", "nll"))
+        accuracy = fmean(record["margin"] > 0 for record in records)
+        return {"loss": loss, "margin": margin, "accuracy": accuracy, "chosen_nll_per_token": nll}
 
     def _losses(self, model: Any, batch: dict[str, Any]) -> tuple[Any, Any, Any]:
-        """Return per preference: loss, margin, and the chosen answer's mean negative log-probability."""
+        """Return for each preference the loss, the margin and the chosen answer's mean negative log-probability."""
         from teacher.losses import preference_loss, sequence_logprobs
 
         sums, counts = sequence_logprobs(model, batch)
-        reference = batch["reference"]
-        nll = -(sums / counts)[: batch["units"]]
+        reference, half = batch["reference"], batch["units"]
+        nll = -(sums / counts)[:half]
         if self.dpo.length_normalised:
             sums, reference = sums / counts, reference / counts
-        half = batch["units"]
         loss, margin = preference_loss(
             sums[:half], sums[half:], reference[:half], reference[half:],
             self.dpo.beta, self.dpo.loss, self.dpo.label_smoothing,

@@ -1,4 +1,4 @@
-"""Preference pairs from conflicts: where one perspective's rationale reached the gold label and another's did not."""
+"""Preferences from conflicts: pairs for which one answer reached the gold label and another one did not."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,12 @@ from cluster.base.stage_folder import digest
 from mpcot.config import PreferenceSettings
 from mpcot.schemes.scheme import Scheme
 
-LEAST_PROBABILITY = 1e-9  # a label that was ruled out has none, and a logarithm must not be infinite
+LEAST_PROBABILITY = 1e-9  # keeps the logarithm finite for a label that was ruled out
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One answer of a pair that may become chosen or rejected."""
+    """One answer to a pair, which may be chosen or rejected."""
 
     pair_id: str
     perspective: str
@@ -32,7 +33,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Preference:
-    """A right and a wrong answer of one pair; their perspectives may differ."""
+    """A right and a wrong answer to the same pair; their perspectives may differ."""
 
     chosen: Candidate
     rejected: Candidate
@@ -58,11 +59,11 @@ def conflicts(
     settings: PreferenceSettings,
     seed: int,
 ) -> list[Preference]:
-    """Return the preference pairs, sorted by pair; never two right or two wrong answers.
+    """Return the preferences, sorted by pair. Each has one right and one wrong answer.
 
     Args:
         answers: the SFT model's samples, right and wrong.
-        fallback: right answers from elsewhere (first rationales, seeds), for pairs that no sample got right.
+        fallback: answers from elsewhere (first rationales, seeds) for pairs that no sample got right.
     """
     by_pair: dict[str, list[Candidate]] = defaultdict(list)
     spare: dict[str, list[Candidate]] = defaultdict(list)
@@ -79,13 +80,13 @@ def conflicts(
         wrong = [c for c in by_pair[pair_id] if c.verdict != label]
         right = right or [c for c in spare[pair_id] if c.verdict == label]
         found += _combine(right, wrong, settings, random.Random(f"{seed}/{pair_id}"))
-    return _capped(found, gold, settings, seed)
+    return _limited(found, gold, settings, seed)
 
 
 def _combine(
     right: list[Candidate], wrong: list[Candidate], settings: PreferenceSettings, draw: random.Random
 ) -> list[Preference]:
-    """Return up to `per_pair` combinations, spread over the perspectives of both sides, then by `pick`."""
+    """Return up to `per_pair` combinations that use many perspectives and answers; among equals `pick` decides."""
     options = [
         Preference(chosen, rejected)
         for chosen in right
@@ -110,7 +111,7 @@ def _combine(
 
 
 def margin(chosen: Candidate, rejected: Candidate, settings: PreferenceSettings) -> float | None:
-    """Return how much more (log-)probability the chosen answer's verdict gave to the gold label; None if unknown."""
+    """Return how much more (log-)probability the chosen answer gave to the gold label; None if that is unknown."""
     high, low = chosen.gold_probability, rejected.gold_probability
     if high is None or low is None:
         return None
@@ -126,29 +127,29 @@ def _within(gap: float | None, settings: PreferenceSettings) -> bool:
 
 
 def _rank(p: Preference, settings: PreferenceSettings) -> tuple[bool, float]:
-    """Return what sorts by margin as `pick` says; unknown margins come last."""
+    """Return a key that sorts by margin as `pick` says, with unknown margins last."""
     gap = None if settings.pick == "random" else margin(p.chosen, p.rejected, settings)
     if gap is None:
         return settings.pick != "random", 0.0
     return False, -gap if settings.pick == "widest" else gap
 
 
-def _capped(
+Drawn = list[tuple[int, Preference]]
+
+
+def _limited(
     found: list[Preference], gold: Mapping[str, str | None], settings: PreferenceSettings, seed: int
 ) -> list[Preference]:
-    """Balance, and cap the whole, by a seeded draw that keeps the order."""
-    order = list(range(len(found)))
-    random.Random(seed).shuffle(order)
-    drawn = _balanced([(place, found[place]) for place in order], gold, settings)[: settings.max_rows]
-    # A cut may have made a label rarer than the ratio allows.
-    return [preference for _, preference in sorted(_balanced(drawn, gold, settings), key=lambda pair: pair[0])]
+    """Return what is left after balancing and `max_rows`: drawn by the seed, in the order given."""
+    drawn = list(enumerate(found))
+    random.Random(seed).shuffle(drawn)
+    drawn = _balanced(drawn, gold, settings)[: settings.max_rows]
+    # Once more, because the cut may have made a label rarer than its ratio allows.
+    return [preference for _, preference in sorted(_balanced(drawn, gold, settings), key=itemgetter(0))]
 
 
-Placed = tuple[int, Preference]
-
-
-def _balanced(drawn: list[Placed], gold: Mapping[str, str | None], settings: PreferenceSettings) -> list[Placed]:
-    """Drop the last of what is frequent until labels and perspectives hold their ratios together."""
+def _balanced(drawn: Drawn, gold: Mapping[str, str | None], settings: PreferenceSettings) -> Drawn:
+    """Leave out the last preferences of frequent labels and perspectives until all ratios hold at the same time."""
     traits: tuple[tuple[float | None, Callable[[Preference], Any]], ...] = (
         (settings.label_ratio, lambda p: gold[p.chosen.pair_id]),
         (settings.perspective_ratio, lambda p: p.chosen.perspective),
@@ -158,18 +159,19 @@ def _balanced(drawn: list[Placed], gold: Mapping[str, str | None], settings: Pre
         before = len(drawn)
         for ratio, trait in traits:
             if ratio is not None:
-                drawn = _cap([(trait(item[1]), item) for item in drawn], ratio)
+                drawn = _capped(drawn, trait, ratio)
         if len(drawn) == before:
             return drawn
 
 
-def _cap(valued: list[tuple[Any, Placed]], ratio: float) -> list[Placed]:
-    """Keep of each value at most `ratio` times as many as of the rarest."""
-    counts = Counter(value for value, _ in valued)
-    room = dict.fromkeys(counts, int(ratio * min(counts.values(), default=0)))
+def _capped(drawn: Drawn, trait: Callable[[Preference], Any], ratio: float) -> Drawn:
+    """Keep of each value of a trait at most `ratio` times as many preferences as of the rarest value."""
+    values = [trait(preference) for _, preference in drawn]
+    most = int(ratio * min(Counter(values).values(), default=0))
+    seen: Counter[Any] = Counter()
     kept = []
-    for value, item in valued:
-        if room[value]:
-            room[value] -= 1
+    for value, item in zip(values, drawn, strict=True):
+        seen[value] += 1
+        if seen[value] <= most:
             kept.append(item)
     return kept

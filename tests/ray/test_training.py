@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +13,22 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cluster.base.errors import UserError
-from cluster.base.ray_session import ray_session
-from cluster.config import ClusterSettings, TrainSettings, Workers
+from cluster.config import TrainSettings, Workers
 from cluster.training.arrow_rows import write_rows
 from cluster.training.driver import TrainResult, run_training
 from mpcot.records import PREFERENCE
 from teacher.config import DpoSettings, Lora
 from teacher.dpo import DpoTask
-from teacher.preferences.stage import ReferenceScorer, fill_reference
+from teacher.preferences.reference_logprobs import ReferenceScorer, fill_logprobs
 from teacher.sft import SftTask, to_sequences
+from tests.helpers.one_worker import training_here
 from tests.helpers.training_tasks import AlwaysFails, Killed, examples, lora_with_dropout, settings, sft_task
+from tests.helpers.two_workers import train_by_two
+
+pytestmark = pytest.mark.usefixtures("local_ray", "group")
 
 IDS = torch.arange(5, 69).reshape(2, 32)
 STEPS = 12
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_cluster() -> Iterator[None]:
-    with ray_session(ClusterSettings(num_cpus=2, object_store_mb=100)):
-        yield
-
-
-Train = Callable[..., TrainResult]
-
-
-@pytest.fixture(scope="module")
-def train(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
-    def run(zero: int = 0, workers: int = 1) -> TrainResult:
-        folder = tmp_path_factory.mktemp("sft")
-        return run_training(sft_task(folder, llama_folder, settings(zero, workers)), folder / "out", "sft")
-
-    return run
 
 
 @pytest.fixture
@@ -53,9 +37,27 @@ def dev_task(tmp_path: Path, llama_folder: Path) -> SftTask:
 
 
 @pytest.fixture(scope="module")
-def plain(train: Train) -> TrainResult:
+def plain(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     """One worker, no ZeRO."""
-    return train()
+    folder = tmp_path_factory.mktemp("plain")
+    return run_training(sft_task(folder, llama_folder, settings()), folder / "out", "sft")
+
+
+def in_bf16(zero: int, workers: int) -> TrainSettings:
+    return settings(zero, workers, precision="bf16", epochs=2)
+
+
+@pytest.fixture(scope="module")
+def by_two(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainResult]:
+    """All the trainings by two workers that are not disturbed."""
+    own: dict[str, tuple[TrainSettings, Lora | None]] = {f"zero-{zero}": (settings(zero, 2), None) for zero in range(4)}
+    own["bf16"] = in_bf16(3, 2), Lora(rank=4, alpha=8)
+    own["dropout"] = settings(1, 2), lora_with_dropout()
+    folder, tasks = tmp_path_factory.mktemp("by-two"), {}
+    for name, (train, tuning) in own.items():
+        (rows := folder / "rows" / name).mkdir(parents=True)
+        tasks[name] = sft_task(rows, llama_folder, train, tuning)
+    return train_by_two(tasks, folder)
 
 
 def curve(result: TrainResult, split: str) -> list[float]:
@@ -91,12 +93,12 @@ def test_only_what_a_reader_needs_is_left(plain: TrainResult) -> None:
     assert list((out / "tensorboard").glob("events*"))
 
 
-@pytest.mark.parametrize(("zero", "workers"), [(0, 2), (1, 2), (2, 2), (3, 2)])
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_workers_and_zero_stages_do_not_change_what_is_learnt(
-    plain: TrainResult, train: Train, dev_task: SftTask, zero: int, workers: int
+    plain: TrainResult, by_two: dict[str, TrainResult], dev_task: SftTask, zero: int
 ) -> None:
     """Equal global batches of answers of unlike length: every loss agrees, and so does the saved folder."""
-    result = train(zero, workers)
+    result = by_two[f"zero-{zero}"]
     for split in ("train", "dev"):
         np.testing.assert_allclose(curve(result, split), curve(plain, split), rtol=2e-4)
     assert torch.allclose(logits(result.model), logits(plain.model), atol=2e-3)
@@ -104,25 +106,22 @@ def test_workers_and_zero_stages_do_not_change_what_is_learnt(
 
 
 def test_adapters_in_bf16_learn_the_same_in_shares_of_the_model_as_in_one_piece(
-    llama_folder: Path, tmp_path: Path
+    by_two: dict[str, TrainResult], llama_folder: Path, tmp_path: Path
 ) -> None:
     """As a large teacher is trained: ZeRO-3 with LoRA in bf16, against one worker that holds everything."""
-    curves = []
-    for zero, workers in ((0, 1), (3, 2)):
-        (folder := tmp_path / str(zero)).mkdir()
-        own = settings(zero, workers, precision="bf16", epochs=2)
-        result = run_training(sft_task(folder, llama_folder, own, Lora(rank=4, alpha=8)), folder / "out", "sft")
-        curves.append(curve(result, "train"))
+    alone = training_here(sft_task(tmp_path, llama_folder, in_bf16(0, 1), Lora(rank=4, alpha=8)), tmp_path / "out")
+    for result in (alone, by_two["bf16"]):
         assert logits(result.model).isfinite().all()
+    curves = [curve(result, "train") for result in (alone, by_two["bf16"])]
     np.testing.assert_allclose(*curves, rtol=1e-2)
     assert curves[0][-1] < 0.98 * curves[0][0]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
-    """With dropout, whose draws a resumed training must repeat."""
+    """With dropout, whose draws a resumed training must repeat; in this process, where nothing is ever restarted."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    return run_training(sft_task(folder, llama_folder, settings(), lora_with_dropout()), folder / "out", "sft")
+    return training_here(sft_task(folder, llama_folder, settings(), lora_with_dropout()), folder / "out")
 
 
 def test_a_killed_worker_loses_nothing(undisturbed: TrainResult, llama_folder: Path, tmp_path: Path) -> None:
@@ -139,19 +138,17 @@ def test_a_killed_worker_loses_nothing(undisturbed: TrainResult, llama_folder: P
     assert not torch.equal(logits(result.model), logits(llama_folder))
 
 
-def test_one_killed_worker_of_two_takes_nothing_along(llama_folder: Path, tmp_path: Path) -> None:
+def test_one_killed_worker_of_two_takes_nothing_along(
+    by_two: dict[str, TrainResult], llama_folder: Path, tmp_path: Path
+) -> None:
     """The second of two is killed in step 8 of 12, in mid-epoch; both begin anew after step 6, on the same rows."""
     own = settings(zero=1).model_copy(update={"workers": Workers(count=2, max_failures=1)})
-    ends = []
-    for name, at in (("calm", ()), ("rough", (8,))):
-        folder = tmp_path / name
-        folder.mkdir()
-        task = Killed(**vars(sft_task(folder, llama_folder, own, lora_with_dropout())), at=at, rank=1)
-        ends.append(run_training(task, folder / "out", "sft"))
-    passes = Counter((tmp_path / "rough" / "passes").read_text().splitlines())
+    task = Killed(**vars(sft_task(tmp_path, llama_folder, own, lora_with_dropout())), at=(8,), rank=1)
+    rough, calm = run_training(task, tmp_path / "out", "sft"), by_two["dropout"]
+    passes = Counter((tmp_path / "passes").read_text().splitlines())
     assert list(passes.values()) == [8, 6], "one forward pass per step on each worker"
-    assert curve(ends[0], "train") == curve(ends[1], "train") and curve(ends[0], "dev") == curve(ends[1], "dev")
-    assert torch.equal(logits(ends[0].model), logits(ends[1].model))
+    assert curve(rough, "train") == curve(calm, "train") and curve(rough, "dev") == curve(calm, "dev")
+    assert torch.equal(logits(rough.model), logits(calm.model))
 
 
 def test_a_training_that_cannot_succeed_says_what_its_worker_said(llama_folder: Path, tmp_path: Path) -> None:
@@ -181,7 +178,7 @@ def preferences(count: int, model: Path) -> pa.Table:
     batch = {name: np.asarray(table[name].to_pylist(), dtype=object) for name in PREFERENCE.names[:9]}
     found = ReferenceScorer(str(model), 128, True, "fp32", 1)(batch)
     sides = zip(found["chosen_logprob"].tolist(), found["rejected_logprob"].tolist(), strict=True)
-    return fill_reference(table, dict(zip(found["preference_id"], sides, strict=True)))
+    return fill_logprobs(table, dict(zip(found["preference_id"], sides, strict=True)))
 
 
 def test_dpo_widens_the_margin(llama_folder: Path, tmp_path: Path) -> None:
@@ -190,7 +187,7 @@ def test_dpo_widens_the_margin(llama_folder: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "dev.arrow", table.slice(0, 8))
     own = TrainSettings(**settings().model_dump() | {"epochs": 4, "zero_stage": 1, "learning_rate": 3e-2})
     task = DpoTask(own, 1, str(tmp_path), str(llama_folder), Lora(rank=8), 128, DpoSettings(beta=0.5))
-    result = run_training(task, tmp_path / "out", "dpo")
+    result = training_here(task, tmp_path / "out")
     before, after = result.before, result.kept
     assert before["margin"] == pytest.approx(0, abs=1e-4) and before["loss"] == pytest.approx(np.log(2), abs=1e-4)
     assert after["margin"] > 0.1 and after["loss"] < before["loss"] and after["accuracy"] > 0.6

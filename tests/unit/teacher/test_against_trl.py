@@ -16,7 +16,7 @@ from mpcot.asking.prompts import answer
 from teacher.config import DpoSettings, Full
 from teacher.dpo import DpoTask
 from teacher.model import load_tokenizer
-from teacher.preferences.stage import ReferenceScorer
+from teacher.preferences.reference_logprobs import ReferenceScorer
 from teacher.sft import SftTask
 
 trl = pytest.importorskip("trl")

@@ -44,7 +44,7 @@ def stage(when_empty: str, **changes: object) -> PreferenceStage:
 
 def test_no_conflict_samples_say_what_there_was_and_the_way_out(run_dir: Path) -> None:
     folder = StageFolder(run_dir, "5-preferences", {}, INPUTS)
-    with pytest.raises(UserError, match=r"no conflict samples: 1 of 1 answers are right.*when_empty"):
+    with pytest.raises(UserError, match=r"there is nothing to prefer: 1 of 1 answers are right.*when_empty"):
         reference.run(stage("stop"), folder)
     assert read_manifest(folder.path) is None
 
@@ -56,14 +56,14 @@ def test_a_right_answer_comes_from_elsewhere_only_if_it_may(run_dir: Path, monke
     write_table(run_dir / "4-samples/kept.parquet", pa.Table.from_pylist([], SORTED))
     write_table(run_dir / "4-samples/filtered.parquet", pa.Table.from_pylist(samples, SORTED))
     folder = StageFolder(run_dir, "5-preferences", {}, INPUTS)
-    monkeypatch.setattr(reference, "with_reference", lambda table, *_: table)
+    monkeypatch.setattr(reference, "score_preferences", lambda table, *_: table)
     reference.run(stage("stop"), folder)
     manifest = read_manifest(folder.path)
     assert manifest is not None and manifest["counts"]["preferences"] == 1
     assert manifest["figures"]["labels"] == {"E": 1}
     assert manifest["figures"]["chosen_perspectives"] == {"intent": 1}
     assert manifest["figures"]["rejected_perspectives"] == {"rules": 1}
-    with pytest.raises(UserError, match="no conflict samples"):
+    with pytest.raises(UserError, match="there is nothing to prefer"):
         reference.run(stage("stop", fallback=["seeds"]), folder)
 
 
@@ -71,12 +71,12 @@ def test_a_seed_of_another_perspective_is_nobodys_answer(run_dir: Path) -> None:
     seed = {"pair_id": "p", "rationale": "A lamp.", "verdict": "E", "origin": "people"}
     rows = [seed | {"perspective": name} for name in ("winter", "rules")]
     write_table(run_dir / "1-pairs/seeds.parquet", pa.Table.from_pylist(rows, SEED))
-    assert [found.perspective for found in reference._seeds(run_dir / "1-pairs", ("rules",))] == ["rules"]
+    assert [found.perspective for found in reference.seed_candidates(run_dir / "1-pairs", ("rules",))] == ["rules"]
 
 
 @pytest.mark.parametrize(("rows", "most", "kept"), [(0, 5, 0), (3, 5, 3), (6, 5, 5), (250, 200, 200)])
 def test_as_many_held_out_preferences_are_watched_as_may_be(rows: int, most: int, kept: int) -> None:
-    found = dpo._spread(pa.table({"n": list(range(rows))}), most)["n"].to_pylist()
+    found = dpo.evenly_spaced(pa.table({"n": list(range(rows))}), most)["n"].to_pylist()
     assert len(found) == len(set(found)) == kept and found[:1] == [0][:kept]
 
 

@@ -22,7 +22,8 @@ from teacher.config import DpoSettings, Lora, PreferenceStage
 from teacher.dpo import DpoTask
 from teacher.losses import sequence_logprobs
 from teacher.preferences.conflicts import Candidate, Preference
-from teacher.preferences.stage import SIDES, ReferenceScorer, fill_reference, preference_table
+from teacher.preferences.reference_logprobs import SIDES, ReferenceScorer, fill_logprobs
+from teacher.preferences.stage import preference_table
 from teacher.sft import AnswerTask
 
 PAIR = {"query": "red drill", "title": "a drill case", "brand": None, "description": None, "split": "train"}
@@ -76,7 +77,7 @@ def scored(
 
 @pytest.mark.parametrize("share", [True, False])
 def test_reference_columns_equal_a_live_computation(table: pa.Table, llama_folder: Path, share: bool) -> None:
-    filled = fill_reference(table, scored(table, llama_folder, share)).to_pylist()
+    filled = fill_logprobs(table, scored(table, llama_folder, share)).to_pylist()
     model = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32).eval()
     tokenizer = AnswerTask.tokenizer(task(llama_folder, llama_folder))
     for row in filled:
@@ -117,7 +118,7 @@ def test_the_reference_is_the_model_in_training_without_its_adapters(
     table: pa.Table, llama_folder: Path, tmp_path: Path, precision: str
 ) -> None:
     """The batch is the same, so bf16 rounds the same numbers and needs no wider tolerance."""
-    rows = fill_reference(table, scored(table, llama_folder, precision=precision)).to_pylist()
+    rows = fill_logprobs(table, scored(table, llama_folder, precision=precision)).to_pylist()
     train = TrainSettings(precision=precision, epochs=1)
     dpo = DpoTask(train, 1, str(tmp_path), str(llama_folder), Lora(rank=4, alpha=64), 1024, DpoSettings())
     torch.manual_seed(0)
@@ -152,12 +153,12 @@ def test_in_bf16_neighbours_move_a_token_by_its_rounding_only(table: pa.Table, l
 
 def test_scores_are_put_in_by_id_whatever_their_order(table: pa.Table) -> None:
     ids = table["preference_id"].to_pylist()
-    filled = fill_reference(table, {ids[1]: (-3.0, -4.0), ids[0]: (-1.0, -2.0)})
+    filled = fill_logprobs(table, {ids[1]: (-3.0, -4.0), ids[0]: (-1.0, -2.0)})
     assert filled["chosen_reference_logprob"].to_pylist() == [-1.0, -3.0]
     assert filled["rejected_reference_logprob"].to_pylist() == [-2.0, -4.0]
     assert filled.schema.equals(PREFERENCE)
-    with pytest.raises(UserError, match=f"1 rows have no reference log-probabilities, first {ids[0]}"):
-        fill_reference(table, {ids[1]: (-3.0, -4.0)})
+    with pytest.raises(UserError, match=f"1 rows have no reference log-probabilities; the first is {ids[0]}"):
+        fill_logprobs(table, {ids[1]: (-3.0, -4.0)})
 
 
 def task(folder: Path, model: Path, **dpo: Any) -> DpoTask:
@@ -167,7 +168,7 @@ def task(folder: Path, model: Path, **dpo: Any) -> DpoTask:
 
 def test_before_training_every_margin_is_zero(table: pa.Table, llama_folder: Path, tmp_path: Path) -> None:
     """The reference columns and the model that starts are the same model: loss ln 2, margin 0."""
-    rows = fill_reference(table, scored(table, llama_folder))
+    rows = fill_logprobs(table, scored(table, llama_folder))
     write_rows(tmp_path / "dev.arrow", rows)
     dpo = task(tmp_path, llama_folder)
     model = dpo.build().eval()
@@ -187,7 +188,7 @@ def test_normalising_divides_both_models_by_the_answers_length(
     table: pa.Table, llama_folder: Path, tmp_path: Path
 ) -> None:
     ids = table["preference_id"].to_pylist()
-    rows = fill_reference(table, {i: (-10.0, -20.0) for i in ids}).to_pylist()
+    rows = fill_logprobs(table, {i: (-10.0, -20.0) for i in ids}).to_pylist()
     plain, per_token = task(tmp_path, llama_folder), task(tmp_path, llama_folder, length_normalised=True)
     model = plain.build().eval()
     batch = plain.collate(rows)
@@ -201,7 +202,7 @@ def test_normalising_divides_both_models_by_the_answers_length(
 def test_the_sft_part_adds_the_chosen_answers_nll_per_token(
     table: pa.Table, llama_folder: Path, tmp_path: Path
 ) -> None:
-    rows = fill_reference(table, scored(table, llama_folder)).to_pylist()
+    rows = fill_logprobs(table, scored(table, llama_folder)).to_pylist()
     plain, mixed = task(tmp_path, llama_folder), task(tmp_path, llama_folder, sft_weight=0.5)
     model = plain.build().eval()
     batch = plain.collate(rows)

@@ -222,7 +222,7 @@ return {first, second, kept, titles: titles().length, address: view.location.hre
 def test_the_page_asks_for_the_token(locked: FastAPI, tmp_path: Path) -> None:
     with driven(locked, tmp_path) as do:
         seen = do(WITH_A_TOKEN % TOKEN, "?q=red")
-    assert (seen["first"], seen["second"]) == ("This service asks for a token", "That token is not valid here")
+    assert (seen["first"], seen["second"]) == ("This service asks for a token", "That token is not known here")
     assert (seen["titles"], seen["kept"]) == (LIMITS.products_per_request, 1)
     assert TOKEN not in seen["address"]
 

@@ -35,7 +35,7 @@ let unlocking = null;
 function unlock(wrong) {
   sessionStorage.removeItem(KEY);
   unlocking ??= new Promise((done, never) => {
-    $("lock-title").textContent = wrong ? "That token is not valid here" : "This service asks for a token";
+    $("lock-title").textContent = wrong ? "That token is not known here" : "This service asks for a token";
     $("token").value = $("lock").returnValue = "";
     $("lock").showModal();
     $("lock").onclose = () => {

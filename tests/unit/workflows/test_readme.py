@@ -1,4 +1,4 @@
-"""What the README and those of the folders say is true: tree, commands, settings, examples and links."""
+"""What the README, those of the folders and CONTRIBUTING say is true: tree, commands, settings, examples and links."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,36 +20,56 @@ from serve.config import LimitSettings, ServeSettings
 from serve.http.rerank import RerankResponse, rerank_type
 from serve.http.routes import make_api
 from serve.http.schemas import ScoreResponse, request_types
+from tests.helpers.command import broadfast
 from tests.helpers.echo_service import Echo
+from tests.helpers.report_run import write_export
 from workflows.cli import app
 from workflows.config import RunConfig, load_config, load_study, service_config, validate
 from workflows.stages import STAGES, find_stage
 
 ROOT = Path(__file__).parents[3]
-PAGES = ["README.md", "mpcot/README.md", "distill/README.md", "serve/README.md", "benchmarks/README.md"]
-README = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 PACKAGES = ("workflows", "mpcot", "teacher", "distill", "serve", "cluster")
-SHIPPED_SUFFIXES = {".py", ".toml", ".css", ".j2", ".html", ".js"}
+PAGES = ["README.md", *(f"{folder}/README.md" for folder in (*PACKAGES, "benchmarks"))]
+README = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+CODE_SUFFIXES = {".py", ".toml", ".css", ".j2", ".html", ".js", ".yaml", ".Dockerfile"}
+MOST_BYTES, MOST_LINES, MOST_PICTURE_BYTES = 12_288, 220, 400_000
 LEAST = {"name": "run", "source": {"kind": "catalogue"}, "teacher": {"model": "m"}}
 IN_A_JOB = "python -m workflows.cli "
+MINE = "myshop.toml"
+FILE = re.compile(r"\.(toml|py|html|json|jsonl|yaml)$")
+
+
+def fences(text: str = README) -> list[tuple[str, str]]:
+    """Return the language and the text of every fenced block, in order."""
+    return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return [text for found, text in fences() if found == language]
 
 
 def tree() -> Iterator[str]:
-    """Yield every path of the tree; folders end in a slash."""
-    (text,) = (block for block in blocks("text") if block.startswith("README.md"))
+    """Yield every folder of the tree in CONTRIBUTING.md, each with a slash at its end."""
+    (text,) = (
+        text
+        for _, text in fences((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+        if text.startswith("workflows/")
+    )
     folders: list[str] = []
     for line in text.splitlines():
         name, _, about = line.strip().partition(" ")
-        assert about.strip() or name.endswith("/"), f"{name} has no phrase"
+        assert about.strip() and name.endswith("/"), f"{name} has no phrase, or is no folder"
         depth = (len(line) - len(line.lstrip())) // 2
-        folders = folders[:depth]
-        yield "".join(folders) + name
-        if name.endswith("/"):
-            folders.append(name)
+        folders = [*folders[:depth], name]
+        yield "".join(folders)
+
+
+def folders_of_code() -> set[str]:
+    """Return every folder that holds code, those of unit tests apart: they mirror the source."""
+    paths = [path for package in (*PACKAGES, "benchmarks") for path in (ROOT / package).rglob("*")]
+    found = {path.parent.relative_to(ROOT) for path in paths if path.suffix in CODE_SUFFIXES}
+    tested = {Path("tests") / path.relative_to(ROOT / "tests").parts[0] for path in (ROOT / "tests").glob("*/**/*.py")}
+    return {f"{path}/" for path in found | tested}
 
 
 def command_lines() -> list[str]:
@@ -56,8 +77,8 @@ def command_lines() -> list[str]:
 
 
 def broadfast_lines() -> list[str]:
-    """Return the arguments of every call of the command, in blocks and in running text."""
-    written = [*command_lines(), *re.findall(r"`(broadfast [^`]+)`", README)]
+    """Return the arguments of every call of the command, in blocks and in running text, where a name may be alone."""
+    written = [*command_lines(), *re.findall(r"`(broadfast [^` ]+ [^`]+)`", README)]
     called = [line.partition(" ")[2] for line in written if line.startswith("broadfast ")]
     return called + [line.partition(IN_A_JOB)[2] for line in written if IN_A_JOB in line]
 
@@ -71,32 +92,55 @@ def parse(arguments: str) -> tuple[str, dict[str, Any]]:
     return command.name, command.make_context(command.name, words).params
 
 
-def test_the_tree_names_only_what_exists() -> None:
+def test_the_tree_names_only_folders_that_exist() -> None:
     named = list(tree())
     assert len(named) == len(set(named))
-    for path in named:
-        assert (ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file(), path
+    assert [path for path in named if not (ROOT / path).is_dir()] == []
 
 
-def test_the_tree_names_every_file_of_the_packages() -> None:
-    files = {
-        str(path.relative_to(ROOT))
-        for package in PACKAGES
-        for path in (ROOT / package).rglob("*")
-        if path.suffix in SHIPPED_SUFFIXES and path.name != "__init__.py"
-    }
-    assert files and files - set(tree()) == set()
+def test_the_tree_names_every_folder_of_code() -> None:
+    found = folders_of_code()
+    assert len(found) > 30 and found - set(tree()) == set()
 
 
-def test_the_tree_names_every_folder_of_tests() -> None:
-    folders = {f"tests/{path.relative_to(ROOT / 'tests').parts[0]}/" for path in (ROOT / "tests").rglob("test_*.py")}
-    assert folders <= set(tree())
+def test_the_readme_stays_short() -> None:
+    text = (ROOT / "README.md").read_bytes()
+    assert len(text) <= MOST_BYTES and len(text.splitlines()) <= MOST_LINES
+
+
+def test_the_pictures_are_there_and_small() -> None:
+    named = re.findall(r'<img src="([^"]+)"', README)
+    assert named and [name for name in named if not (ROOT / name).is_file()] == []
+    assert sum(path.stat().st_size for path in (ROOT / "workflows/pictures").iterdir()) <= MOST_PICTURE_BYTES
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """The config that the README tells to write: `esci.toml` with the sections shown there in place of its own."""
+    text = next(text for language, text in fences() if language == "toml" and 'name = "myshop"' in text)
+    base = tomllib.loads((ROOT / "workflows/configs/esci.toml").read_text(encoding="utf-8"))
+    path = tmp_path / MINE
+    path.write_text(to_toml(base | tomllib.loads(text)), encoding="utf-8")
+    return path
+
+
+def to_toml(data: Mapping[str, Any]) -> str:
+    """Write plain data as TOML with inline tables, which is JSON but for the signs between keys and values."""
+    return "".join(f"{name} = {inline(value)}\n" for name, value in data.items())
+
+
+def inline(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name} = {inline(one)}" for name, one in value.items()) + "}"
+    return json.dumps(value)
 
 
 @pytest.mark.parametrize("arguments", broadfast_lines())
-def test_a_command_line_parses(arguments: str) -> None:
+def test_a_command_line_parses(arguments: str, mine: Path) -> None:
     name, given = parse(arguments)
     changes = given.get("changes") or ()
+    if str(given.get("config")) == MINE:
+        given["config"] = mine
     if name == "serve":
         service_config(given["config"] and ROOT / given["config"], changes)
     elif name == "study":
@@ -105,6 +149,12 @@ def test_a_command_line_parses(arguments: str) -> None:
         load_config(ROOT / given["config"], changes)
     for stage in (given.get("first"), given.get("last")):
         assert stage is None or find_stage(stage)
+
+
+def test_every_command_that_is_named_exists() -> None:
+    command: Any = typer.main.get_command(app)
+    named = set(re.findall(r"`broadfast ([a-z]+)", README))
+    assert {"run", "study", "plan"} <= named <= set(command.commands)
 
 
 def test_a_wrong_command_line_would_be_noticed() -> None:
@@ -122,8 +172,9 @@ def test_command_blocks_hold_nothing_unchecked() -> None:
 
 def test_every_make_target_exists() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    named = set(re.findall(r"(?:^|`)make ([a-z]+)", README, re.MULTILINE))
-    assert {"demo", "test"} <= named <= set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    text = README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE))
+    assert {"demo", "test"} <= named <= set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
 
 
 @pytest.mark.parametrize("text", blocks("toml"))
@@ -140,8 +191,7 @@ def test_a_toml_block_loads_as_what_it_is(text: str) -> None:
 def settings_named() -> list[str]:
     """Return the settings that running text and tables name with their section."""
     words = re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)(?: = [^`]+)?`", README)
-    files = {Path(name).name for name in tree()} | {"report.html", "report.json", "config.json", "manifest.json"}
-    return sorted({w for w in words if w.partition(".")[0] in RunConfig.model_fields and w not in files})
+    return sorted({w for w in words if w.partition(".")[0] in RunConfig.model_fields and not FILE.search(w)})
 
 
 @pytest.mark.parametrize("name", settings_named())
@@ -165,22 +215,58 @@ def numbers(text: str) -> list[int]:
     return list(range(found[0], found[1] + 1)) if " to " in text else found
 
 
-def calls() -> dict[str, str]:
-    """Return the body of each request that is shown, by its path."""
-    words = [shlex.split(block) for block in blocks("bash") if block.startswith("curl ")]
-    return {call[2].removeprefix("http://127.0.0.1:8000"): call[call.index("-d") + 1] for call in words}
+def calls() -> Iterator[tuple[str, str, str | None]]:
+    """Yield path and body of each request that is shown, and the answer if one follows it."""
+    found = fences()
+    for (_, call), (language, answer) in pairwise([*found, ("", "")]):
+        if call.startswith("curl "):
+            words = shlex.split(call)
+            path = words[2].removeprefix("http://127.0.0.1:8000")
+            yield path, words[words.index("-d") + 1], answer if language == "json" else None
 
 
 def test_the_requests_and_their_answers_are_those_of_the_service() -> None:
-    limits, asked, (scored, ranked) = LimitSettings(), calls(), map(json.loads, blocks("json"))
-    assert set(asked) == {"/v1/score", "/v1/rerank"}
-    request = request_types(limits)[0].model_validate_json(asked["/v1/score"])
+    limits, asked = LimitSettings(), list(calls())
+    assert {path for path, _, answer in asked if answer} == {"/v1/score", "/v1/rerank"}
+    assert len(blocks("json")) == len([answer for _, _, answer in asked if answer])
+    for path, body, answer in asked:
+        if path == "/v1/score":
+            check_score(request_types(limits)[0].model_validate_json(body), json.loads(answer or "null"))
+        else:
+            check_rerank(rerank_type(limits).model_validate_json(body), answer and json.loads(answer))
+
+
+def check_score(request: Any, scored: Any) -> None:
     assert ScoreResponse.model_validate(scored).model_dump() == scored
     assert [product.id for product in request.products] == [result["id"] for result in scored["results"]]
-    wanted = rerank_type(limits).model_validate_json(asked["/v1/rerank"])
+    assert request.explain == all(result["explanations"] for result in scored["results"])
+
+
+def check_rerank(request: Any, ranked: Any) -> None:
+    if ranked is None:
+        return
     assert RerankResponse.model_validate(ranked).model_dump(exclude_none=True) == ranked
-    assert len(ranked["results"]) == wanted.top_n
-    assert {result["index"] for result in ranked["results"]} <= set(range(len(wanted.documents)))
+    assert len(ranked["results"]) == request.top_n
+    assert {result["index"] for result in ranked["results"]} <= set(range(len(request.documents)))
+
+
+def test_the_python_example_scores_with_an_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (example,) = blocks("python")
+    write_export(tmp_path / "runs/demo/10-export", tmp_path / "tiny")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert all(f"'{code}'" in printed for code in "ESCI")
+
+
+def test_the_excerpt_of_the_plan_is_what_the_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "80")
+    (excerpt,) = (text for language, text in fences() if language == "text" and "4 x 2 GPU" in text)
+    printed = broadfast(*shlex.split("plan workflows/configs/gpu.toml --gpu A100-80G")).output.splitlines()
+    assert [line for line in excerpt.splitlines() if line not in printed] == []
 
 
 def test_every_path_that_is_named_is_served() -> None:
@@ -197,7 +283,7 @@ def test_every_page_is_looked_at() -> None:
     assert set(PAGES) == {"README.md", *(f"{path.parent.name}/README.md" for path in ROOT.glob("[a-z]*/README.md"))}
 
 
-@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/STUDY.md"])
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "benchmarks/STUDY.md"])
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)]+)\)", text):

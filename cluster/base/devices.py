@@ -1,4 +1,4 @@
-"""Which devices a worker may use: those that its settings give it, whatever its node has."""
+"""Keeps a worker to the devices that its settings give it, whatever its node has."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 
 
 def use_gpus(asked: float) -> None:
-    """Hide the node's GPUs from this process unless it was given some; to be called before torch looks for any.
+    """Hide the node's GPUs from this process unless it was given some. Call it before torch looks for any.
 
-    Ray itself leaves all of a node's GPUs in sight of a worker that asked for none.
+    Ray itself lets a worker that asked for no GPU see all those of its node.
     """
     if not asked:
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}

@@ -1,4 +1,4 @@
-"""Sets of ids at 16 bytes each, however long the ids are: what ledgers of many million rows are compared by."""
+"""Sets of ids that take 16 bytes per id, however long it is, to compare ledgers of many million rows."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ CHUNK = 65536
 
 
 def _digests(ids: Iterable[str]) -> bytes:
-    """Two of a billion ids share a digest of 128 bits with a probability of 1e-21."""
+    """Return the ids' digests. Among a billion ids, two share one of 128 bits with a probability of 1e-21."""
     return b"".join(xxhash.xxh3_128_digest(text.encode()) for text in ids)
 
 
 class IdSet:
-    """A sorted array of ids' digests; an id that came twice is in it twice."""
+    """A sorted array of the digests of ids; an id that was given twice is in it twice."""
 
     def __init__(self, batches: Iterable[Iterable[str]] = ()) -> None:
         held = bytearray()
@@ -37,7 +37,7 @@ class IdSet:
         return len(self.held)
 
     def has(self, ids: Iterable[str]) -> np.ndarray:
-        """Return per id whether it is in the set: bool, n."""
+        """Return for each of n ids whether it is in the set, as n booleans."""
         return self._has(np.frombuffer(_digests(ids), f"S{BYTES_PER_ID}"))
 
     def _has(self, wanted: np.ndarray) -> np.ndarray:
@@ -53,11 +53,11 @@ class IdSet:
         return IdSet._of(np.unique(np.concatenate(rest)))
 
     def both(self, other: IdSet) -> IdSet:
-        """Return the ids that are in `other` too, each once."""
+        """Return the ids that are also in `other`, each once."""
         return self.minus(self.minus(other))
 
     def repeated(self) -> IdSet:
-        """Return the ids that came more than once, each once."""
+        """Return the ids that were given more than once, each once."""
         return IdSet._of(np.unique(self.held[1:][self.held[1:] == self.held[:-1]]))
 
     def first(self, batches: Iterable[list[str]], count: int) -> list[str]:
@@ -67,7 +67,7 @@ class IdSet:
             for ids in batches:
                 yield from (text for text, here in zip(ids, self.has(ids), strict=True) if here)
 
-        # The set is of distinct ids, but a batch may repeat one as often as the rows do.
+        # The ids of the set are distinct, but a batch may repeat one as often as its rows do.
         found: set[str] = set()
         for text in inside():
             found.add(text)

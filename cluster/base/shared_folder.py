@@ -1,7 +1,7 @@
 """A folder on any pyarrow filesystem, local or S3-like, that processes on several nodes share.
 
-Local files are written under a partial name and renamed; an S3-like store shows an object only when it is
-complete. Either way a file there is whole or absent.
+Local files are written under a partial name and renamed, and S3-like storage shows an object only once it is complete.
+So a file in the folder is whole or absent.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ COPIES = 16  # at a time
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of a store: its name, and when it was last written, in seconds since 1970."""
+    """A file of a shared folder: its name, and when it was last written, in seconds since 1970."""
 
     name: str
     modified_s: float
 
 
 @dataclass(frozen=True)
-class Store:
-    """The folder `root` on `filesystem`; it need not exist. Sent to workers by pickling."""
+class SharedFolder:
+    """The folder `root` on `filesystem`, which need not exist. It can be pickled, to send it to workers."""
 
     filesystem: pafs.FileSystem
     root: str
 
     @classmethod
-    def at(cls, place: str | Path) -> Store:
-        """Return the store at a local path or a URI such as `s3://bucket/folder`.
+    def at(cls, place: str | Path) -> SharedFolder:
+        """Return the folder at a local path or a URI such as `s3://bucket/folder`.
 
         Raises:
-            UserError: no filesystem of pyarrow takes such a URI.
+            UserError: no filesystem of pyarrow understands such a URI.
         """
         if "://" not in str(place):
             return cls(pafs.LocalFileSystem(), str(Path(place).expanduser().absolute()))
         try:
             return cls(*pafs.FileSystem.from_uri(str(place)))
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"cannot open {place!r}: {error}. Check address and credentials") from error
+            raise UserError(f"cannot open {place!r}: {error}. Check the address and the credentials") from error
 
     @property
     def local(self) -> bool:
@@ -60,15 +60,12 @@ class Store:
         """Return the path of a file on the filesystem."""
         return f"{self.root}/{name}"
 
-    def _shown(self, name: str) -> str:
-        return self.path(name) if self.local else f"{self.filesystem.type_name}://{self.path(name)}"
-
-    def child(self, name: str) -> Store:
+    def child(self, name: str) -> SharedFolder:
         """Return a folder in this one."""
-        return Store(self.filesystem, self.path(name))
+        return SharedFolder(self.filesystem, self.path(name))
 
     def files(self, suffix: str = "") -> list[Entry]:
-        """Return the files that lie directly in the folder and end in `suffix`, by name."""
+        """Return the files directly in the folder whose names end in `suffix`, sorted by name."""
         found = self.filesystem.get_file_info(pafs.FileSelector(self.root, allow_not_found=True))
         files = (info for info in found if info.is_file and info.base_name.endswith(suffix))
         return sorted((Entry(info.base_name, info.mtime.timestamp()) for info in files), key=lambda entry: entry.name)
@@ -77,7 +74,7 @@ class Store:
         """Write a parquet file.
 
         Raises:
-            UserError: no room, or no permission.
+            UserError: there is no room or no permission.
         """
         if self.local:
             write_table(Path(self.path(name)), table)
@@ -87,7 +84,7 @@ class Store:
         self._put(name, sink.getvalue())
 
     def touch(self, name: str) -> None:
-        """Write a file of no bytes."""
+        """Write an empty file."""
         if self.local:
             Path(self.path(name)).parent.mkdir(parents=True, exist_ok=True)
         self._put(name, b"")
@@ -97,16 +94,17 @@ class Store:
             with self.filesystem.open_output_stream(self.path(name), compression=None) as stream:
                 stream.write(content)
         except OSError as error:
-            raise disk_error(error, self._shown(name)) from error
+            scheme = "" if self.local else f"{self.filesystem.type_name}://"
+            raise disk_error(error, f"{scheme}{self.path(name)}") from error
 
     def batches(self, name: str, columns: list[str] | None = None, rows: int = 1024) -> Iterator[pa.RecordBatch]:
-        """Yield a parquet file as record batches, `rows` rows in memory at a time."""
+        """Yield a parquet file as record batches, with `rows` rows in memory at a time."""
         with pq.ParquetFile(self.path(name), filesystem=self.filesystem) as file:
             yield from file.iter_batches(batch_size=rows, columns=columns)
 
     def bring(self, target: Path, suffix: str) -> None:
-        """Copy the files that `target` has none of that name of; they are taken never to change."""
-        if self == Store.at(target):
+        """Copy the files that `target` has not got yet. A file of the same name is taken to be the same file."""
+        if self == SharedFolder.at(target):
             return
 
         def copy(name: str) -> None:
@@ -114,18 +112,19 @@ class Store:
                 pafs.copy_files(self.path(name), str(partial.absolute()), self.filesystem)
 
         there = {path.name for path in target.glob(f"*{suffix}")}
-        with ThreadPoolExecutor(COPIES) as pool:  # of tens of thousands of small objects each is mostly waited for
-            for _ in pool.map(copy, [entry.name for entry in self.files(suffix) if entry.name not in there]):
-                pass
+        with ThreadPoolExecutor(
+            COPIES
+        ) as pool:  # most of the time for tens of thousands of small objects is spent waiting
+            list(pool.map(copy, [entry.name for entry in self.files(suffix) if entry.name not in there]))
 
     def remove(self, name: str) -> None:
-        """Delete a file; where there is none, do nothing."""
+        """Delete a file, if it exists."""
         if self.filesystem.get_file_info(self.path(name)).is_file:
             self.filesystem.delete_file(self.path(name))
 
     def delete(self) -> None:
-        """Delete the folder with all in it; where there is none, do nothing."""
+        """Delete the folder with everything in it, if it exists."""
         if self.local:
-            shutil.rmtree(self.root, ignore_errors=True)  # a worker of a killed run may still write into it
+            shutil.rmtree(self.root, ignore_errors=True)  # a worker of a killed run may still be writing into it
         elif self.filesystem.get_file_info(self.root).type != pafs.FileType.NotFound:
             self.filesystem.delete_dir(self.root)

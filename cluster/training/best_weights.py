@@ -1,6 +1,6 @@
-"""Which evaluation a training keeps, when it stops early, and the best weights so far, on disk.
+"""Decides which evaluation a training keeps and when it stops early, and keeps the best weights so far on disk.
 
-What is best follows from the history alone, so a training that goes on from a checkpoint decides as before.
+The decisions follow from the history alone, so a training that resumes from a checkpoint decides as before.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ LESS_IS_BETTER = ("loss",)
 
 
 def evaluations(history: Sequence[Row]) -> list[Row]:
-    """Return the held-out rows of trained weights; step 0 was before training."""
+    """Return the evaluations of trained weights, without that of step 0, before training."""
     return [row for row in history if row["split"] == "dev" and row["step"]]
 
 
 def best(history: Sequence[Row], settings: TrainSettings) -> Row | None:
-    """Return the evaluation that is best by `best_by`, of equals the earliest; None without any that is a number."""
+    """Return the best evaluation by `best_by`, of equals the earliest, or None where no figure is a number."""
     name = settings.best_by
     assert name is not None, "only asked with keep = 'best'"
     sign = -1 if name in LESS_IS_BETTER else 1
@@ -39,7 +39,7 @@ def best(history: Sequence[Row], settings: TrainSettings) -> Row | None:
 
 
 def waited_enough(history: Sequence[Row], settings: TrainSettings) -> bool:
-    """Say whether the last `patience_evaluations` evaluations were all no better than one before them."""
+    """Say whether none of the last `patience_evaluations` evaluations was better than one before them."""
     patience = settings.patience_evaluations
     if patience is None:
         return False
@@ -49,10 +49,10 @@ def waited_enough(history: Sequence[Row], settings: TrainSettings) -> bool:
 
 
 def mark_kept(history: Sequence[Row], settings: TrainSettings) -> None:
-    """Mark the evaluation of the weights that are saved with `kept`; nothing without held-out rows.
+    """Mark the evaluation whose weights are saved with `kept`; without held-out rows there is none.
 
     Raises:
-        UserError: no evaluation gave a number to be best by.
+        UserError: the figure to be best by was not a number in any evaluation.
     """
     rows = evaluations(history)
     chosen = best(history, settings) if settings.keep == "best" else rows[-1] if rows else None
@@ -60,29 +60,29 @@ def mark_kept(history: Sequence[Row], settings: TrainSettings) -> None:
         chosen["kept"] = True
     elif settings.keep == "best":
         raise UserError(
-            f"train.best_by {settings.best_by!r} was no number in any of {len(rows)} evaluations. Lower "
+            f"train.best_by {settings.best_by!r} was not a number in any of {len(rows)} evaluations. Lower "
             "train.learning_rate, or set train.keep = 'last'."
         )
 
 
 def before_training(history: Sequence[Row]) -> Row:
-    """Return the held-out figures of step 0; empty without held-out rows."""
+    """Return the held-out figures of step 0, or nothing without held-out rows."""
     return next((row for row in history if row["split"] == "dev"), {})
 
 
 def kept(history: Sequence[Row]) -> Row:
-    """Return the held-out figures of the weights that were saved; empty without held-out rows."""
+    """Return the held-out figures of the weights that were saved, or nothing without held-out rows."""
     return next((row for row in history if row.get("kept")), {})
 
 
 class BestWeights:
-    """The best weights so far: one file beside the checkpoints, and a copy in each of them."""
+    """The best weights so far, in one file beside the checkpoints and a copy in each of them."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / WEIGHTS
 
     def put(self, state: dict[str, Tensor]) -> None:
-        """Write the weights in place of those before."""
+        """Write the weights, in place of earlier ones."""
         from safetensors.torch import save_file
 
         with whole_file(self.path) as partial:
@@ -100,7 +100,7 @@ class BestWeights:
             shutil.copyfile(self.path, checkpoint / WEIGHTS)
 
     def copy_from(self, checkpoint: Path) -> None:
-        """Go back to the weights that were best when the checkpoint was made."""
+        """Return to the weights that were best when the checkpoint was made."""
         if (checkpoint / WEIGHTS).exists():
             with whole_file(self.path) as partial:
                 shutil.copyfile(checkpoint / WEIGHTS, partial)

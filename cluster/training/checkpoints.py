@@ -1,4 +1,4 @@
-"""Where a training's checkpoints lie: beside its results, or on storage such as S3 when the config names it."""
+"""Where a training keeps its checkpoints: beside its results, or on storage such as S3 if the config names it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ PROBE = "probe"
 
 
 def storage_place(uri: str | None, scratch: Path) -> str:
-    """Return the path or URI that this training's checkpoints lie under.
+    """Return the path or URI under which this training keeps its checkpoints.
 
-    On shared storage a training has a folder of its own. Its name is drawn once and kept in `scratch`: it is gone
-    with the stage's folder, so that a training that starts over never finds the checkpoints of other data.
+    On shared storage every training has its own folder. Its name is drawn once and kept in `scratch`, and so goes with
+    the stage's folder; then a training that starts over never finds the checkpoints of other data.
 
     Args:
         uri: `train.checkpoints`; None keeps checkpoints in `scratch`.
-        scratch: a folder beside the results, which every worker reaches.
+        scratch: a folder beside the results, which every worker can reach.
     """
     if uri is None:
         return str(scratch.resolve())
@@ -39,10 +39,9 @@ def storage_place(uri: str | None, scratch: Path) -> str:
 
 
 def trainings_with_checkpoints(place: str) -> list[str]:
-    """Return the names of the trainings that have left a checkpoint under `place`, sorted.
+    """Return the sorted names of the trainings that have left a checkpoint under `place`.
 
-    Storage that is not a folder of this machine is written to first, so that what is closed is known before workers
-    start.
+    This first writes to storage that is not a folder of this machine, so that it is known to work before workers start.
 
     Raises:
         UserError: the storage cannot be reached or written to.
@@ -56,14 +55,14 @@ def trainings_with_checkpoints(place: str) -> list[str]:
         found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
     except (pa.ArrowException, OSError) as error:
         raise UserError(
-            f"train.checkpoints: cannot write to {place!r}: {error}. Check address, bucket and credentials"
+            f"train.checkpoints: cannot write to {place!r}: {error}. Check the address, the bucket and the credentials"
         ) from error
     inside = (Path(info.path).relative_to(path).parts for info in found)
     return sorted({parts[0] for parts in inside if len(parts) > 1 and parts[1].startswith("checkpoint_")})
 
 
 def delete_checkpoints(place: str) -> None:
-    """Delete everything under `place`. What cannot be deleted stays: the training is done, and must not fail by it."""
+    """Delete everything under `place`. What cannot be deleted stays: a finished training must not fail over it."""
     with suppress(pa.ArrowException, OSError):
         filesystem, path = pafs.FileSystem.from_uri(place)
         filesystem.delete_dir(path)

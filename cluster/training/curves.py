@@ -1,4 +1,4 @@
-"""Curves of a training on boards: TensorBoard's event files, and MLflow where the config names a server."""
+"""The curves of a training, for TensorBoard's event files and for MLflow where the config names a server."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from cluster.config import Mlflow, TrainSettings
 
 Row = dict[str, Any]
 NOT_CURVES = ("epoch", "seconds")
-MOST_AT_ONCE = 1000  # metrics that MLflow takes in one request
+MOST_AT_ONCE = 1000  # metrics that MLflow accepts in one request
 
 
 def curves(history: Sequence[Row]) -> Iterator[tuple[str, float, int]]:
-    """Yield name, value and step of every figure that was logged: `train/loss`, `dev/macro_f1`, ..."""
+    """Yield name, value and step of every logged figure, such as `train/loss` and `dev/macro_f1`."""
     for row in history:
         for name, value in row.items():
             if isinstance(value, float) and name not in NOT_CURVES:
@@ -34,7 +34,7 @@ def write_tensorboard(history: Sequence[Row], folder: Path) -> None:
 
 
 class MlflowBoard:
-    """One run on an MLflow server, written when a training has ended.
+    """One run on an MLflow server, which is written when a training has ended.
 
     Raises:
         UserError: MLflow is not installed, or the server does not answer.
@@ -57,7 +57,7 @@ class MlflowBoard:
             raise UserError(f"train.mlflow.tracking_uri {settings.tracking_uri!r}: {error}") from error
 
     def write(self, history: Sequence[Row], train: TrainSettings, label: str, out: Path) -> None:
-        """Write settings and curves as a finished run. A failure is a warning: the training is done."""
+        """Write settings and curves as a finished run. A failure is only a warning, because the training is done."""
         from mlflow.entities import Metric, Param
 
         now = int(time.time() * 1000)
@@ -70,4 +70,4 @@ class MlflowBoard:
                 self.client.log_batch(run, metrics=metrics[start : start + MOST_AT_ONCE])
             self.client.set_terminated(run)
         except self.failure as error:
-            console().print(f"  warning: {label}: the curves are not on MLflow: {error}", style="yellow")
+            console().print(f"  warning: {label}: the curves could not be sent to MLflow: {error}", style="yellow")

@@ -1,4 +1,4 @@
-"""The DeepSpeed config as a pure function of the settings, tested as data."""
+"""The DeepSpeed config as a pure function of the settings, so that it can be tested as data."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from cluster.config import TrainSettings
 
 
 def accumulation_steps(settings: TrainSettings) -> int:
-    """Return the forward passes per optimizer step of one worker.
+    """Return how many forward passes one worker makes per optimizer step.
 
     Raises:
-        UserError: `global_batch` does not divide into workers times micro batches.
+        UserError: `global_batch` is not a multiple of workers times micro batches.
     """
     workers = settings.workers.count
     if settings.global_batch % workers:
         raise UserError(
-            f"train.global_batch {settings.global_batch} does not divide by train.workers.count {workers}. "
+            f"train.global_batch {settings.global_batch} is not divisible by train.workers.count {workers}. "
             "Choose a multiple, so that every worker has the same number of rows."
         )
     per_worker = settings.global_batch // workers
@@ -32,26 +32,26 @@ def accumulation_steps(settings: TrainSettings) -> int:
 
 
 def clips_itself(settings: TrainSettings, precision: Precision) -> bool:
-    """Say whether the training clips gradients by torch instead of by DeepSpeed.
+    """Say whether torch clips the gradients of the training instead of DeepSpeed.
 
-    Without ZeRO and bf16 weights the gradients are plain tensors; DeepSpeed's norm took a fifth of a step on a CPU.
+    Without ZeRO and bf16 weights, gradients are plain tensors; DeepSpeed's norm takes a fifth of a step on a CPU.
     """
     return zero_stage(settings.zero_stage, precision == "bf16") == 0
 
 
 def zero_stage(asked: int, bf16: bool) -> int:
-    """Return the ZeRO stage that a training has: in bf16 at least 1.
+    """Return the ZeRO stage of a training, which in bf16 is at least 1.
 
-    In bf16 without ZeRO, DeepSpeed takes an empty step of Adam beforehand, and the first real one is too small.
+    In bf16 without ZeRO, DeepSpeed makes an empty step of Adam beforehand, so the first real one is too small.
     """
     return max(asked, 1) if bf16 else asked
 
 
 def deepspeed_config(settings: TrainSettings, precision: Precision = "fp32") -> dict[str, Any]:
-    """Return the DeepSpeed config for `settings`, with the precision that `auto` came to.
+    """Return the DeepSpeed config for `settings` and the resolved precision.
 
     Raises:
-        UserError: batches that do not divide, or an offload that the ZeRO stage does not have.
+        UserError: batches are not divisible, or the ZeRO stage cannot offload what is asked.
     """
     zero: dict[str, Any] = {"stage": zero_stage(settings.zero_stage, precision == "bf16")}
     offload = settings.offload

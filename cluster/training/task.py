@@ -1,4 +1,4 @@
-"""What SFT, DPO and LRKD each tell the training harness: data, model, loss, evaluation, saving."""
+"""What SFT, DPO and LRKD each tell the training harness about data, model, loss, evaluation and saving."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Rows = Sequence[Row]
-PAD_MULTIPLE = 16  # tokens; batches of few distinct lengths reuse prepared kernels
+PAD_MULTIPLE = 16  # tokens; batches of a few distinct lengths can reuse prepared kernels
 
 
 def padded_length(tokens: int) -> int:
-    """Return the length in tokens to which a batch is padded whose longest sequence has so many."""
+    """Return the length in tokens to which a batch is padded if its longest sequence has so many."""
     return -(-tokens // PAD_MULTIPLE) * PAD_MULTIPLE
 
 
 @dataclass
 class TrainTask(ABC):
-    """One training. It is pickled to the workers, so it holds paths and settings, never tensors."""
+    """One training. It is pickled for the workers, so it contains paths and settings but never tensors."""
 
     settings: TrainSettings
     seed: int
-    # The share of all steps that is done, 0 to 1: for losses that change on the way. Who trains sets it.
+    # The share of steps that are done, from 0 to 1, for losses that change on the way. The training loop sets it.
     progress: float = field(default=0.0, init=False)
 
     @property
     def precision(self) -> Precision:
-        """What the training computes in, on the machine that asks."""
+        """The number format of the training on the machine that asks."""
         return resolve_precision(self.settings.precision, self.settings.workers.gpus_per_worker > 0)
 
     @abstractmethod
     def train_rows(self) -> Rows:
-        """Return the training rows; called once on every worker."""
+        """Return the training rows; every worker calls this once."""
 
     @abstractmethod
     def dev_rows(self) -> Rows:
-        """Return the held-out rows; may be empty."""
+        """Return the held-out rows, if there are any."""
 
     @abstractmethod
     def length(self, row: Row) -> int:
-        """Return a cheap proxy of a row's length, for batches of like length."""
+        """Return a cheap estimate of a row's length, to put rows of similar length together."""
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -56,30 +56,30 @@ class TrainTask(ABC):
 
     @abstractmethod
     def collate(self, rows: list[Row]) -> dict[str, Any]:
-        """Return tensors and `units`, the number of things that the loss is averaged over."""
+        """Return tensors, and in `units` the number of things over which the loss is averaged."""
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss summed over the batch's units, and further figures summed likewise."""
+        """Return the loss and further figures, all summed over the units of the batch."""
 
     @abstractmethod
     def predict(self, model: nn.Module, batch: dict[str, Any]) -> list[Row]:
-        """Return one plain record per row of the batch; called without gradients."""
+        """Return one plain record per row of the batch; this is called without gradients."""
 
     @abstractmethod
     def summarise(self, records: list[Row]) -> dict[str, float]:
-        """Return figures over all held-out records; must contain `loss`."""
+        """Return figures over all held-out records, `loss` among them."""
 
     @abstractmethod
     def save(self, state: dict[str, Tensor], folder: Path) -> None:
-        """Write the final model folder from the trained parameters (rank 0, on the CPU)."""
+        """Write the final model folder from the trained parameters, on the CPU of rank 0."""
 
 
 def epoch_batches(lengths: list[int], settings: TrainSettings, seed: int, epoch: int) -> list[list[int]]:
-    """Return the epoch's global batches as row numbers: the same for any number of workers.
+    """Return the global batches of the epoch as row numbers, the same for any number of workers.
 
-    Rows are shuffled; with `length_buckets`, rows of like length are put together within windows of so
-    many batches and the batches shuffled again. The last batch is filled from the epoch's first rows.
+    Rows are shuffled. With `length_buckets`, rows of similar length are put together within windows of so many batches,
+    and the batches are shuffled again. The last batch is filled with the first rows of the epoch.
     """
     import numpy as np
 

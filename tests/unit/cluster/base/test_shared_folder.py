@@ -10,17 +10,17 @@ import pyarrow as pa
 import pytest
 
 from cluster.base.errors import UserError
-from cluster.base.shared_folder import Store
+from cluster.base.shared_folder import SharedFolder
 
 TABLE = pa.table({"key": [f"k{number}" for number in range(5)]})
 
 
-def keys(store: Store, name: str, rows: int = 1024) -> list[list[str]]:
+def keys(store: SharedFolder, name: str, rows: int = 1024) -> list[list[str]]:
     return [batch["key"].to_pylist() for batch in store.batches(name, ["key"], rows)]
 
 
 def test_a_table_is_read_back_in_batches_by_whoever_is_sent_the_store(tmp_path: Path) -> None:
-    store = Store.at(tmp_path).child("one").child("two")
+    store = SharedFolder.at(tmp_path).child("one").child("two")
     store.write_table("a.parquet", TABLE)
     sent = pickle.loads(pickle.dumps(store))
     assert sent == store and keys(sent, "a.parquet", 2) == [["k0", "k1"], ["k2", "k3"], ["k4"]]
@@ -28,7 +28,7 @@ def test_a_table_is_read_back_in_batches_by_whoever_is_sent_the_store(tmp_path: 
 
 
 def test_files_are_listed_by_name_with_their_times_and_no_folder_among_them(tmp_path: Path) -> None:
-    store = Store.at(tmp_path)
+    store = SharedFolder.at(tmp_path)
     assert store.child("nothing").files() == []
     for name in ("b.parquet", "a.parquet", "a.parquet.partial"):
         store.touch(name)
@@ -39,7 +39,7 @@ def test_files_are_listed_by_name_with_their_times_and_no_folder_among_them(tmp_
 
 
 def test_files_are_brought_once_and_never_overwritten(tmp_path: Path) -> None:
-    store, target = Store.at(tmp_path / "far"), tmp_path / "near"
+    store, target = SharedFolder.at(tmp_path / "far"), tmp_path / "near"
     store.write_table("a.parquet", TABLE)
     store.bring(target, ".parquet")
     (tmp_path / "far" / "a.parquet").write_bytes(b"changed")
@@ -47,14 +47,14 @@ def test_files_are_brought_once_and_never_overwritten(tmp_path: Path) -> None:
     store.touch("c.partial")
     store.bring(target, ".parquet")
     assert sorted(os.listdir(target)) == ["a.parquet", "b.parquet"]
-    assert keys(Store.at(target), "a.parquet") == [TABLE["key"].to_pylist()]
+    assert keys(SharedFolder.at(target), "a.parquet") == [TABLE["key"].to_pylist()]
     before = sorted(os.listdir(target))
-    Store.at(target).bring(target, ".parquet")
+    SharedFolder.at(target).bring(target, ".parquet")
     assert sorted(os.listdir(target)) == before
 
 
 def test_deleting_takes_the_folder_and_does_not_mind_that_there_is_none(tmp_path: Path) -> None:
-    store = Store.at(tmp_path / "gone")
+    store = SharedFolder.at(tmp_path / "gone")
     store.delete()
     store.child("deep").touch("file")
     store.delete()
@@ -63,10 +63,10 @@ def test_deleting_takes_the_folder_and_does_not_mind_that_there_is_none(tmp_path
 
 def test_an_address_that_no_filesystem_takes_is_named() -> None:
     with pytest.raises(UserError, match="cannot open 'nowhere://bucket/x'"):
-        Store.at("nowhere://bucket/x")
+        SharedFolder.at("nowhere://bucket/x")
 
 
 def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"cannot write .*file/a.parquet"):
-        Store.at(tmp_path / "file").write_table("a.parquet", TABLE)
+        SharedFolder.at(tmp_path / "file").write_table("a.parquet", TABLE)

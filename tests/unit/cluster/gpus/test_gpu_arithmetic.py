@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from cluster.base.errors import UsageError, UserError
+from cluster.config import TrainSettings
 from cluster.gpus.memory import (
     GB,
     RESERVE,
@@ -14,8 +16,8 @@ from cluster.gpus.memory import (
     Training,
     find_gpu,
     generation_memory,
-    gpus,
     inference_memory,
+    known_gpus,
     kv_bytes_per_token,
     training_activations,
     training_memory,
@@ -101,35 +103,42 @@ def test_an_engine_keeps_what_weights_leave_for_its_cache() -> None:
     assert generation_memory(QWEN, find_gpu("L4-24G"), 2, 1, 0.9).kv_cache < 0
 
 
+def training(trained: int, tokens: int = 1, learnt: int = 0, **settings: Any) -> Training:
+    return Training(TrainSettings(**settings), trained, tokens, learnt)
+
+
 @pytest.mark.parametrize(("stage", "gb"), [(1, 31.4), (2, 16.6), (3, 1.9)])
 def test_zero_takes_what_figure_1_of_its_paper_says(stage: int, gb: float) -> None:
     """And the copy of a worker's share of the gradients in fp32, which the paper leaves out: 7.5e9 x 4 / 64 bytes."""
-    plan = Training(trained=ZERO_PAPER.parameters, sequence_tokens=1, learnt_tokens=0, micro_batch=1, workers=64)
-    held = training_memory(ZERO_PAPER, replace(plan, zero_stage=stage))
+    plan = training(ZERO_PAPER.parameters, micro_batch=1, workers={"count": 64}, zero_stage=stage)
+    held = training_memory(ZERO_PAPER, plan)
     assert (held.weights + held.gradients + held.optimizer) / GB == pytest.approx(gb + 0.47, abs=0.05)
 
 
 def test_in_bf16_there_is_no_stage_0_and_few_gradients_are_cast_at_a_time_in_stage_3() -> None:
-    plan = Training(trained=ZERO_PAPER.parameters, sequence_tokens=1, learnt_tokens=0, micro_batch=1, workers=2)
-    assert training_memory(ZERO_PAPER, plan) == training_memory(ZERO_PAPER, replace(plan, zero_stage=1))
-    assert training_memory(ZERO_PAPER, replace(plan, zero_stage=3)).gradients == 7.5e9 + 4e9
+    held = [
+        training_memory(ZERO_PAPER, training(ZERO_PAPER.parameters, micro_batch=1, workers={"count": 2}, zero_stage=n))
+        for n in (0, 1, 3)
+    ]
+    assert held[0] == held[1]
+    assert held[2].gradients == 7.5e9 + 4e9
 
 
 def test_fp32_has_no_second_copy_and_offload_leaves_the_gpu() -> None:
-    plan = Training(trained=1000, sequence_tokens=1, learnt_tokens=0, micro_batch=1, precision_bytes=4)
-    held = training_memory(ZERO_PAPER, plan)
+    held = training_memory(ZERO_PAPER, training(1000, micro_batch=1, precision="fp32"))
     assert (held.weights, held.gradients, held.optimizer) == (30e9, 4000, 8000)
-    away = replace(plan, zero_stage=3, workers=2, offload_optimizer=True, offload_parameters=True)
+    offload = {"optimizer": "cpu", "parameters": "cpu"}
+    away = training(1000, micro_batch=1, precision="fp32", zero_stage=3, workers={"count": 2}, offload=offload)
     held = training_memory(ZERO_PAPER, away)
     assert held.optimizer == 0
     assert held.weights == 2 * ZERO_PAPER.layer * 4  # the layer in use and the one that is fetched
 
 
 def test_recomputation_keeps_each_layers_input_and_one_layer_whole() -> None:
-    plan = Training(trained=1, sequence_tokens=100, learnt_tokens=10, micro_batch=3)
+    plan, recomputed = (training(1, 100, 10, micro_batch=3, gradient_checkpointing=on) for on in (False, True))
     logits = 3 * 10 * 151_936 * 10
     assert training_activations(QWEN, plan) == 300 * 5120 * 34 * 40 + logits
-    assert training_activations(QWEN, replace(plan, recompute=True)) == 300 * 5120 * (2 * 40 + 34) + logits
+    assert training_activations(QWEN, recomputed) == 300 * 5120 * (2 * 40 + 34) + logits
 
 
 def test_a_forward_pass_holds_weights_one_layer_and_its_logits() -> None:
@@ -139,7 +148,7 @@ def test_a_forward_pass_holds_weights_one_layer_and_its_logits() -> None:
 
 
 def test_the_way_out_is_the_mildest_that_fits() -> None:
-    plan = Training(trained=7_500_000_000, sequence_tokens=1000, learnt_tokens=0, micro_batch=8, workers=64)
+    plan = training(7_500_000_000, 1000, micro_batch=8, global_batch=512, workers={"count": 64})
     assert training_way_out(ZERO_PAPER, plan, 140e9) == ["gradient_checkpointing = true"]
     found = training_way_out(ZERO_PAPER, plan, 20e9)
     assert found == ["gradient_checkpointing = true", "micro_batch = 1", "zero_stage = 2"]
@@ -174,6 +183,6 @@ def test_training_counts_six_operations_fewer_where_weights_are_frozen_and_more_
 
 def test_gpus_are_named_and_others_refused() -> None:
     assert find_gpu("H100-80G").memory == 80e9
-    assert all(name.endswith(f"-{card.memory_gb:g}G") for name, card in gpus().items())
+    assert all(name.endswith(f"-{card.memory_gb:g}G") for name, card in known_gpus().items())
     with pytest.raises(UsageError, match=r"'H100'.*H100-80G.*cards\.toml"):
         find_gpu("H100")

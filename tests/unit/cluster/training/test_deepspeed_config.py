@@ -33,7 +33,7 @@ def test_the_global_batch_is_the_same_for_any_number_of_workers(workers: int, st
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"workers": Workers(count=3)}, "global_batch 16 does not divide by train.workers.count 3"),
+        ({"workers": Workers(count=3)}, "global_batch 16 is not divisible by train.workers.count 3"),
         ({"micro_batch": 5}, "micro_batch 5 does not divide the 16 rows"),
         ({"micro_batch": 3, "workers": Workers(count=2)}, "micro_batch 3 does not divide the 8 rows"),
         ({"offload": Offload(optimizer="cpu")}, "needs zero_stage 1, 2 or 3"),

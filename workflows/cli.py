@@ -1,9 +1,9 @@
-"""The command `broadfast`: runs stages, checks what they left, fetches small models, serves, reports."""
+"""The command `broadfast`, which runs stages, checks their results, fetches small models, serves and reports."""
 
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -19,17 +19,19 @@ from workflows.stages import STAGES
 from workflows.terminal import LOG, clear_errors, quiet
 
 app = typer.Typer(
-    help="Think broad, act fast: a teacher LLM reasons about query-product pairs, a small student learns it.",
+    help="Think broad, act fast: a teacher LLM reasons about query-product pairs, and a small student learns from it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-models = typer.Typer(help="Local model folders.", no_args_is_help=True)
+models = typer.Typer(help="List and make local model folders.", no_args_is_help=True)
 app.add_typer(models, name="models")
 
-ConfigFile = Annotated[Path, typer.Argument(help="TOML config, see workflows/configs", metavar="CONFIG.toml")]
-Out = Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="run folder; without it runs/NAME")]
-First = Annotated[Optional[str], typer.Option("--from", metavar="STAGE", help="make this and all after it again")]
+ConfigFile = Annotated[
+    Path, typer.Argument(help="a TOML config, such as those in workflows/configs", metavar="CONFIG.toml")
+]
+Out = Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="the run folder; by default runs/NAME")]
+First = Annotated[Optional[str], typer.Option("--from", metavar="STAGE", help="make this stage and all after it again")]
 Last = Annotated[Optional[str], typer.Option("--to", metavar="STAGE", help="stop after this stage")]
 RunDir = Annotated[Path, typer.Argument(help="a run folder", metavar="RUN_DIR")]
 
@@ -44,7 +46,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run the pipeline; finished stages are skipped."""
+    """Run the pipeline, and skip stages that are finished."""
     with clear_errors():
         settings = load_config(config, changes or ())
     _run(settings, out, first, last, first is not None, dry_run, verbose)
@@ -53,32 +55,42 @@ def run(
 def _run(
     settings: RunConfig, out: Path | None, first: str | None, last: str | None, redo: bool, dry_run: bool, verbose: bool
 ) -> None:
-    from workflows.dry_run import print_plan
+    from workflows.dry_run import print_dry_run
+    from workflows.emulated_bf16 import warn_of_emulated_bf16
     from workflows.runner import run_stages, select
 
     run_dir = out or Path("runs") / settings.name
-    log = run_dir / LOG
-    with clear_errors(log):
+    with clear_errors(run_dir / LOG):
         stages = select(first, last)
+        warn_of_emulated_bf16(settings.cluster, [stage.settings(settings) for stage in stages])
         if dry_run:
-            print_plan(settings, run_dir, stages, redo)
+            print_dry_run(settings, run_dir, stages, redo)
             return
-        with quiet(None if verbose else _writable(log)):
+        with _quiet_in(run_dir, verbose):
             run_stages(settings, run_dir, stages, redo)
             if stages[-1].short == "report":
                 console().print(f"report: {run_dir / '11-report' / 'report.html'}", highlight=False)
 
 
+def _quiet_in(folder: Path, verbose: bool) -> AbstractContextManager[None]:
+    """Return a context that sends chatter to the log in `folder`, which is refused if it cannot be written to."""
+    from cluster.base.tables import check_writable
+
+    if not verbose:
+        check_writable(folder)
+    return quiet(None if verbose else folder / LOG)
+
+
 @app.command()
 def plan(
     config: ConfigFile,
-    gpu: Annotated[str, typer.Option("--gpu", help="a name of cluster/gpus/cards.toml")],
+    gpu: Annotated[str, typer.Option("--gpu", help="a GPU of cluster/gpus/cards.toml")],
     nodes: Annotated[int, typer.Option(min=1)] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=1)] = 8,
-    pairs: Annotated[int, typer.Option(min=1, help="judged pairs that the hours are for")] = 100_000,
+    pairs: Annotated[int, typer.Option(min=1, help="number of judged pairs for which hours are estimated")] = 100_000,
     changes: Changes = None,
 ) -> None:
-    """Say what fits on which GPUs and about how long it takes; exit 1 with the way out if something cannot fit."""
+    """Estimate what fits on given GPUs and how long it takes; exit with 1 and the way out if something does not fit."""
     from workflows.gpu_plan.tables import print_gpu_plan
 
     with clear_errors():
@@ -87,11 +99,15 @@ def plan(
 
 @app.command()
 def settings(
-    section: Annotated[Optional[str], typer.Argument(help="such as student.train or student.train.epochs")] = None,
-    of_study: Annotated[bool, typer.Option("--study", help="those of a study's file")] = False,
-    schema: Annotated[bool, typer.Option("--schema", help="the JSON schema of the whole file, for editors")] = False,
+    section: Annotated[
+        Optional[str], typer.Argument(help="a section or a setting, such as student.train or student.train.epochs")
+    ] = None,
+    of_study: Annotated[bool, typer.Option("--study", help="show the settings of a study")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="print the JSON schema of the whole file, for editors")
+    ] = False,
 ) -> None:
-    """Say which settings there are: all sections, or those of one with defaults, bounds and meanings."""
+    """List all sections, or the settings of one with their defaults, bounds and meanings."""
     from workflows.list_settings import file_schema, print_settings
 
     model = StudyConfig if of_study else RunConfig
@@ -105,17 +121,17 @@ def settings(
 @app.command()
 def submit(
     config: ConfigFile,
-    address: Annotated[str, typer.Option(help="the head's dashboard", metavar="http://HEAD:8265")],
+    address: Annotated[str, typer.Option(help="address of the head's dashboard", metavar="http://HEAD:8265")],
     changes: Changes = None,
     first: First = None,
     last: Last = None,
     out: Out = None,
     install: Annotated[
-        Optional[str], typer.Option(metavar="EXTRA", help="packages of this extra are installed on the nodes first")
+        Optional[str], typer.Option(metavar="EXTRA", help="install the packages of this extra on the nodes first")
     ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="follow the log to the end")] = True,
 ) -> None:
-    """Run the pipeline as a job on a Ray cluster; ends with the job's exit code."""
+    """Run the pipeline as a job on a Ray cluster, and end with the exit code of the job."""
     from workflows.submit import plan_submission
     from workflows.submit import submit as send
 
@@ -125,15 +141,8 @@ def submit(
     raise typer.Exit(code)
 
 
-def _writable(log: Path) -> Path:
-    from cluster.base.tables import check_writable
-
-    check_writable(log.parent)
-    return log
-
-
 def _stage_command(name: str, about: str) -> None:
-    @app.command(name=name, help=f"Stage {name}: {about}.", rich_help_panel="Single stages")
+    @app.command(name=name, help=f"Run the stage {name}: {about}.", rich_help_panel="Single stages")
     def command(config: ConfigFile, changes: Changes = None, out: Out = None, verbose: Verbose = False) -> None:
         with clear_errors():
             settings = load_config(config, changes or ())
@@ -147,7 +156,7 @@ for _stage in STAGES:
 
 @app.command()
 def report(run_dir: RunDir, verbose: Verbose = False) -> None:
-    """Write the report of a run folder again and say where it is."""
+    """Write the report of a run again, and say where it is."""
     with clear_errors(run_dir / LOG):
         saved = run_dir / "config.json"
         if not saved.is_file():
@@ -159,12 +168,13 @@ def report(run_dir: RunDir, verbose: Verbose = False) -> None:
 @app.command()
 def inspect(
     run_dir: RunDir,
-    wanted: Annotated[int, typer.Option("--samples", min=1, help="pairs shown of each stage")] = 12,
+    wanted: Annotated[int, typer.Option("--samples", min=1, help="how many pairs to show of each stage")] = 12,
     page: Annotated[
-        Optional[Path], typer.Option("--page", metavar="FILE", help="the page; without it RUN_DIR/inspect.html")
+        Optional[Path],
+        typer.Option("--page", metavar="FILE", help="the page to write; by default RUN_DIR/inspect.html"),
     ] = None,
 ) -> None:
-    """Show what the teacher wrote so far, here and as one HTML page."""
+    """Show what the teacher has written so far, in the terminal and as one HTML page."""
     from mpcot.inspect.inspect_data import collect
     from mpcot.inspect.inspect_page import PAGE, write_page
     from mpcot.inspect.terminal import show
@@ -181,21 +191,24 @@ def study(
     config: ConfigFile,
     changes: Changes = None,
     out: Out = None,
-    tables: Annotated[bool, typer.Option("--tables", help="only write the tables again, from the records")] = False,
+    tables: Annotated[
+        bool, typer.Option("--tables", help="only write the tables again, from the records of finished runs")
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compare LRKD with other ways to teach the student and with controls; finished runs are skipped."""
+    """Compare LRKD with other ways to teach the student and with controls, and skip runs that are finished."""
     from cluster.base.ray_session import ray_session
     from distill.study.compare import compare
     from distill.study.study import run_study
     from distill.study.study_page import write_study
+    from workflows.emulated_bf16 import warn_of_emulated_bf16
     from workflows.runner import locked
 
     with clear_errors():
         settings = load_study(config, changes or ())
     folder = out or Path("runs") / settings.name
-    log = folder / LOG
-    with clear_errors(log), quiet(None if verbose else _writable(log)):
+    with clear_errors(folder / LOG), _quiet_in(folder, verbose):
+        warn_of_emulated_bf16(settings.cluster, [settings])
         with locked(settings.records), nullcontext() if tables else ray_session(settings.cluster):
             page = write_study(compare(settings, *run_study(settings, make=not tables)), folder)
         console().print(f"study: {page}", highlight=False)
@@ -206,10 +219,10 @@ def seeds(
     run_dir: RunDir,
     path: Annotated[Path, typer.Argument(help="the file to write", metavar="FILE.jsonl")],
     origin: Annotated[
-        Optional[str], typer.Option(metavar="NAME", help="who wrote them; without it the teacher's name")
+        Optional[str], typer.Option(metavar="NAME", help="who wrote them; by default the teacher's name")
     ] = None,
 ) -> None:
-    """Write what a run's teacher wrote as seed rationales, for another run's source.seeds."""
+    """Write the rationales of a run's teacher as seeds, for source.seeds of another run."""
     from mpcot.write_seeds import write_seeds
 
     with clear_errors():
@@ -220,7 +233,7 @@ def seeds(
 
 @app.command()
 def verify(run_dir: RunDir) -> None:
-    """Check every ledger of a run folder; exit 1 with what does not balance."""
+    """Check every ledger of a run folder; exit with 1 and what is wrong if one does not balance."""
     from workflows.verify import verify_run
 
     with clear_errors():
@@ -235,11 +248,11 @@ def verify(run_dir: RunDir) -> None:
 
 @models.command("fetch")
 def fetch_model(
-    name: Annotated[str, typer.Argument(help="a name of `broadfast models list`")],
-    root: Annotated[Path, typer.Option(help="where model folders lie")] = Path("models"),
+    name: Annotated[str, typer.Argument(help="a model of `broadfast models list`")],
+    root: Annotated[Path, typer.Option(help="the folder of model folders")] = Path("models"),
     verbose: Verbose = False,
 ) -> None:
-    """Make a local model folder from a package."""
+    """Make a local model folder from Python packages."""
     from cluster.models.folders import fetch
 
     with clear_errors(), quiet(None if verbose else root / LOG):
@@ -249,7 +262,7 @@ def fetch_model(
 
 @models.command("list")
 def list_models() -> None:
-    """Say which small models a package carries."""
+    """List the small models that Python packages contain."""
     from cluster.models.folders import packaged_models
 
     table = Table("name", "about", "licence")
@@ -262,10 +275,10 @@ add_serving(app)
 
 
 def main() -> None:
-    """Entry point of the command."""
+    """Run the command."""
     try:
         app()
-    except UserError as error:  # raised while a command was looked up
+    except UserError as error:  # it was raised before a command began
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(1) from error
 

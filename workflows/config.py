@@ -1,11 +1,11 @@
-"""The whole run's config: one section per concern, TOML plus `--set a.b=c`. Imports nothing heavy."""
+"""The config of a whole run, from a TOML file and `--set a.b=c`. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -28,15 +28,16 @@ from mpcot.sources.config import LabelSettings, SourceSettings, SplitSettings
 from serve.config import ServeSettings
 from teacher.config import DpoSettings, SftSettings
 
+Model = TypeVar("Model", bound=Settings)
+
 
 class RunConfig(Settings):
-    """A run: one section per concern.
+    """A run, with one section per concern; a stage depends on the sections that its own settings class names."""
 
-    A stage depends on the sections that its stage class names.
-    """
-
-    name: str = Field(pattern=r"^[\w.-]+$", description="names the run folder runs/NAME")
-    seed: int = Field(13, description="of every draw: splits, sampling, order of training, initial weights")
+    name: str = Field(pattern=r"^[\w.-]+$", description="name of the run, whose folder is runs/NAME")
+    seed: int = Field(
+        13, description="seed of every random choice: splits, sampling, order of training, initial weights"
+    )
     cluster: ClusterSettings = ClusterSettings()
     source: SourceSettings
     split: SplitSettings = SplitSettings()
@@ -58,7 +59,7 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _same_prompt(self) -> RunConfig:
-        """The teacher is judged with the prompt that it was trained on."""
+        """Refuse to judge with a prompt that the teacher was not trained on, and prompts that do not fit."""
         for name in ("few_shot", "description_chars"):
             trained, asked = getattr(self.samples, name), getattr(self.judge, name)
             if trained != asked:
@@ -73,97 +74,91 @@ class RunConfig(Settings):
                         f"{self.engine.max_model_len}"
                     )
         if "train" not in self.samples.splits:
-            raise ValueError("samples.splits: must contain train, or there are no preferences to learn from")
+            raise ValueError("samples.splits: must contain train, because preferences are learnt from its samples")
         if self.sft.use_unlabelled and "unlabelled" not in self.rationales.splits:
             raise ValueError("sft.use_unlabelled has no effect: add 'unlabelled' to rationales.splits")
         return self
 
 
 def load_config(path: Path, changes: Iterable[str] = ()) -> RunConfig:
-    """Read a TOML config and apply `a.b=value` changes.
+    """Read the TOML config of a run and apply `a.b=value` changes.
 
     Raises:
-        UsageError: no such file, not TOML, an unknown key, or a value of the wrong kind; names each.
+        UsageError: the file does not exist or is not TOML, a key is unknown or a value is wrong; each is named.
     """
     return validate(_read(path, changes), str(path))
 
 
 def load_study(path: Path, changes: Iterable[str] = ()) -> StudyConfig:
-    """Read a study's config likewise.
-
-    Raises:
-        UsageError: as `load_config`.
-    """
-    try:
-        return StudyConfig(**_read(path, changes))
-    except ValidationError as error:
-        raise UsageError(f"{path}:\n" + "\n".join(_line(e, StudyConfig) for e in error.errors())) from error
+    """Read the config of a study in the same way, and raise the same errors."""
+    return _checked(StudyConfig, _read(path, changes), str(path))
 
 
-def _read(path: Path, changes: Iterable[str]) -> dict[str, Any]:
-    if not path.is_file():
-        raise UsageError(f"no config file {path}. Shipped ones lie in workflows/configs.")
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not TOML: {error}") from error
-    data.setdefault("name", path.stem)
-    return _changed(data, changes)
-
-
-def _changed(data: dict[str, Any], changes: Iterable[str]) -> dict[str, Any]:
+def _read(path: Path | None, changes: Iterable[str]) -> dict[str, Any]:
+    data = {} if path is None else _toml(path)
     for change in changes:
         _apply(data, change)
     return data
 
 
+def _toml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UsageError(f"no config file {path}. Those of broadfast are in workflows/configs.")
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML: {error}") from error
+    return {"name": path.stem} | data
+
+
 class ServiceConfig(Settings):
-    """What `broadfast serve` takes of a config; all that a file for a service alone may hold."""
+    """The sections of a config that `broadfast serve` reads, and the only ones in a file for a service alone."""
 
     serve: ServeSettings = ServeSettings()
     cluster: ClusterSettings = ClusterSettings()
 
 
-def service_config(path: Path | None, changes: Iterable[str] = ()) -> tuple[ServeSettings, ClusterSettings]:
+def service_config(path: Path | None, changes: Iterable[str] = ()) -> ServiceConfig:
     """Return the settings of a service, changed by `a.b=value`.
 
     Args:
-        path: a run's config, or a file with the sections serve and cluster alone; None takes the defaults.
+        path: the config of a run, or a file with the sections serve and cluster alone; None takes the defaults.
 
     Raises:
         UsageError: as `load_config`.
     """
-    data = _changed({}, changes) if path is None else _read(path, changes)
+    data = _read(path, changes)
     if path is not None and not data.keys() <= {"name", *ServiceConfig.model_fields}:
         config = validate(data, str(path))
-        return config.serve, config.cluster
-    try:
-        own = ServiceConfig(**{name: value for name, value in data.items() if name != "name"})
-    except ValidationError as error:
-        raise UsageError(f"{path or 'serve'}:\n" + "\n".join(_line(e) for e in error.errors())) from error
-    return own.serve, own.cluster
+        return ServiceConfig(serve=config.serve, cluster=config.cluster)
+    data.pop("name", None)
+    return _checked(ServiceConfig, data, str(path or "serve"))
 
 
 def validate(data: Mapping[str, Any], where: str) -> RunConfig:
-    """Return the config, or a `UsageError` with one line per wrong setting."""
+    """Return the config of a run, or raise a `UsageError` with one line for each wrong setting."""
+    return _checked(RunConfig, data, where)
+
+
+def _checked(model: type[Model], data: Mapping[str, Any], where: str) -> Model:
     try:
-        return RunConfig(**data)
+        return model(**data)
     except ValidationError as error:
-        raise UsageError(f"{where}:\n" + "\n".join(_line(e) for e in error.errors())) from error
+        raise UsageError("\n".join([f"{where}:", *(_line(found, model) for found in error.errors())])) from error
 
 
-def _line(error: Any, root: type[Settings] = RunConfig) -> str:
+def _line(error: Any, root: type[Settings]) -> str:
     place, holder = _setting(error["loc"], root)
     if error["type"] == "extra_forbidden":
         return f"  {place}: no such setting. {_nearest(str(error['loc'][-1]), holder, root)}"
     if error["type"] == "union_tag_not_found":
         kinds = _kinds(holder.model_fields[error["loc"][-1]].annotation)
-        return f"  {place}: say which one, by kind = {' or '.join(repr(kind) for kind in kinds)}"
+        return f"  {place}: choose one by kind = {' or '.join(repr(kind) for kind in kinds)}"
     return f"  {place}: {error['msg']} (given: {error.get('input')!r})" if place else f"  {error['msg']}"
 
 
 def _setting(loc: tuple[Any, ...], root: type[Settings]) -> tuple[str, Any]:
-    """Return a setting's dotted name as the config writes it, and the class of the section that holds it."""
+    """Return the dotted name of a setting in the config, and the class of the section that contains it."""
     names: list[str] = []
     holder: Any = root
     inside: Any = root
@@ -180,13 +175,13 @@ def _setting(loc: tuple[Any, ...], root: type[Settings]) -> tuple[str, Any]:
 
 
 def _kinds(annotation: Any) -> dict[str, Any]:
-    """Return the classes of a union by their `kind`; of anything else none."""
+    """Return the classes of a union by their `kind`, and none for anything else."""
     choices = [choice for choice in get_args(annotation) if "kind" in getattr(choice, "model_fields", {})]
     return {choice.model_fields["kind"].default: choice for choice in choices}
 
 
 def _nearest(name: str, holder: Any, root: type[Settings]) -> str:
-    """Return which setting may have been meant by a misspelt key, or where all are."""
+    """Say which setting may have been meant by a misspelt key, or where all of them are listed."""
     import difflib
 
     near = difflib.get_close_matches(name, list(getattr(holder, "model_fields", {})), n=1)

@@ -1,8 +1,7 @@
-"""`--dry-run`: what would run, on what, with how many rows, against what the cluster has."""
+"""What `--dry-run` prints: which stages would run, with how many rows, and whether the cluster is large enough."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from cluster.base.errors import UserError
 from cluster.base.processor import cores
 from cluster.base.progress import console
 from cluster.base.ray_internals import local_gpus
-from cluster.base.ray_session import ray_session
+from cluster.base.ray_session import ray_address, ray_session
 from cluster.base.stage_folder import read_manifest
 from cluster.config import ClusterSettings
 from workflows.config import RunConfig
@@ -20,8 +19,8 @@ from workflows.runner import own_folder
 from workflows.stages import Stage
 
 
-def print_plan(config: RunConfig, run_dir: Path, stages: Sequence[Stage], redo: bool = False) -> None:
-    """Print the plan as a table; nothing is written and no model loads. `redo` makes finished stages again."""
+def print_dry_run(config: RunConfig, run_dir: Path, stages: Sequence[Stage], redo: bool = False) -> None:
+    """Print the plan as a table, without writing or loading anything; with `redo`, finished stages are made again."""
     have = available(config.cluster)
     table = Table("stage", "reads", "state", "rows", "model", "CPUs", "GPUs", title=f"{config.name} -> {run_dir}")
     for stage in stages:
@@ -32,8 +31,8 @@ def print_plan(config: RunConfig, run_dir: Path, stages: Sequence[Stage], redo: 
             "again" if redo else state(config, run_dir, stage),
             rows(config, run_dir, stage),
             need.model,
-            asked(need.cpus, have["CPU"]),
-            asked(need.gpus, have["GPU"]),
+            marked(need.cpus, have["CPU"]),
+            marked(need.gpus, have["GPU"]),
         )
     console().print(table)
     where = f"the cluster at {config.cluster.address}" if config.cluster.address else "a local Ray"
@@ -42,31 +41,31 @@ def print_plan(config: RunConfig, run_dir: Path, stages: Sequence[Stage], redo: 
 
 def available(settings: ClusterSettings) -> dict[str, float]:
     """Return the CPUs and GPUs of the cluster, or of this machine where a local Ray would start."""
-    if not settings.address and "RAY_ADDRESS" not in os.environ:
+    if ray_address(settings) is None:
         return {"CPU": float(settings.num_cpus or len(cores())), "GPU": float(local_gpus())}
     with ray_session(settings) as resources:
         return {"CPU": resources.get("CPU", 0.0), "GPU": resources.get("GPU", 0.0)}
 
 
-def asked(count: float, have: float) -> str:
-    """Return a number of CPUs or GPUs, marked where the cluster has fewer."""
+def marked(count: float, have: float) -> str:
+    """Return a number of CPUs or GPUs as text, marked where there are fewer."""
     return f"{count:g}" if count <= have else f"[red]{count:g} of {have:g}[/red]"
 
 
 def state(config: RunConfig, run_dir: Path, stage: Stage) -> str:
-    """Return whether a stage is finished, by these settings or by others, was begun, or is new."""
+    """Return whether a stage is finished, was finished with other settings, was begun, or is new."""
     folder = run_dir / stage.name
     if read_manifest(folder):
         try:
             own_folder(config, run_dir, stage)
-        except UserError:  # as the run will refuse it
+        except UserError:  # the run will refuse it too
             return "[red]other settings[/red]"
         return "finished"
     return "begun" if folder.exists() and any(folder.iterdir()) else "new"
 
 
 def rows(config: RunConfig, run_dir: Path, stage: Stage) -> str:
-    """Return a finished stage's counts, or what is known beforehand."""
+    """Return the first count of a finished stage, or what is known beforehand."""
     manifest = read_manifest(run_dir / stage.name)
     if manifest:
         return next((f"{count:,} {name}" for name, count in manifest["counts"].items()), "")

@@ -1,4 +1,4 @@
-"""What `broadfast settings` prints: every setting with its default, its bounds and what it means."""
+"""What `broadfast settings` prints: every setting with its default, its bounds and its meaning."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TYPES = {"integer": "whole number", "number": "number", "string": "text", "boole
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting of a section; `default` and `allowed` are texts to read."""
+    """One setting of a section; `default` and `allowed` are texts for a reader."""
 
     name: str
     default: str
@@ -33,7 +33,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the TOML file: `name` is empty at the top, `kind` says for which choice it is."""
+    """A section of the TOML file. At the top `name` is empty; `kind` says to which choice of a section it belongs."""
 
     name: str
     kind: str
@@ -43,13 +43,13 @@ class Section:
 
     @property
     def title(self) -> str:
-        """The section as a TOML file has it."""
+        """The header of the section in a TOML file."""
         header = (f"[[{self.name}]]" if self.repeated else f"[{self.name}]") if self.name else "at the top"
         return header + (f'  kind = "{self.kind}"' if self.kind else "")
 
 
 def file_schema(model: type[Settings]) -> NODE:
-    """Return the JSON schema of a file of this model: it may leave its name out, but not which kind of a section."""
+    """Return the JSON schema of a file for this model, which may leave out its name but not the kind of a section."""
     schema = model.model_json_schema()
     schema["required"] = [name for name in schema.get("required", ()) if name != "name"]
     schema["properties"]["name"].pop("default", None)
@@ -60,15 +60,15 @@ def file_schema(model: type[Settings]) -> NODE:
 
 
 def sections(model: type[Settings]) -> list[Section]:
-    """Return all sections that a file of this model may hold, from its JSON schema."""
+    """Return all sections that a file for this model may have, from its JSON schema."""
     schema = file_schema(model)
     schema["properties"]["name"]["default"] = FILE_NAME
-    # Dicts keep their order: what is the same for several kinds of its owner comes once.
+    # A section that is the same for several kinds of its owner is listed once; dicts keep the order.
     return list(dict.fromkeys(_walk(schema, schema.get("$defs", {}), "", False, {})))
 
 
 def _walk(node: NODE, defs: dict[str, NODE], name: str, repeated: bool, given: dict[str, Any]) -> Iterator[Section]:
-    """Yield the section of `node` and those below it; `given` are the defaults that its owner has for it."""
+    """Yield the section of `node` and those below it; `given` are the defaults that its owner sets for it."""
     leaves: list[Setting] = []
     below: list[Section] = []
     for key, field in node.get("properties", {}).items():
@@ -86,7 +86,7 @@ def _walk(node: NODE, defs: dict[str, NODE], name: str, repeated: bool, given: d
 
 
 def _sections_of(field: NODE, defs: dict[str, NODE]) -> list[NODE]:
-    """Return what a field is a section of: one, several of different kinds, or none."""
+    """Return the sections that a field can be: one, several of different kinds, or none."""
     if "$ref" in field:
         found = defs[field["$ref"].rpartition("/")[2]]
         return [found] if "properties" in found else []
@@ -99,7 +99,7 @@ def _kind(node: NODE) -> str:
 
 
 def _value(default: Any) -> str:
-    """Return a default as TOML writes it."""
+    """Return a default as it is written in TOML."""
     if default is None:
         return "empty"
     if isinstance(default, list):
@@ -108,7 +108,7 @@ def _value(default: Any) -> str:
 
 
 def _allowed(field: NODE) -> str:
-    """Return what a field takes, in words."""
+    """Return in words which values a field allows."""
     if "enum" in field or "const" in field:
         return ", ".join(map(str, field.get("enum", [field.get("const")])))
     if "anyOf" in field:
@@ -123,17 +123,17 @@ def _allowed(field: NODE) -> str:
 
 
 def _alone(section: Section, wanted: str) -> Section | None:
-    """Return the section with the one setting that is wanted, or None."""
+    """Return the section with only the setting that is wanted, or None where it has no such setting."""
     owner, _, name = wanted.rpartition(".")
     own = tuple(one for one in section.settings if one.name == name)
     return replace(section, settings=own) if section.name == owner and own else None
 
 
 def print_settings(model: type[Settings], wanted: str | None, out: Console) -> None:
-    """Print the sections of a file, or the settings of the wanted one and of those below it, or one setting.
+    """Print the sections of a file, or the settings of the wanted section and of those below it, or one setting.
 
     Raises:
-        UsageError: no such section; names the nearest.
+        UsageError: there is no such section or setting; the message names the nearest one.
     """
     found = sections(model)
     if wanted is None:

@@ -1,4 +1,4 @@
-"""The commands of `broadfast` around the service: serve an export, roll in another, report an experiment."""
+"""The commands of `broadfast` for the service: serve an export, roll in another one, report an experiment."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from cluster.base.progress import console
 from workflows.config import service_config
 from workflows.terminal import clear_errors, quiet
 
-Changes = Annotated[Optional[list[str]], typer.Option("--set", metavar="a.b=c", help="change one setting; repeatable")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="show what Ray and vLLM write, too")]
+Changes = Annotated[
+    Optional[list[str]], typer.Option("--set", metavar="a.b=c", help="change one setting; can be repeated")
+]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="also show what Ray and vLLM print")]
 SERVE_LOG = Path("runs") / "serve.log"
 
 
@@ -20,16 +22,18 @@ def add_serving(app: typer.Typer) -> None:
     """Add these commands to the command `broadfast`."""
     app.command()(serve)
     app.command()(roll)
-    experiment = typer.Typer(help="Online experiments.", no_args_is_help=True)
+    experiment = typer.Typer(help="Evaluate online experiments.", no_args_is_help=True)
     experiment.command("report")(report_experiment)
     app.add_typer(experiment, name="experiment")
 
 
 def serve(
-    export_dir: Annotated[Path, typer.Argument(help="an export folder: RUN_DIR/10-export", metavar="EXPORT_DIR")],
+    export_dir: Annotated[
+        Path, typer.Argument(help="an export folder, such as RUN_DIR/10-export", metavar="EXPORT_DIR")
+    ],
     config: Annotated[
         Optional[Path],
-        typer.Option("--config", help="TOML config of a run, or with the sections serve and cluster alone"),
+        typer.Option("--config", help="the TOML config of a run, or one with the sections serve and cluster alone"),
     ] = None,
     changes: Changes = None,
     verbose: Verbose = False,
@@ -37,22 +41,29 @@ def serve(
     """Serve a student over HTTP until Ctrl-C or SIGTERM."""
     from cluster.base.ray_session import ray_session
     from serve.on_ray.proxy import use_ingress
+    from workflows.emulated_bf16 import warn_of_emulated_bf16
 
     with clear_errors():
-        service, cluster = service_config(config, changes or ())
-        use_ingress(service)
+        settings = service_config(config, changes or ())
+        use_ingress(settings.serve)
+        warn_of_emulated_bf16(settings.cluster, [settings])
     from serve.on_ray.running_service import serve_export
 
-    with clear_errors(SERVE_LOG), quiet(None if verbose else SERVE_LOG), ray_session(cluster):
-        serve_export(export_dir, service, ready=lambda url: console().print(f"listening on {url}, docs at {url}/docs"))
+    def ready(url: str) -> None:
+        console().print(f"listening on {url}, docs at {url}/docs")
+
+    with clear_errors(SERVE_LOG), quiet(None if verbose else SERVE_LOG), ray_session(settings.cluster):
+        serve_export(export_dir, settings.serve, ready)
 
 
 def roll(
-    export_dir: Annotated[Path, typer.Argument(help="the export to answer by from now on", metavar="EXPORT_DIR")],
-    address: Annotated[str, typer.Option(help="of the Ray that serves; auto takes one of this machine")] = "auto",
+    export_dir: Annotated[Path, typer.Argument(help="the export that answers from now on", metavar="EXPORT_DIR")],
+    address: Annotated[
+        str, typer.Option(help="address of the Ray that serves; auto takes the one on this machine")
+    ] = "auto",
     verbose: Verbose = False,
 ) -> None:
-    """Roll a new export into the running service with no failed request; back to the one before where it fails."""
+    """Roll a new export into the running service without failed requests, and back if it does not load."""
     from cluster.base.ray_session import ray_session
     from cluster.config import ClusterSettings
 
@@ -60,17 +71,19 @@ def roll(
         from serve.on_ray.rollout import roll_export
 
         replicas = roll_export(export_dir)
-        console().print(f"{len(replicas)} replicas answer by {export_dir}", highlight=False)
+        console().print(f"{len(replicas)} replicas answer with {export_dir}", highlight=False)
 
 
 def report_experiment(
-    exposures: Annotated[Path, typer.Argument(help="folder that the service wrote", metavar="EXPOSURES")],
-    outcomes: Annotated[Path, typer.Argument(help="file with request_id and outcome", metavar="OUTCOMES")],
+    exposures: Annotated[Path, typer.Argument(help="the folder that the service wrote", metavar="EXPOSURES")],
+    outcomes: Annotated[Path, typer.Argument(help="a file with request_id and outcome", metavar="OUTCOMES")],
     control: Annotated[str, typer.Option(metavar="ARM", help="the arm to compare with")] = "control",
-    plot: Annotated[Path, typer.Option(metavar="FILE", help="svg, png or pdf")] = Path("experiment.svg"),
-    level: Annotated[float, typer.Option(min=0.5, max=0.999, help="of the intervals")] = 0.95,
+    plot: Annotated[Path, typer.Option(metavar="FILE", help="the plot to write, as svg, png or pdf")] = Path(
+        "experiment.svg"
+    ),
+    level: Annotated[float, typer.Option(min=0.5, max=0.999, help="confidence level of the intervals")] = 0.95,
 ) -> None:
-    """Say how the arms did: rates, lifts with intervals, and whether units were dealt as planned."""
+    """Report rates and lifts of the arms with intervals, and whether units were dealt as planned."""
     from serve.experiments.report_tables import report_experiment as print_report
 
     with clear_errors():

@@ -1,4 +1,4 @@
-"""The ordered table of stages: what each reads, which settings it depends on, what runs it, what it needs.
+"""The ordered table of stages: what each reads, which settings it depends on, what runs it and what it needs.
 
 Heavy code is imported when a stage runs, not when the table is read.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
+from cluster.base.errors import UsageError
 from cluster.config import Settings, Workers
-from distill.config import ExportStage, StudentStage, TargetsStage
+from distill.config import EncoderWorkers, ExportStage, StudentStage, TargetsStage
 from distill.report.config import ReportStage
 from mpcot.config import JudgeStage, RationaleStage, SampleStage, VllmEngine
 from mpcot.sources.config import PairsStage
@@ -21,7 +22,7 @@ from workflows.config import RunConfig
 
 @dataclass(frozen=True)
 class Need:
-    """What a stage takes of the cluster at one time, and the model that it loads."""
+    """What a stage takes of the cluster at a time, and the model that it loads."""
 
     cpus: float = 1
     gpus: float = 0
@@ -49,9 +50,7 @@ class Stage:
 
     def run(self) -> Callable[[Any, Any], None]:
         """Import and return the function that runs the stage."""
-        module, _, name = self.entry.partition(":")
-        function: Callable[[Any, Any], None] = getattr(import_module(module), name)
-        return function
+        return resolve_name(self.entry)
 
 
 def _engine(config: RunConfig, model: str) -> Need:
@@ -62,14 +61,14 @@ def _engine(config: RunConfig, model: str) -> Need:
     return Need(replicas.min * replicas.cpus, replicas.min * gpus, model)
 
 
-def _workers(workers: Workers, model: str) -> Need:
+def _workers(workers: Workers | EncoderWorkers, model: str) -> Need:
     return Need(workers.count * workers.cpus_per_worker, workers.count * workers.gpus_per_worker, model)
 
 
 STAGES: tuple[Stage, ...] = (
     Stage(
         "1-pairs", (), PairsStage, "mpcot.pairs.stage:run",
-        lambda c: Need(), "sources -> validated pairs, split by query",
+        lambda c: Need(), "read sources into checked pairs, split by query",
     ),
     Stage(
         "2-rationales", ("1-pairs",), RationaleStage, "mpcot.rationales:run_rationales",
@@ -77,44 +76,42 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "3-sft", ("1-pairs", "2-rationales"), SftStage, "teacher.sft:run",
-        lambda c: _workers(c.sft.train.workers, c.teacher.model), "it learns from the rationales that reached gold",
+        lambda c: _workers(c.sft.train.workers, c.teacher.model), "the teacher learns from its correct rationales",
     ),
     Stage(
         "4-samples", ("1-pairs", "3-sft"), SampleStage, "mpcot.rationales:run_samples",
-        lambda c: _engine(c, "3-sft"), "it answers each training pair again",
+        lambda c: _engine(c, "3-sft"), "the teacher answers each training pair again",
     ),
     Stage(
         "5-preferences", ("1-pairs", "2-rationales", "3-sft", "4-samples"), PreferenceStage,
         "teacher.preferences.stage:run",
-        lambda c: _workers(c.preferences.workers, "3-sft"), "conflicts -> chosen/rejected, reference log-probs",
+        lambda c: _workers(c.preferences.workers, "3-sft"), "turn conflicts into preferences, and score them",
     ),
     Stage(
         "6-dpo", ("3-sft", "5-preferences"), DpoStage, "teacher.dpo:run",
-        lambda c: _workers(c.dpo.train.workers, "3-sft"), "it learns to prefer the right rationale",
+        lambda c: _workers(c.dpo.train.workers, "3-sft"), "the teacher learns to prefer the right rationale",
     ),
     Stage(
         "7-judgements", ("1-pairs", "6-dpo"), JudgeStage, "mpcot.judgements:run",
-        lambda c: _engine(c, "6-dpo"), "it judges every pair: verdicts, vote, soft labels",
+        lambda c: _engine(c, "6-dpo"), "the teacher judges every pair: verdicts, vote, soft labels",
     ),
     Stage(
         "8-targets", ("7-judgements",), TargetsStage, "distill.targets:run",
-        lambda c: Need(c.targets.workers.count * c.targets.workers.cpus_per_worker,
-                       c.targets.workers.count * c.targets.workers.gpus_per_worker, c.targets.encoder),
-        "rationales -> vectors of a frozen sentence encoder",
+        lambda c: _workers(c.targets.workers, c.targets.encoder), "turn rationales into vectors of a frozen encoder",
     ),
     Stage(
         "9-student", ("1-pairs", "7-judgements", "8-targets"), StudentStage, "distill.lrkd:run",
-        lambda c: _workers(c.student.train.workers, c.student.model), "the cross-encoder learns labels and reasoning",
+        lambda c: _workers(c.student.train.workers, c.student.model), "the student learns labels and reasoning",
     ),
     Stage(
         "10-export", ("1-pairs", "7-judgements", "9-student"), ExportStage, "distill.export:run",
-        lambda c: Need(model="9-student"), "the folder that is served, reloaded and compared",
+        lambda c: Need(model="9-student"), "write the folder to serve, and check that it answers alike",
     ),
     Stage(
         "11-report",
         ("1-pairs", "2-rationales", "3-sft", "4-samples", "5-preferences", "6-dpo", "7-judgements", "8-targets",
          "9-student", "10-export"),
-        ReportStage, "distill.report.stage:run", lambda c: Need(model="10-export"), "one HTML page and its numbers",
+        ReportStage, "distill.report.stage:run", lambda c: Need(model="10-export"), "write a page and its numbers",
     ),
 )  # fmt: skip
 
@@ -123,10 +120,8 @@ def find_stage(name: str) -> Stage:
     """Return a stage by its full or short name (`3-sft`, `sft`).
 
     Raises:
-        UsageError: no such stage.
+        UsageError: there is no such stage.
     """
-    from cluster.base.errors import UsageError
-
     for stage in STAGES:
         if name in (stage.name, stage.short):
             return stage

@@ -1,4 +1,4 @@
-"""`broadfast submit`: a run as a job on a Ray cluster, through Ray's Jobs API, followed to its end."""
+"""What `broadfast submit` does: it runs a pipeline as a job on a Ray cluster and follows the job to its end."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 ROOT = Path(__file__).parents[1]
-# Gitignore patterns: what the nodes have themselves, or what is only here.
+# Gitignore patterns of what the nodes have themselves or do not need.
 EXCLUDES = ("/.venv", "/models", "/runs", "/.git", "__pycache__", "*.egg-info", "/.*_cache", "/build")
 POLL_S = 1.0
-PATIENCE_S = 300.0  # with a job server that does not answer: a head may restart while the job goes on
+PATIENCE_S = 300.0  # for a job server that does not answer, because a head may restart while the job goes on
 INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What Ray is asked to run: a shell command, and what it finds around it."""
+    """What Ray is asked to run: a shell command and its environment."""
 
     entrypoint: str
     runtime_env: dict[str, Any]
@@ -48,28 +48,28 @@ def plan_submission(
     install: str | None = None,
     root: Path = ROOT,
 ) -> Submission:
-    """Return the job of `broadfast run` with these arguments; the repository goes along as its working folder.
+    """Return the job of `broadfast run` with these arguments, whose working folder is a copy of the repository.
 
     Args:
-        install: an extra of pyproject.toml whose packages every node installs first; without it they must be there.
+        install: an extra of pyproject.toml whose packages every node installs first; by default none.
 
     Raises:
-        UsageError: a config outside the repository, no whole path for the run folder, or no such stage or extra.
+        UsageError: the config is not part of the repository, the run folder is not an absolute path, or a stage or an
+            extra does not exist.
     """
     if not (root / "pyproject.toml").is_file():
         raise UsageError(f"{root} is not a clone of the repository, whose files the job needs: submit from a clone")
     if not config.resolve().is_relative_to(root.resolve()):
-        raise UsageError(f"{config} lies outside the repository {root}, which is all that the job gets: copy it there")
+        raise UsageError(f"{config} is outside the repository {root}, which is all that the job gets: copy it there")
     inside = config.resolve().relative_to(root.resolve())
     if inside.parts[0] in {name.strip("/") for name in EXCLUDES}:
-        raise UsageError(f"{config} lies in {inside.parts[0]}, which does not go along with the job: copy it elsewhere")
+        raise UsageError(f"{config} is in {inside.parts[0]}, which is not sent with the job: copy it elsewhere")
     if _ignored(inside, root):
-        raise UsageError(f"{config} does not go along with the job, since .gitignore names it: copy it elsewhere")
+        raise UsageError(f"{config} is not sent with the job, because .gitignore names it: copy it elsewhere")
     if out is None or not out.is_absolute():
-        raise UsageError(f"--out {out or 'is missing'}: give a whole path on storage that every node mounts")
+        raise UsageError(f"--out {out or 'is missing'}: give an absolute path on storage that every node mounts")
     select(first, last)
-    words = ["python", "-m", "workflows.cli", "run", str(inside)]
-    words += ["--out", str(out)]
+    words = ["python", "-m", "workflows.cli", "run", str(inside), "--out", str(out)]
     words += [word for change in changes for word in ("--set", change)]
     words += [word for name, stage in (("--from", first), ("--to", last)) if stage for word in (name, stage)]
     runtime_env: dict[str, Any] = {"working_dir": str(root), "excludes": list(EXCLUDES)}
@@ -79,19 +79,19 @@ def plan_submission(
 
 
 def _ignored(inside: Path, root: Path) -> bool:
-    """Return whether a `.gitignore` names the file, tracked or not: Ray leaves such files out."""
+    """Say whether a `.gitignore` names the file, tracked or not, because Ray leaves out such files."""
     command = ["git", "-C", str(root), "check-ignore", "--quiet", "--no-index", str(inside)]
     try:
         return subprocess.run(command, check=False, capture_output=True).returncode == 0
-    except FileNotFoundError:  # no git to ask
+    except FileNotFoundError:  # git is not installed
         return False
 
 
 def requirements(extra: str, root: Path = ROOT) -> list[str]:
-    """Return the packages of an extra with their pins, as pyproject.toml has them; Ray is the cluster's own.
+    """Return the packages of an extra with their pins in pyproject.toml, without Ray, which the cluster has itself.
 
     Raises:
-        UsageError: no such extra.
+        UsageError: the extra does not exist.
     """
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras: dict[str, list[str]] = project["optional-dependencies"]
@@ -110,9 +110,9 @@ def requirements(extra: str, root: Path = ROOT) -> list[str]:
 
 
 def submit(address: str, job: Submission, wait: bool = True) -> int:
-    """Submit the job; follow its logs and return its exit code, or 0 at once without `wait`.
+    """Submit the job, follow its log and return its exit code; without `wait`, return 0 at once.
 
-    Ctrl-C asks whether to stop the job; the answer no leaves it running. Both return 130.
+    Ctrl-C asks whether to stop the job or let it run, and then returns 130.
 
     Raises:
         UserError: no job server answers, or it refuses the job.
@@ -123,9 +123,9 @@ def submit(address: str, job: Submission, wait: bool = True) -> int:
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{address} did not take the job: {error}") from error
     follow_later = f"ray job logs --address {address} --follow {job_id}"
-    console().print(f"submitted {job_id}: {job.entrypoint}", highlight=False, markup=False)
+    _say(f"submitted {job_id}: {job.entrypoint}")
     if not wait:
-        console().print(f"follow it with: {follow_later}", highlight=False, markup=False)
+        _say(f"follow it with: {follow_later}")
         return 0
     try:
         return asyncio.run(follow(client, job_id))
@@ -134,11 +134,15 @@ def submit(address: str, job: Submission, wait: bool = True) -> int:
         return INTERRUPTED
 
 
+def _say(line: str, **more: Any) -> None:
+    console().print(line, highlight=False, markup=False, **more)
+
+
 def connect(address: str) -> JobSubmissionClient:
     """Return a client of the job server.
 
     Raises:
-        UserError: nothing answers there, or Ray's part for it is not installed.
+        UserError: nothing answers there, or a part of Ray is not installed.
     """
     from ray.job_submission import JobSubmissionClient
 
@@ -152,37 +156,37 @@ def connect(address: str) -> JobSubmissionClient:
 
 
 async def follow(client: JobSubmissionClient, job_id: str) -> int:
-    """Print the job's output until it ends and return its exit code; a lost connection only ends the printing.
+    """Print the job's output until it ends, and return its exit code. A lost connection only ends the printing.
 
     Raises:
-        UserError: the job server did not answer for `PATIENCE_S`; the job may go on.
+        UserError: the job server did not answer for `PATIENCE_S`, though the job may still run.
     """
     from aiohttp import ClientError
 
     try:
         async for lines in client.tail_job_logs(job_id):
-            console().print(lines, end="", highlight=False, markup=False, soft_wrap=True)
+            _say(lines, end="", soft_wrap=True)
     except (RuntimeError, ClientError) as error:
-        console().print(f"the log broke off ({error}); still waiting for {job_id}", highlight=False, markup=False)
+        _say(f"the log broke off ({error}), but {job_id} is still being followed")
     info = await _ended(client, job_id)
     if info.status == "SUCCEEDED":
         return 0
-    console().print(f"{job_id} {info.status.lower()}: {info.message}", highlight=False, markup=False)
+    _say(f"{job_id} {info.status.lower()}: {info.message}")
     code = info.driver_exit_code or 1
-    return code if code > 0 else 128 - code  # a job that a signal ended has its number, negated
+    return code if code > 0 else 128 - code  # the code of a job that a signal ended is the signal's number, negated
 
 
 async def _ended(client: JobSubmissionClient, job_id: str) -> Any:
-    """Return what the job server says of the job once it has ended."""
+    """Return what the job server says about the job once it has ended."""
     heard = time.monotonic()
     while True:
         try:
             info = client.get_job_info(job_id)
             heard = time.monotonic()
-        except (RuntimeError, OSError) as error:  # what requests raises is an OSError
+        except (RuntimeError, OSError) as error:  # errors of requests are OSErrors
             if time.monotonic() - heard > PATIENCE_S:
                 raise UserError(
-                    f"{job_id}: its job server does not answer any more ({error}). It may go on."
+                    f"{job_id}: its job server does not answer any more ({error}). The job may still run."
                 ) from error
         else:
             if info.status.is_terminal():
@@ -191,11 +195,11 @@ async def _ended(client: JobSubmissionClient, job_id: str) -> Any:
 
 
 def _ask_to_stop(client: JobSubmissionClient, job_id: str, follow_later: str) -> None:
-    with suppress(typer.Abort):  # no terminal to answer from: the job goes on
-        if typer.confirm(f"\nStop {job_id} on the cluster, too?", default=False):
+    with suppress(typer.Abort):  # there is no terminal to answer from, so the job goes on
+        if typer.confirm(f"\nStop {job_id} on the cluster as well?", default=False):
             client.stop_job(job_id)
             while not client.get_job_status(job_id).is_terminal():
                 time.sleep(POLL_S)
-            console().print(f"stopped {job_id}; what it finished is kept", highlight=False)
+            _say(f"stopped {job_id}; its finished stages are kept")
             return
-    console().print(f"{job_id} goes on. Follow it with: {follow_later}", highlight=False, markup=False)
+    _say(f"{job_id} continues. Follow it with: {follow_later}")

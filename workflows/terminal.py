@@ -1,4 +1,4 @@
-"""What people see: their console apart from Ray's and vLLM's chatter, and errors in one clear message."""
+"""What a person sees: a console without the chatter of Ray and vLLM, and errors as one clear message."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ LOG = "broadfast.log"
 
 @contextmanager
 def quiet(log: Path | None) -> Iterator[None]:
-    """Send all output of this process and its children to `log`, except what goes through the console.
+    """Send all output of this process and its children to `log`, except what is printed on the console.
 
-    Native code and worker processes write to the file descriptors themselves, so those are what is turned.
+    This redirects the file descriptors, because native code and worker processes write to them directly.
     """
     if log is None:
         yield
@@ -53,14 +53,14 @@ def quiet(log: Path | None) -> Iterator[None]:
 
 @contextmanager
 def clear_errors(log: Path | None = None) -> Iterator[None]:
-    """End with one message and an exit code: 1 for what failed, 2 for wrong usage, 130 for Ctrl-C."""
+    """End with one message and an exit code: 1 for a failure, 2 for wrong usage, 130 for Ctrl-C."""
     try:
         yield
     except UserError as error:
         _say(str(error))
         raise typer.Exit(2 if isinstance(error, UsageError) else 1) from error
     except KeyboardInterrupt as error:
-        _say("interrupted. What is finished is kept; run the same command to go on.")
+        _say("interrupted. What is finished is kept; run the same command again to continue.")
         raise typer.Exit(130) from error
     except (typer.Exit, typer.Abort, SystemExit):
         raise
@@ -83,6 +83,6 @@ def _keep_traceback(log: Path | None) -> str:
     try:
         with log.open("a", encoding="utf-8") as file:
             traceback.print_exc(file=file)
-    except OSError:  # a full disk must not hide what went wrong
+    except OSError:  # a full disk must not hide the error itself
         return "."
-    return f". The whole story is in {log}."
+    return f". The full traceback is in {log}."

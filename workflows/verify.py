@@ -1,6 +1,6 @@
-"""`broadfast verify`: every manifest's files, and every stage's ledger by id set.
+"""What `broadfast verify` checks: the files of every manifest, and the ledger of every stage as sets of ids.
 
-Ids are compared by digests of 16 bytes; only those that a message names are held as text.
+Ids are compared by digests of 16 bytes, and only those that a message names are kept as text.
 """
 
 from __future__ import annotations
@@ -24,30 +24,28 @@ from mpcot.asking.prompts import VERDICT
 from workflows.stages import STAGES
 
 BATCH = 65536
-NAMED = 1000  # of more wrong ids than these, the message may not name the first ones
+NAMED = 1000  # with more wrong ids than this, the message may name others than the first
 Result = tuple[str, str, list[str]]
 
 
 def verify_run(run_dir: Path) -> list[Result]:
-    """Return per finished stage its name, its counts in words, and what does not balance.
+    """Return for each stage its name, its counts in words, and what is wrong with it.
 
     Raises:
-        UsageError: not a run folder.
+        UsageError: this is not a run folder.
     """
     if not any((run_dir / stage.name).is_dir() for stage in STAGES):
         raise UsageError(f"{run_dir} is not a run folder: none of {STAGES[0].name} to {STAGES[-1].name} is in it")
     results = []
     for stage in STAGES:
         folder = run_dir / stage.name
-        if not folder.is_dir():
-            continue
         manifest = read_manifest(folder)
         if manifest is None:
-            results.append((stage.name, "", ["has not finished: no manifest"]))
+            results += [(stage.name, "", ["has not finished: no manifest"])] if folder.is_dir() else []
             continue
         wrong = _files(folder, manifest) + _inputs(run_dir, manifest)
         try:
-            wrong += LEDGERS.get(stage.name, _no_ledger)(run_dir, manifest)
+            wrong += LEDGERS.get(stage.name, lambda *_: [])(run_dir, manifest)
         except (OSError, pa.ArrowException) as error:
             wrong = wrong or [f"cannot be read: {error}"]
         results.append((stage.name, ", ".join(f"{k} {v:,}" for k, v in manifest["counts"].items()), wrong))
@@ -55,32 +53,25 @@ def verify_run(run_dir: Path) -> list[Result]:
 
 
 def _files(folder: Path, manifest: dict[str, Any]) -> list[str]:
-    wrong = []
-    for name, size in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            wrong.append(f"{name} is missing")
-        elif path.stat().st_size != size:
-            wrong.append(f"{name} has {path.stat().st_size:,} bytes, the manifest says {size:,}")
-    return wrong
+    there = {name: (folder / name).stat().st_size for name in manifest["files"] if (folder / name).is_file()}
+    return [
+        f"{name} has {there[name]:,} bytes, the manifest says {size:,}" if name in there else f"{name} is missing"
+        for name, size in manifest["files"].items()
+        if there.get(name) != size
+    ]
 
 
 def _inputs(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
-    wrong = []
-    for name, fingerprint in manifest["inputs"].items():
-        made = read_manifest(run_dir / name)
-        if made is None or made["fingerprint"] != fingerprint:
-            wrong.append(f"{name} was made again after this stage read it")
-    return wrong
-
-
-def _no_ledger(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
-    return []
+    return [
+        f"{name} was made again after this stage read it"
+        for name, fingerprint in manifest["inputs"].items()
+        if (read_manifest(run_dir / name) or {}).get("fingerprint") != fingerprint
+    ]
 
 
 @dataclass(frozen=True)
 class Ids:
-    """A column of ids in parquet files, read anew whenever it is looked through."""
+    """A column of ids in parquet files, which are read again whenever the ids are needed."""
 
     paths: tuple[Path, ...]
     column: str = "pair_id"
@@ -88,7 +79,7 @@ class Ids:
     where: Callable[[pa.RecordBatch], Any] | None = None
 
     def batches(self) -> Iterator[list[str]]:
-        """Yield the ids, some at a time: those that `where`, which sees the columns `beside` too, marks as true."""
+        """Yield some of the ids at a time: those that `where`, which also gets the columns `beside`, marks as true."""
         for path in self.paths:
             for batch in batches_of(path, [self.column, *self.beside], BATCH):
                 kept = batch if self.where is None else batch.filter(pa.array(self.where(batch)))
@@ -106,16 +97,16 @@ def _ids(folder: Path, *names: str, column: str = "pair_id") -> Ids:
 def _compare(
     what: str, expected: IdSet, found: Ids, lost: Ids, name: Callable[[list[str]], Iterable[str]] = list
 ) -> list[str]:
-    """Name what is missing, what nobody asked for, and what is there twice.
+    """Name the ids that are missing, those that nobody asked for, and those that occur twice.
 
     Args:
-        lost: where the text of an expected id is found.
-        name: what to call ids in the message.
+        lost: contains the texts of the expected ids.
+        name: turns ids into their names in the message.
     """
     wrong = []
     present = found.set()
     kinds = (("lost", expected.minus(present), lost), ("unknown", present.minus(expected), found))
-    for kind, ids, texts in (*kinds, ("ids are there twice", present.repeated(), found)):
+    for kind, ids, texts in (*kinds, ("ids occur twice", present.repeated(), found)):
         if len(ids):
             first = sorted(name(ids.first(texts.batches(), NAMED)))[:3]
             wrong.append(f"{what}: {len(ids)} {kind}, first {', '.join(first)}")
@@ -129,28 +120,25 @@ def _pairs(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
     failed = sum(len(batch) for batch in values_of(folder / "failed.parquet", "source_row"))
     wrong = _compare("pairs", found, pairs, pairs)
     if counts["read"] != len(found) + failed:
-        wrong.append(f"read {counts['read']:,}, but {len(found):,} pairs and {failed:,} failed are there")
+        wrong.append(f"read {counts['read']:,}, but there are {len(found):,} pairs and {failed:,} failed rows")
     return wrong
 
 
-def _answers(stage: str) -> Callable[[Path, dict[str, Any]], list[str]]:
-    def check(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
-        folder, counts = run_dir / stage, manifest["counts"]
-        sizes = {part: _rows(folder / f"{part}.parquet") for part in ("kept", "filtered", "failed")}
-        hinted = folder / REQUESTED_HINTED
-        asked = Ids((folder / REQUESTED, *([hinted] if hinted.exists() else [])), "key")
-        found = _ids(folder, *sizes, column="key")
-        wrong = _compare("answers", asked.set(), found, asked, lambda keys: _places(folder, keys))
-        wrong += [
-            f"{part}: {rows:,} rows, the manifest says {counts[part]:,}"
-            for part, rows in sizes.items()
-            if rows != counts[part]
-        ]
-        if counts["requested"] != sum(sizes.values()):
-            wrong.append(f"requested {counts['requested']:,}, answered {sum(sizes.values()):,}")
-        return wrong
-
-    return check
+def _answers(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
+    folder, counts = run_dir / manifest["stage"], manifest["counts"]
+    sizes = {part: _rows(folder / f"{part}.parquet") for part in ("kept", "filtered", "failed")}
+    hinted = folder / REQUESTED_HINTED
+    asked = Ids((folder / REQUESTED, *([hinted] if hinted.exists() else [])), "key")
+    found = _ids(folder, *sizes, column="key")
+    wrong = _compare("answers", asked.set(), found, asked, lambda keys: _places(folder, keys))
+    wrong += [
+        f"{part}: {rows:,} rows, the manifest says {counts[part]:,}"
+        for part, rows in sizes.items()
+        if rows != counts[part]
+    ]
+    if counts["requested"] != sum(sizes.values()):
+        wrong.append(f"requested {counts['requested']:,}, answered {sum(sizes.values()):,}")
+    return wrong
 
 
 def _rows(path: Path) -> int:
@@ -158,7 +146,7 @@ def _rows(path: Path) -> int:
 
 
 def _places(folder: Path, keys: list[str]) -> list[str]:
-    """Return what was asked, as pair/perspective/sample, or the key itself where no answer came."""
+    """Return what was asked as pair/perspective/sample, or the key itself where there is no answer."""
     named = {key: key for key in keys}
     wanted = pa.array(keys, pa.string())
     for batch in batches_of(folder / ANSWERS, ["key", "pair_id", "perspective", "sample"], BATCH):
@@ -186,7 +174,7 @@ def _preferences(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
 
 
 def _one_right_one_wrong(pairs: Path, preferences: Path) -> list[str]:
-    """Name the preferences whose chosen verdict is not the gold label, or whose rejected one is."""
+    """Name the preferences whose chosen verdict is not the gold label, and those whose rejected one is."""
     gold = IdSet(
         [f"{row['pair_id']}/{row['label']}" for row in batch.to_pylist()]
         for batch in batches_of(pairs, ["pair_id", "label"], BATCH)
@@ -237,8 +225,8 @@ def _held_out(batch: pa.RecordBatch) -> Any:
 
 LEDGERS: dict[str, Callable[[Path, dict[str, Any]], list[str]]] = {
     "1-pairs": _pairs,
-    "2-rationales": _answers("2-rationales"),
-    "4-samples": _answers("4-samples"),
+    "2-rationales": _answers,
+    "4-samples": _answers,
     "5-preferences": _preferences,
     "7-judgements": _judgements,
     "8-targets": _targets,

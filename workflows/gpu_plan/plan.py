@@ -1,7 +1,7 @@
-"""`broadfast plan`: what of a config fits on which GPUs, and about how long it takes.
+"""`broadfast plan` works out which stages of a config fit on given GPUs, and about how long they take.
 
-`plan_stages` is pure: settings and data-sheet figures in, one row per stage out. Lengths are the longest that
-the settings allow, so hours are an upper estimate of what the formulas of `cluster.gpus.speed` give.
+`plan_stages` is a pure function from settings and data sheets to one row per stage. It counts with the longest texts
+that the settings allow, so its hours are an upper estimate by the formulas of `cluster.gpus.speed`.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from cluster.config import TrainSettings
 from cluster.gpus.memory import (
     GB,
     Gpu,
     Memory,
     Training,
     generation_memory,
-    gpus,
     inference_memory,
+    known_gpus,
     kv_bytes_per_token,
     training_memory,
     training_way_out,
+    weight_bytes,
 )
 from cluster.gpus.speed import (
     Generation,
@@ -30,7 +30,8 @@ from cluster.gpus.speed import (
     training_tokens_per_second,
 )
 from cluster.models.size import ModelSize, model_size
-from mpcot.config import AnswerSettings, VllmEngine
+from distill.config import TargetSettings
+from mpcot.config import AnswerSettings, PreferenceSettings, VllmEngine
 from teacher.config import Lora, Tuning
 from workflows.config import RunConfig
 from workflows.gpu_plan.work import (
@@ -45,10 +46,12 @@ from workflows.gpu_plan.work import (
 )
 from workflows.stages import Stage
 
+Batched = PreferenceSettings | TargetSettings
+
 
 @dataclass(frozen=True)
 class Fleet:
-    """The GPUs that there are, and the pairs that there is to do."""
+    """The GPUs that there are, and the number of pairs to work on."""
 
     gpu: Gpu
     nodes: int
@@ -62,10 +65,10 @@ class Fleet:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage: `copies` engines or workers of `each` GPUs. `problem` says why it cannot be, with the way out.
+    """One stage with `copies` engines or workers of `each` GPUs. `problem` says why it cannot run, and the way out.
 
-    `tokens_per_s` is over all copies: output tokens of a generation, all tokens elsewhere. It and `hours` are
-    None where nothing fits, or where the work is in fp32, for which the table of GPUs has no figure.
+    `tokens_per_s` is that of all copies together, and counts output tokens in a generation and all tokens elsewhere. It
+    and `hours` are None where nothing fits, and in fp32, for which the table of GPUs has no figure.
     """
 
     stage: str
@@ -80,18 +83,18 @@ class StagePlan:
 
 
 def plan_stages(config: RunConfig, fleet: Fleet, stages: Sequence[Stage]) -> list[StagePlan]:
-    """Return the plan of every stage that the config gives GPUs; the others are left out.
+    """Return the plan of every stage to which the config gives GPUs, and leave out the others.
 
     Raises:
-        UserError: a model whose size is not known.
+        UserError: the size of a model is not known.
     """
     chosen = [stage for stage in stages if stage.short in PLANNERS and stage.need(config).gpus]
     return [_on(fleet, stage.need(config).gpus, PLANNERS[stage.short](config, fleet, stage)) for stage in chosen]
 
 
 def _on(fleet: Fleet, least: float, plan: StagePlan) -> StagePlan:
-    """Return the plan, refused where its least number of GPUs is more than there are or than nodes can hold."""
-    room = fleet.nodes * math.floor(fleet.gpus_per_node / plan.each)  # each engine or worker lies on one node
+    """Return the plan, with a problem where it needs more GPUs than there are or than the nodes can place."""
+    room = fleet.nodes * math.floor(fleet.gpus_per_node / plan.each)  # each engine or worker is on one node
     if plan.problem or least <= min(fleet.count, room * plan.each):
         return plan
     has = f"there are {fleet.count}"
@@ -107,7 +110,7 @@ def _generation(config: RunConfig, fleet: Fleet, stage: Stage) -> StagePlan:
         return StagePlan(stage.name, engine.replicas.max, engine.replicas.gpus, Memory(reserve=0), "scripted answers")
     ask: AnswerSettings = getattr(config, {"judgements": "judge"}.get(stage.short, stage.short))
     model = model_size("teacher.model", config.teacher.model)
-    width, each = 4 if engine.dtype == "float32" else 2, round(stage.need(config).gpus / engine.replicas.min)
+    width, each = weight_bytes(engine.dtype), round(stage.need(config).gpus / engine.replicas.min)
     copies = min(engine.replicas.max, fleet.nodes * (fleet.gpus_per_node // each))
     memory = _engine_memory(engine, model, fleet.gpu, width, engine.tensor_parallel)
     answers = generated(config, ask, fleet.pairs)
@@ -121,8 +124,7 @@ def _generation(config: RunConfig, fleet: Fleet, stage: Stage) -> StagePlan:
         model, fleet.gpu, Generation(engine.tensor_parallel, sequences, prompt, answer, width)
     )
     note = f"KV cache for {tokens:,} tokens, {sequences} sequences of {prompt} + {answer} tokens at once"
-    timed = (None, None) if width == 4 else (rate * answer, answers / rate / 3600)
-    return replace(row, tokens_per_s=timed[0], hours=timed[1], note=note)
+    return _timed(replace(row, note=note), engine.dtype, rate * answer, answers * answer)
 
 
 def _engine_memory(engine: VllmEngine, model: ModelSize, gpu: Gpu, width: int, parallel: int) -> Memory:
@@ -132,7 +134,7 @@ def _engine_memory(engine: VllmEngine, model: ModelSize, gpu: Gpu, width: int, p
 def _generation_problem(
     engine: VllmEngine, ask: AnswerSettings, model: ModelSize, fleet: Fleet, width: int, each: int
 ) -> str:
-    """Return why an engine cannot start or answer, or nothing."""
+    """Return why an engine cannot start or answer, or an empty text where it can."""
 
     def fits(gpu: Gpu, parallel: int) -> bool:
         one = engine.max_model_len * kv_bytes_per_token(model, width, parallel)
@@ -160,23 +162,31 @@ def _generation_problem(
 
 
 def _larger_gpu(fits: Callable[[Gpu], bool]) -> str:
-    names = [name for name, gpu in gpus().items() if fits(gpu)]
-    return f"It would fit on {', '.join(names)}" if names else "No GPU of the table would do: take a smaller model"
+    names = [name for name, gpu in known_gpus().items() if fits(gpu)]
+    return (
+        f"It would fit on {', '.join(names)}" if names else "No GPU of the table is large enough: take a smaller model"
+    )
 
 
 def trained_parameters(model: ModelSize, tuning: Tuning) -> int:
-    """Return the parameters that a tuning trains; frozen layers keep the embeddings from training too."""
+    """Return how many parameters a tuning trains; with frozen layers, the embeddings are frozen too."""
     if isinstance(tuning, Lora):
         return model.lora_parameters(tuning.rank, tuning.target_modules)
     frozen = model.embedding + tuning.frozen_layers * model.layer if tuning.frozen_layers else 0
     return model.parameters - frozen
 
 
-def _training(
-    stage: Stage, fleet: Fleet, settings: TrainSettings, model: ModelSize, trained: int, work: Work
-) -> StagePlan:
+def _training(config: RunConfig, fleet: Fleet, stage: Stage) -> StagePlan:
+    """Plan a training, of the teacher by SFT or DPO or of the student."""
+    if stage.short == "student":
+        model, work = model_size("student.model", config.student.model), student_work(config, fleet.pairs)
+        settings, trained = config.student.train, model.parameters
+    else:
+        model, section = model_size("teacher.model", config.teacher.model), getattr(config, stage.short)
+        work = sft_work(config, fleet.pairs) if stage.short == "sft" else preference_work(config, fleet.pairs, True)
+        settings, trained = section.train, trained_parameters(model, section.tuning)
     workers, recompute = settings.workers, settings.gradient_checkpointing
-    plan = _training_plan(settings, trained, work)
+    plan = Training(settings, trained, work.tokens, work.learnt)
     memory = training_memory(model, plan)
     row = StagePlan(
         stage.name, workers.count, workers.gpus_per_worker, memory, f"<= {work.rows:,} {work.unit}",
@@ -185,99 +195,53 @@ def _training(
     if memory.total > fleet.gpu.memory:
         changes = training_way_out(model, plan, fleet.gpu.memory)
         names = ", ".join(f"{stage.short}.train.{change}" for change in changes)
-        way_out = f"Set {names}" if changes else "No setting mends that: tune with LoRA, or take a smaller model"
+        way_out = f"Set {names}" if changes else "No setting helps: tune with LoRA, or take a smaller model"
         return replace(row, problem=f"{_too_large(memory, fleet.gpu.memory)}. {way_out}")
-    if plan.precision_bytes == 4:
-        return row
     rate = training_tokens_per_second(model, fleet.gpu, workers.count, trained < model.parameters, recompute)
-    return replace(row, tokens_per_s=rate, hours=work.rows * work.tokens * settings.epochs / rate / 3600)
+    return _timed(row, settings.precision, rate, work.rows * work.tokens * settings.epochs)
 
 
-def _training_plan(settings: TrainSettings, trained: int, work: Work) -> Training:
-    workers = settings.workers.count
-    return Training(
-        trained=trained,
-        sequence_tokens=work.tokens,
-        learnt_tokens=work.learnt,
-        micro_batch=min(settings.micro_batch, max(1, settings.global_batch // workers)),
-        workers=workers,
-        precision_bytes=_width(settings.precision),
-        zero_stage=settings.zero_stage,
-        recompute=settings.gradient_checkpointing,
-        offload_optimizer=settings.offload.optimizer == "cpu",
-        offload_parameters=settings.offload.parameters == "cpu",
-    )
-
-
-def _width(precision: str) -> int:
-    """Return the bytes of a weight; `auto` is bf16 on a GPU."""
-    return 4 if precision in ("fp32", "bf16_mixed") else 2
+def _timed(row: StagePlan, precision: str, rate: float, tokens: int) -> StagePlan:
+    """Add tokens per second and hours, except in fp32."""
+    return row if weight_bytes(precision) == 4 else replace(row, tokens_per_s=rate, hours=tokens / rate / 3600)
 
 
 def _too_large(memory: Memory, room: float) -> str:
     return f"a worker takes about {memory.total / GB:.1f} GB and has {room / GB:g}"
 
 
-def _forward(
-    stage: Stage, fleet: Fleet, model: ModelSize, precision: str, batch: int, workers: tuple[int, float], work: Work
-) -> StagePlan:
-    memory = inference_memory(model, _width(precision), batch * work.tokens, batch * work.learnt)
+def _forward(stage: Stage, fleet: Fleet, settings: Batched, model: ModelSize, precision: str, work: Work) -> StagePlan:
+    batch, count, gpus = settings.batch_size, settings.workers.count, settings.workers.gpus_per_worker
+    memory = inference_memory(model, weight_bytes(precision), batch * work.tokens, batch * work.learnt)
     note = f"{batch} rows at a time, at most {work.tokens} tokens a row"
-    row = StagePlan(stage.name, *workers, memory, f"<= {work.rows:,} {work.unit}", note=note)
-    room = fleet.gpu.memory * min(1, workers[1])
+    row = StagePlan(stage.name, count, gpus, memory, f"<= {work.rows:,} {work.unit}", note=note)
+    room = fleet.gpu.memory * min(1, gpus)
     if memory.total > room:
         most = math.floor(batch * (1 - (memory.total - room) / memory.activations))
         way_out = (
             f"Lower {stage.short}.batch_size to {most}" if most >= 1 else "Give a worker more, or take a smaller model"
         )
         return replace(row, problem=f"{_too_large(memory, room)}. {way_out}")
-    if _width(precision) == 4:
-        return row
-    rate = forward_tokens_per_second(model, fleet.gpu, workers[0])
-    return replace(row, tokens_per_s=rate, hours=work.rows * work.tokens / rate / 3600)
-
-
-def _teacher(config: RunConfig) -> ModelSize:
-    return model_size("teacher.model", config.teacher.model)
-
-
-def _sft(config: RunConfig, fleet: Fleet, stage: Stage) -> StagePlan:
-    model, work = _teacher(config), sft_work(config, fleet.pairs)
-    return _training(stage, fleet, config.sft.train, model, trained_parameters(model, config.sft.tuning), work)
-
-
-def _dpo(config: RunConfig, fleet: Fleet, stage: Stage) -> StagePlan:
-    model, work = _teacher(config), preference_work(config, fleet.pairs, trained=True)
-    return _training(stage, fleet, config.dpo.train, model, trained_parameters(model, config.dpo.tuning), work)
-
-
-def _student(config: RunConfig, fleet: Fleet, stage: Stage) -> StagePlan:
-    model = model_size("student.model", config.student.model)
-    work = student_work(config, fleet.pairs)
-    return _training(stage, fleet, config.student.train, model, model.parameters, work)
+    return _timed(row, precision, forward_tokens_per_second(model, fleet.gpu, count), work.rows * work.tokens)
 
 
 def _reference(config: RunConfig, fleet: Fleet, stage: Stage) -> StagePlan:
-    settings, work = config.preferences, preference_work(config, fleet.pairs)
-    workers = settings.workers.count, settings.workers.gpus_per_worker
-    precision = config.dpo.train.precision
-    return _forward(stage, fleet, _teacher(config), precision, settings.batch_size, workers, work)
+    model, work = model_size("teacher.model", config.teacher.model), preference_work(config, fleet.pairs)
+    return _forward(stage, fleet, config.preferences, model, config.dpo.train.precision, work)
 
 
 def _targets(config: RunConfig, fleet: Fleet, stage: Stage) -> StagePlan:
-    settings, work = config.targets, target_work(config, fleet.pairs)
-    model = model_size("targets.encoder", settings.encoder)
-    workers = settings.workers.count, settings.workers.gpus_per_worker
-    return _forward(stage, fleet, model, settings.precision, settings.batch_size, workers, work)
+    model, work = model_size("targets.encoder", config.targets.encoder), target_work(config, fleet.pairs)
+    return _forward(stage, fleet, config.targets, model, config.targets.precision, work)
 
 
 PLANNERS: dict[str, Callable[[RunConfig, Fleet, Stage], StagePlan]] = {
     "rationales": _generation,
-    "sft": _sft,
+    "sft": _training,
     "samples": _generation,
     "preferences": _reference,
-    "dpo": _dpo,
+    "dpo": _training,
     "judgements": _generation,
     "targets": _targets,
-    "student": _student,
+    "student": _training,
 }

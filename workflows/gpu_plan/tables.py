@@ -1,4 +1,4 @@
-"""What `broadfast plan` prints: memory per GPU, work and hours, the formulas, and what cannot fit."""
+"""What `broadfast plan` prints: memory per GPU, work and hours, the formulas, and what does not fit."""
 
 from __future__ import annotations
 
@@ -9,57 +9,57 @@ from rich.table import Column, Table
 from cluster.base.errors import UserError
 from cluster.base.progress import console
 from cluster.gpus.memory import GB, RESERVE, find_gpu
-from cluster.gpus.speed import formulas
+from cluster.gpus.speed import FORMULAS
 from workflows.config import RunConfig
-from workflows.dry_run import asked
+from workflows.dry_run import marked
 from workflows.gpu_plan.plan import Fleet, StagePlan, plan_stages
 from workflows.stages import Stage
 
 STAGE = Column("stage", no_wrap=True)
 MEMORY = (
-    "memory: weights = parameters x bytes; optimizer = trained parameters x 12 (8 in fp32), gradients = trained x "
-    "bytes, shared out as ZeRO does; KV cache = what is left; activations = tokens x width x layers x 34 (2 and one "
-    f"layer whole with recomputation) + logits x 10, roughly; {RESERVE / GB:g} GB in reserve"
+    "memory: weights = parameters x bytes; optimizer = trained parameters x 12 (8 in fp32) and gradients = trained "
+    "parameters x bytes, divided as ZeRO does; KV cache = what is left; activations = about tokens x width x layers x "
+    f"34 (with recomputation 2, and one whole layer) + logits x 10; {RESERVE / GB:g} GB are kept in reserve"
 )
 
 
 def print_gpu_plan(
     config: RunConfig, stages: Sequence[Stage], gpu: str, nodes: int, gpus_per_node: int, pairs: int
 ) -> None:
-    """Print the plan of the stages that the config gives GPUs; nothing is loaded and no cluster is asked.
+    """Print the plan of the stages to which the config gives GPUs; no model is loaded and no cluster is asked.
 
     Raises:
-        UserError: something cannot fit; one line each with the way out. Or no stage takes a GPU.
-        UsageError: a GPU that the table does not name.
+        UserError: something does not fit, which is said with the way out, or no stage takes a GPU.
+        UsageError: the table does not contain the GPU.
     """
     fleet = Fleet(find_gpu(gpu), nodes, gpus_per_node, pairs)
     plans = plan_stages(config, fleet, stages)
     if not plans:
         raise UserError(
-            "no stage of this config takes a GPU: set gpus_per_worker and engine.replicas.gpus, or --dry-run"
+            "no stage of this config takes a GPU: set gpus_per_worker and engine.replicas.gpus, or use --dry-run"
         )
     title = f"{config.name} on {nodes} nodes of {gpus_per_node} {gpu}, {pairs:,} pairs"
     console().print(memory_table(plans, fleet, title), time_table(plans))
     for plan in plans:
         if plan.note:
             console().print(f"{plan.stage}: {plan.note}", highlight=False)
-    for line in (MEMORY, *formulas()):
+    for line in (MEMORY, *FORMULAS):
         console().print(f"[dim]{line}[/dim]", highlight=False)
     if wrong := [f"{plan.stage}: {plan.problem}." for plan in plans if plan.problem]:
         raise UserError("this cannot fit:\n" + "\n".join(wrong))
     hours = sum(plan.hours or 0 for plan in plans)
     console().print(
-        f"about {hours:,.1f} hours, data sheets' figures and assumed shares of them; measure before you buy"
+        f"about {hours:,.1f} hours, from assumed shares of the data sheets' figures; measure before you buy"
     )
 
 
 def memory_table(plans: Sequence[StagePlan], fleet: Fleet, title: str) -> Table:
-    """Return what each stage holds on one GPU, in GB."""
+    """Return what each stage keeps on one GPU, in GB."""
     table = Table(STAGE, "weights", "optimizer", "gradients", "KV cache", "activations", "GB", title=title)
     for plan in plans:
         held = plan.memory
         parts = (held.weights, held.optimizer, held.gradients, held.kv_cache, held.activations)
-        total = asked(round(held.total / GB, 1), fleet.gpu.memory_gb)
+        total = marked(round(held.total / GB, 1), fleet.gpu.memory_gb)
         table.add_row(plan.stage, *(f"{part / GB:.1f}" if part else "" for part in parts), total)
     return table
 

@@ -1,4 +1,4 @@
-"""How much work each stage has for so many pairs: rows, and the tokens of the longest that the settings allow."""
+"""How much work each stage has for a number of pairs: its rows, and the longest that the settings allow."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from mpcot.config import AnswerSettings, SortedSettings
 from workflows.config import RunConfig
 
 CHARS_PER_TOKEN = 4
-PAIR_TOKENS = 200  # assumed: system text, query, title
-QUESTION_TOKENS = 40  # assumed: a perspective's question, and a worked example's query and title
+PAIR_TOKENS = 200  # an assumption for system text, query and title
+QUESTION_TOKENS = 40  # an assumption for a perspective's question, and for query and title of a worked example
 
 
 @dataclass(frozen=True)
 class Work:
-    """Rows at most, their tokens, and those of them whose logits are taken."""
+    """The largest number of rows, the tokens of a row, and how many of these have their logits computed."""
 
     rows: int
     unit: str
@@ -24,12 +24,12 @@ class Work:
 
 
 def answer_tokens(ask: AnswerSettings) -> int:
-    """Return the tokens of the longest answer: what `max_chars` or `max_tokens` allows, whichever is less."""
+    """Return the tokens of the longest answer that both `max_chars` and `max_tokens` allow."""
     return min(ask.max_tokens, ask.max_chars // CHARS_PER_TOKEN + 8)
 
 
 def prompt_tokens(ask: AnswerSettings) -> int:
-    """Return an estimate of a prompt's tokens: pair, description, question, worked examples."""
+    """Return an estimate of the tokens of a prompt, from pair, description, question and worked examples."""
     examples = ask.few_shot * (QUESTION_TOKENS + answer_tokens(ask))
     return _pair_tokens(ask) + QUESTION_TOKENS + examples
 
@@ -39,7 +39,7 @@ def _pair_tokens(ask: AnswerSettings) -> int:
 
 
 def split_sizes(config: RunConfig, pairs: int) -> dict[str, int]:
-    """Return the pairs of each split."""
+    """Return the number of pairs in each split."""
     split = config.split
     hidden = split.train * split.unlabelled
     shares = {"train": split.train - hidden, "dev": split.dev, "test": split.test, "unlabelled": hidden}
@@ -47,13 +47,13 @@ def split_sizes(config: RunConfig, pairs: int) -> dict[str, int]:
 
 
 def pairs_asked(config: RunConfig, ask: AnswerSettings, pairs: int) -> int:
-    """Return how many pairs a generation asks about: those of its splits, within `pairs_per_split`."""
+    """Return how many pairs a generation asks about, from its splits and within `pairs_per_split`."""
     sizes = split_sizes(config, pairs)
     return sum(min(sizes[name], ask.pairs_per_split or sizes[name]) for name in ask.splits)
 
 
 def generated(config: RunConfig, ask: AnswerSettings, pairs: int) -> int:
-    """Return the answers of a generation; a hinted retry may ask once more about every training pair."""
+    """Return the number of answers of a generation; a hinted retry may ask again about every training pair."""
     asked = pairs_asked(config, ask, pairs) * ask.samples
     if isinstance(ask, SortedSettings) and ask.hinted_retry:
         asked += pairs_asked(config, ask.model_copy(update={"splits": ("train",)}), pairs)
@@ -61,7 +61,7 @@ def generated(config: RunConfig, ask: AnswerSettings, pairs: int) -> int:
 
 
 def sft_work(config: RunConfig, pairs: int) -> Work:
-    """Return the sequences of SFT: every rationale is taken to be kept."""
+    """Return the sequences of SFT, on the assumption that every rationale is kept."""
     answers = len(config.perspectives.names) * config.rationales.samples
     together = min(answers, config.sft.answers_per_sequence)
     asked = pairs_asked(config, config.rationales, pairs)
@@ -70,10 +70,10 @@ def sft_work(config: RunConfig, pairs: int) -> Work:
 
 
 def preference_work(config: RunConfig, pairs: int, trained: bool = False) -> Work:
-    """Return the preferences: every sampled pair is taken to give `per_pair` of them.
+    """Return the preferences, on the assumption that every sampled pair gives `per_pair` of them.
 
     Args:
-        trained: those that DPO trains on alone; the reference scores those of all splits.
+        trained: count only those that DPO trains on; the reference scores those of all splits.
     """
     asked = config.samples
     if trained:
@@ -83,21 +83,21 @@ def preference_work(config: RunConfig, pairs: int, trained: bool = False) -> Wor
 
 
 def _shared(config: RunConfig, rows: int, unit: str, answers: int, max_tokens: int) -> Work:
-    """Return rows of `answers` that share the pair's tokens; question and answer come once for each."""
-    ask = config.samples  # teacher and student of the prompt agree on its form
+    """Return rows with `answers` that share the tokens of the pair and each have their own question and answer."""
+    ask = config.samples  # training and judging use the same form of prompt
     pair, answer = _pair_tokens(ask), answer_tokens(ask)
     tokens = pair + answers * (prompt_tokens(ask) - pair + answer)
     return Work(rows, unit, min(tokens, answers * max_tokens), answers * answer)
 
 
 def target_work(config: RunConfig, pairs: int) -> Work:
-    """Return the rationales that become vectors: one per judged pair and perspective."""
+    """Return the rationales that become vectors, one per judged pair and perspective."""
     rows = pairs_asked(config, config.judge, pairs) * len(config.perspectives.names)
     return Work(rows, "rationales", min(config.targets.max_tokens, answer_tokens(config.judge)))
 
 
 def student_work(config: RunConfig, pairs: int) -> Work:
-    """Return the pairs that the student learns from, twice where a labels-only student is trained too."""
+    """Return the pairs that the student learns from, counted twice where a labels-only student is trained too."""
     sizes = split_sizes(config, pairs)
     rows = sizes["train"] + (sizes["unlabelled"] if config.student.use_unlabelled else 0)
     students = 2 if config.student.baseline else 1

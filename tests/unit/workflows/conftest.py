@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from cluster.base import progress
-from cluster.base.shared_folder import Store
+from cluster.base.shared_folder import SharedFolder
 from cluster.base.tables import read_table
 from mpcot.asking import generate
 from mpcot.asking.answers import ANSWERS
@@ -36,7 +36,7 @@ QUICK = ("1-pairs", "2-rationales", "3-sft", "4-samples", "5-preferences", "6-dp
 
 
 def answer_here(
-    plan: generate.GenerationPlan, shared: Store, label: str, counts: tuple[int, int, int]
+    plan: generate.GenerationPlan, shared: SharedFolder, label: str, counts: tuple[int, int, int]
 ) -> dict[str, float]:
     """What the Ray Data actors do, one batch after the other in this process."""
     files = shared.child(generate.MISSING)

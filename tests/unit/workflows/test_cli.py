@@ -253,7 +253,7 @@ def test_unexpected_failures_are_one_line_with_the_story_in_the_log(
     monkeypatch.setattr("mpcot.pairs.stage.run", fail)
     result = broadfast("pairs", config_file, "--out", tmp_path / "run")
     assert result.exit_code == 1
-    assert "RuntimeError: the last line. The whole story is in" in text(result) and "Traceback" not in result.output
+    assert "RuntimeError: the last line. The full traceback is in" in text(result) and "Traceback" not in result.output
     assert "Traceback" in (tmp_path / "run" / "broadfast.log").read_text()
     assert read_manifest(tmp_path / "run" / "1-pairs") is None
 

@@ -91,8 +91,8 @@ def test_a_config_is_shipped() -> None:
         ({"sft": {"tuning": {"kind": "lora", "rnk": 4}}}, "sft.tuning.rnk: no such setting. Did you mean 'rank'?"),
         ({"sft": {"train": {"epochs": "many"}}}, "sft.train.epochs: Input should be a valid integer"),
         ({"sft": {"train": {"epochs": 0}}}, "sft.train.epochs: Input should be greater than 0 (given: 0)"),
-        ({"sft": {"tuning": {"rank": 4}}}, "sft.tuning: say which one, by kind = 'lora' or 'full'"),
-        ({"engine": {"replicas": {"max": 2}}}, "engine: say which one, by kind = 'vllm' or 'scripted'"),
+        ({"sft": {"tuning": {"rank": 4}}}, "sft.tuning: choose one by kind = 'lora' or 'full'"),
+        ({"engine": {"replicas": {"max": 2}}}, "engine: choose one by kind = 'vllm' or 'scripted'"),
         ({"judge": {"samples": 5}}, "samples 5 at temperature 0 are all the same"),
         ({"samples": {"min_chars": 500}}, "min_chars 500 is above max_chars 400"),
         ({"rationales": {"max_tokens": 4096}}, "rationales.max_tokens 4096 leaves no room for a prompt"),
@@ -174,9 +174,9 @@ def test_files_that_are_no_config(tmp_path: Path) -> None:
 
 
 def test_a_service_takes_a_config_or_only_changes(least: Path) -> None:
-    serve, cluster = service_config(None, ["serve.port=8123", "cluster.num_cpus=3"])
-    assert serve.port == 8123 and cluster.num_cpus == 3
-    assert service_config(least, ["serve.port=8124"])[0].port == 8124
+    service = service_config(None, ["serve.port=8123", "cluster.num_cpus=3"])
+    assert service.serve.port == 8123 and service.cluster.num_cpus == 3
+    assert service_config(least, ["serve.port=8124"]).serve.port == 8124
     with pytest.raises(UsageError, match=r"serve\.prt: no such setting. Did you mean 'port'"):
         service_config(None, ["serve.prt=1"])
     with pytest.raises(UsageError, match=r"serve:\n.*sft: no such setting"):
@@ -186,8 +186,8 @@ def test_a_service_takes_a_config_or_only_changes(least: Path) -> None:
 def test_a_service_takes_a_file_of_its_own_sections(tmp_path: Path) -> None:
     own = tmp_path / "service.toml"
     own.write_text("[serve]\nport = 8125\n[serve.limits]\nproducts_per_request = 7\n")
-    serve, cluster = service_config(own, ["cluster.num_cpus=3"])
-    assert (serve.port, serve.limits.products_per_request, cluster.num_cpus) == (8125, 7, 3)
+    service = service_config(own, ["cluster.num_cpus=3"])
+    assert (service.serve.port, service.serve.limits.products_per_request, service.cluster.num_cpus) == (8125, 7, 3)
     own.write_text("[serve]\nprt = 8125\n")
     with pytest.raises(UsageError, match=r"service\.toml:\n.*serve\.prt: no such setting"):
         service_config(own)

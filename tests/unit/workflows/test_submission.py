@@ -46,10 +46,10 @@ def test_an_extra_brings_the_pins_of_pyproject_and_leaves_ray_to_the_cluster() -
     ("changes", "words"),
     [
         ({"config": Path("/etc/other.toml")}, "outside the repository"),
-        ({"config": ROOT / "runs/own.toml"}, "lies in runs, which does not go along"),
-        ({"config": ROOT / "workflows/data/own.toml"}, "since .gitignore names it"),
+        ({"config": ROOT / "runs/own.toml"}, "is in runs, which is not sent"),
+        ({"config": ROOT / "workflows/data/own.toml"}, "because .gitignore names it"),
         ({"out": None}, "--out is missing"),
-        ({"out": Path("runs/demo")}, "--out runs/demo: give a whole path"),
+        ({"out": Path("runs/demo")}, "--out runs/demo: give an absolute path"),
         ({"first": "nothing"}, "no stage 'nothing'"),
         ({"first": "sft", "last": "pairs"}, "comes after"),
         ({"install": "tpu"}, "no such extra; there are train"),
@@ -96,5 +96,7 @@ def test_a_job_server_that_goes_and_comes_back_is_waited_for(
     said = capsys.readouterr().out
     assert "first line" in said and "the log broke off" in said and "it failed" in said
     monkeypatch.setattr(submit, "PATIENCE_S", 0.0)
-    with pytest.raises(UserError, match=r"raysubmit_1: its job server does not answer any more .* It may go on"):
+    with pytest.raises(
+        UserError, match=r"raysubmit_1: its job server does not answer any more .* The job may still run"
+    ):
         asyncio.run(submit.follow(LostServer(3), "raysubmit_1"))  # type: ignore[arg-type]

@@ -43,12 +43,12 @@ def name_of(row: dict[str, object]) -> str:
     ("file", "change", "says"),
     [
         ("2-rationales/kept.parquet", without_first, "answers: 1 lost, first {first}"),
-        ("2-rationales/kept.parquet", first_twice, "answers: 1 ids are there twice, first {first}"),
+        ("2-rationales/kept.parquet", first_twice, "answers: 1 ids occur twice, first {first}"),
         ("2-rationales/filtered.parquet", without_first, "answers: 1 lost, first {first}"),
-        ("4-samples/filtered.parquet", first_twice, "answers: 1 ids are there twice, first {first}"),
+        ("4-samples/filtered.parquet", first_twice, "answers: 1 ids occur twice, first {first}"),
         ("7-judgements/judgements.parquet", without_first, "judgements: 1 lost, first {first}"),
-        ("7-judgements/judgements.parquet", first_twice, "judgements: 1 ids are there twice, first {first}"),
-        ("1-pairs/pairs.parquet", first_twice, "pairs: 1 ids are there twice, first {first}"),
+        ("7-judgements/judgements.parquet", first_twice, "judgements: 1 ids occur twice, first {first}"),
+        ("1-pairs/pairs.parquet", first_twice, "pairs: 1 ids occur twice, first {first}"),
         ("1-pairs/pairs.parquet", without_first, "judgements: 1 unknown, first {first}"),
     ],
 )

@@ -47,12 +47,9 @@ class ExperimentSettings(Resources):
             raise ValueError(
                 f"experiment.arms: the shares of the arms that answer must add up to 1, but they add up to {total:g}"
             )
-        for arm in self.arms:
-            if arm.shadow == (arm.share > 0):
-                wrong = (
-                    "is a shadow with a share: set share to 0"
-                    if arm.shadow
-                    else "has no share: give it one, or shadow = true"
-                )
-                raise ValueError(f"experiment.arms: {arm.name} {wrong}")
+        for arm in answering:
+            if not arm.share:
+                raise ValueError(f"experiment.arms: {arm.name} has no share: give it one, or set shadow = true")
+        if shared := [arm.name for arm in self.arms if arm.shadow and arm.share]:
+            raise ValueError(f"experiment.arms: {shared[0]} is a shadow with a share: set share to 0")
         return self

@@ -23,15 +23,11 @@ log = logging.getLogger("ray.serve.exposures")
 
 # exposures folder -> `broadfast experiment report`. `share` is the arm's as planned; `scores` are in the order of
 # `products`. Rows of shadow arms have the same request id as the row of the arm that answered.
+NEEDED = {"experiment": pa.string(), "request_id": pa.string(), "unit": pa.string(), "arm": pa.string()}
+NEEDED |= {"share": pa.float64(), "shadow": pa.bool_(), "at": pa.timestamp("us", tz="UTC")}
 EXPOSURE = pa.schema(
     [
-        pa.field("experiment", pa.string(), nullable=False),
-        pa.field("request_id", pa.string(), nullable=False),
-        pa.field("unit", pa.string(), nullable=False),
-        pa.field("arm", pa.string(), nullable=False),
-        pa.field("share", pa.float64(), nullable=False),
-        pa.field("shadow", pa.bool_(), nullable=False),
-        pa.field("at", pa.timestamp("us", tz="UTC"), nullable=False),
+        *(pa.field(name, kind, nullable=False) for name, kind in NEEDED.items()),
         pa.field("products", pa.list_(pa.string())),
         pa.field("scores", pa.list_(pa.float32())),
     ]
@@ -41,9 +37,9 @@ EXPOSURE = pa.schema(
 class ExposureLog:
     """Appends exposures to a folder from any number of threads; other processes may write to the same folder.
 
-    Rows wait in memory until there are `flush_rows` of them or the oldest has waited `flush_seconds`, and `close` writes
-    the rest. A process that is killed loses those that wait. Rows that cannot be written are kept and tried again, up
-    to `max_waiting` of them; beyond that the oldest are lost and counted in `lost`.
+    Rows wait in memory until there are `flush_rows` of them or the oldest has waited `flush_seconds`. `close` writes
+    the rest; a process that is killed loses them. Rows that cannot be written are kept and tried again, up to
+    `max_waiting` of them. Beyond that the oldest are lost and counted in `lost`.
 
     Raises:
         UserError: the folder cannot be made or written.
@@ -122,20 +118,17 @@ class ExposureLog:
         self.flush()
 
     def _flush_regularly(self) -> None:
+        """Flush again and again, and keep in `failure` what went wrong: no request must fail over a full disk."""
         while not self.closed.is_set():
             self.wake.wait(self.experiment.flush_seconds)
             self.wake.clear()
-            self._try_flush()
-
-    def _try_flush(self) -> None:
-        """Flush, and keep in `failure` what went wrong, because a request must not fail over a full disk."""
-        try:
-            self.flush()
-            self.failure = None
-        except UserError as error:
-            if self.failure is None:
-                log.error("exposures wait in memory: %s", error)
-            self.failure = error
+            try:
+                self.flush()
+                self.failure = None
+            except UserError as error:
+                if self.failure is None:
+                    log.error("exposures wait in memory: %s", error)
+                self.failure = error
 
 
 def read_exposures(path: Path, columns: Sequence[str] = tuple(EXPOSURE.names)) -> pa.Table:

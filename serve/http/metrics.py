@@ -67,7 +67,7 @@ class Metrics:
         self._queues.remove(count)
 
     def answered(self, path: str, status: int, seconds: float, kind: str | None) -> None:
-        """Count one request by the template of its path and by its status, and by the kind of its error if it failed."""
+        """Count one request by the template of its path and its status, and by the kind of its error if it failed."""
         self._requests.labels(self.replica, path, str(status)).inc()
         self._seconds.labels(self.replica, path).observe(seconds)
         if kind:

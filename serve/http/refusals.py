@@ -27,7 +27,7 @@ class ProblemDetails(BaseModel):
 
 
 class Refusal(Exception):
-    """Why a request gets no answer: HTTP status, title, what happened and what to do, and the limit that it exceeded."""
+    """Why a request gets no answer: HTTP status, title, what happened and what to do, and the exceeded limit."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Refusal(Exception):
         self.headers = {**(headers or {}), **({"Retry-After": str(retry_after_s)} if retry_after_s else {})}
 
     def response(self, scope: Scope, errors: list[dict[str, str]] | None = None) -> JSONResponse:
-        """Return the refusal as RFC 9457 JSON, and leave its kind in the request's state for the metrics and the log."""
+        """Return the refusal as RFC 9457 JSON, and leave its kind in the request's state for metrics and log."""
         scope.setdefault("state", {})["kind"] = self.limit or self.title.lower().replace(" ", "_")
         body = ProblemDetails(
             title=self.title, status=self.status, detail=self.detail, limit=self.limit, errors=errors

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model, model_validator
 
 from serve.config import LimitSettings
-from serve.http.schemas import ProductInput, ScoreInput, ScoreResponse, not_blank
+from serve.http.schemas import NotBlank, ProductInput, ScoreInput, ScoreResponse
 
 MAX_DEPTH = 64  # of members that are only returned; pydantic itself gives up at about 250
 
@@ -52,15 +52,10 @@ class RerankInput(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
     model: str | None = Field(None, description="any name is accepted; the answer says which model ranked")
-    query: str
+    query: NotBlank
     documents: list[Any]
     top_n: int | None = Field(None, ge=0, description="how many of the best to return; null or 0 returns all")
     return_documents: bool | None = Field(None, description="false leaves the documents out of the answer")
-
-    @field_validator("query")
-    @classmethod
-    def _query(cls, value: str) -> str:
-        return not_blank(value)
 
 
 class RerankResult(BaseModel):
@@ -95,7 +90,7 @@ def rerank_type(limits: LimitSettings) -> type[RerankInput]:
     return create_model(
         "RerankRequest",
         __base__=RerankInput,
-        query=(str, Field(min_length=1, max_length=limits.query_chars)),
+        query=(NotBlank, Field(min_length=1, max_length=limits.query_chars)),
         documents=(list[either], Field(min_length=1, max_length=limits.products_per_request)),
     )
 

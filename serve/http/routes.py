@@ -1,11 +1,11 @@
-"""The HTTP API over anything that scores. Nothing here knows of Ray, so that tests need no cluster."""
+"""The HTTP API over a service that scores. Nothing here knows of Ray, so that tests need no cluster."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse
@@ -15,7 +15,6 @@ from starlette.staticfiles import StaticFiles
 
 from serve.config import LimitSettings, ServeSettings
 from serve.http.bearer_tokens import BearerTokens
-from serve.http.metrics import Metrics
 from serve.http.middleware import Admission, BodyLimit, RequestLog
 from serve.http.refusals import PROBLEM_JSON, ProblemDetails, Refusal, answer_errors
 from serve.http.rerank import RerankInput, RerankResponse, ranked, rerank_type, to_score
@@ -24,7 +23,6 @@ from serve.http.schemas import (
     Examples,
     ExplainResponse,
     Health,
-    ModelInfo,
     ModelList,
     QueryInput,
     ScoreInput,
@@ -33,6 +31,10 @@ from serve.http.schemas import (
     request_types,
 )
 
+if TYPE_CHECKING:
+    from serve.replica.model_swap import SwappingService
+
+Exposition = Callable[[], Awaitable[str]]
 PAGE = Path(__file__).parent / "playground"
 # The page runs only its own script and style, and nothing that a query or a title might contain.
 PAGE_HEADERS = {
@@ -57,34 +59,12 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
-class Service(Protocol):
-    """What the API needs of whatever scores."""
-
-    metrics: Metrics
-
-    @property
-    def models(self) -> list[ModelInfo]:
-        """The models that can answer: the main one, then those of an experiment's other arms."""
-
-    async def score(self, request: ScoreInput, asker: Asker | None = None) -> ScoreResponse:
-        """Score, or raise `Refusal`; in an experiment, the arm of the asker's unit answers."""
-
-    def examples(self, query: str, count: int) -> Examples:
-        """Return something to try the service with; it is empty where the export carries nothing."""
-
-    def ready(self) -> bool:
-        """Say whether a request would be accepted now."""
-
-    def full(self) -> Refusal | None:
-        """Return the refusal of any request that came now, or None where it might be accepted."""
-
-
 def make_api(
-    service: Service,
+    service: SwappingService,
     settings: ServeSettings,
     digests: Sequence[bytes] = (),
     log: logging.Logger | None = None,
-    exposition: Callable[[], Awaitable[str]] | None = None,
+    exposition: Exposition | None = None,
 ) -> FastAPI:
     """Return the HTTP API over `service`, with its page at `/`.
 
@@ -126,14 +106,14 @@ def describe_refusals(api: FastAPI) -> None:
     api.openapi = described  # type: ignore[method-assign]
 
 
-async def scored(service: Service, request: ScoreInput, http: Request) -> ScoreResponse:
+async def scored(service: SwappingService, request: ScoreInput, http: Request) -> ScoreResponse:
     """Score the request, and leave in its state what goes into the log."""
     http.state.pairs, http.state.query = len(request.products), request.query
     return await service.score(request, Asker(http.state.request_id, http.headers))
 
 
-def scoring(service: Service, limits: LimitSettings) -> APIRouter:
-    """Return `/v1/score`, `/v1/explain` and `/v1/rerank`; the latter also at the paths that other services' clients use."""
+def scoring(service: SwappingService, limits: LimitSettings) -> APIRouter:
+    """Return `/v1/score`, `/v1/explain` and `/v1/rerank`, the last also at the paths that other services use."""
     router = APIRouter(responses=REFUSALS)
     score_type, explain_type = request_types(limits)
 
@@ -159,7 +139,7 @@ def scoring(service: Service, limits: LimitSettings) -> APIRouter:
     return router
 
 
-def information(service: Service, limits: LimitSettings, exposition: Callable[[], Awaitable[str]] | None) -> APIRouter:
+def information(service: SwappingService, limits: LimitSettings, exposition: Exposition | None) -> APIRouter:
     """Return `/v1/models`, `/v1/examples` and `/metrics`."""
     router = APIRouter()
 
@@ -187,7 +167,7 @@ def information(service: Service, limits: LimitSettings, exposition: Callable[[]
     return router
 
 
-def open_to_all(service: Service) -> APIRouter:
+def open_to_all(service: SwappingService) -> APIRouter:
     """Return what needs no token: `/healthz`, `/readyz`, and the page at `/`, whose style and script are beside it."""
     router = APIRouter()
 

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
 from serve.config import LimitSettings
+
+
+def not_blank(value: str) -> str:
+    """Return `value`, or raise a ValueError where it holds only white space."""
+    if not value.strip():
+        raise ValueError("must hold more than white space")
+    return value
+
+
+NotBlank = Annotated[str, AfterValidator(not_blank)]
 
 
 class Verdict(BaseModel):
@@ -50,7 +60,7 @@ class ScoreResponse(BaseModel):
 
 
 class PerspectiveView(BaseModel):
-    """One perspective of `/v1/explain`: the student's verdict, and the most similar case that the teacher reasoned about."""
+    """One perspective of `/v1/explain`: the student's verdict, and the most similar case of the teacher's."""
 
     verdict: str | None = Field(None, description="null where the student has no verdict heads")
     probabilities: dict[str, float] | None = None
@@ -123,27 +133,17 @@ class ProductInput(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     id: str
-    title: str
+    title: NotBlank
     brand: str | None = None
     description: str | None = None
-
-    @field_validator("title")
-    @classmethod
-    def _title(cls, value: str) -> str:
-        return not_blank(value)
 
 
 class QueryInput(BaseModel):
     """A query with its products. `request_types` adds the limits in force."""
 
     model_config = ConfigDict(extra="forbid")
-    query: str
+    query: NotBlank
     products: list[ProductInput]
-
-    @field_validator("query")
-    @classmethod
-    def _query(cls, value: str) -> str:
-        return not_blank(value)
 
 
 class ScoreInput(QueryInput):
@@ -172,25 +172,18 @@ def explained(response: ScoreResponse) -> ExplainResponse:
     return ExplainResponse(model=response.model, results=results)
 
 
-def not_blank(value: str) -> str:
-    """Return `value`, or raise a ValueError where it holds only white space."""
-    if not value.strip():
-        raise ValueError("must hold more than white space")
-    return value
-
-
 def request_types(limits: LimitSettings) -> tuple[type[ScoreInput], type[QueryInput]]:
     """Return the types of score and explain requests with the limits in force, so that OpenAPI states them."""
     product = create_model(
         "Product",
         __base__=ProductInput,
         id=(str, Field(min_length=1, max_length=limits.id_chars)),
-        title=(str, Field(min_length=1, max_length=limits.title_chars)),
+        title=(NotBlank, Field(min_length=1, max_length=limits.title_chars)),
         brand=(str | None, Field(None, max_length=limits.title_chars)),
         description=(str | None, Field(None, max_length=limits.description_chars)),
     )
     bounded: dict[str, Any] = {
-        "query": (str, Field(min_length=1, max_length=limits.query_chars)),
+        "query": (NotBlank, Field(min_length=1, max_length=limits.query_chars)),
         "products": (list[product], Field(min_length=1, max_length=limits.products_per_request)),
     }
     return (

@@ -72,7 +72,7 @@ def service_handle() -> Handle:
 
 
 def check_ours(details: Mapping[str, Any]) -> None:
-    """Refuse a service that comes from a Serve config, because whatever applies it (such as KubeRay) would undo the roll.
+    """Refuse a service that comes from a Serve config, because whatever applies it, such as KubeRay, would undo this.
 
     Args:
         details: what Ray Serve says about its applications.

@@ -17,6 +17,7 @@ import ray
 from ray import serve as ray_serve
 
 from cluster.base.errors import UserError
+from cluster.base.waiting import waiting_for
 from serve.config import ServeSettings
 from serve.experiments.experiment_service import check_exports
 from serve.http.bearer_tokens import read_digests
@@ -34,7 +35,7 @@ class RunningService:
     url: str
 
     def stop(self) -> None:
-        """Let the replicas finish what they have, for at most `serve.drain_s`, and end Ray Serve if nothing else uses it."""
+        """Let the replicas finish, for at most `serve.drain_s`, and end Ray Serve if nothing else uses it."""
         ray_serve.delete(APP_NAME)
         if not ray_serve.status().applications:
             ray_serve.shutdown()
@@ -63,8 +64,9 @@ def serve_export(
     ray_serve.start(http_options=http_options(settings))
     service = RunningService(f"http://{reachable(settings.host)}:{settings.port}")
     try:
-        ray_serve.run(build_app(export_dir.resolve(), settings, digests), name=APP_NAME, route_prefix="/")
-        wait_until_ready(service.url)
+        with waiting_for("the service to start and its replicas to load the student"):
+            ray_serve.run(build_app(export_dir.resolve(), settings, digests), name=APP_NAME, route_prefix="/")
+            wait_until_ready(service.url)
     except BaseException:
         ray_serve.delete(APP_NAME, _blocking=False)  # a service that does not answer must not block the next one
         raise
@@ -124,15 +126,13 @@ def check_port(settings: ServeSettings) -> None:
 def check_resources(settings: ServeSettings) -> None:
     """Refuse replicas that the cluster can never hold, for which Ray Serve would wait for ever."""
     have = ray.cluster_resources()
-    for name, field, each in (
-        ("CPU", "cpus_per_replica", settings.cpus_per_replica),
-        ("GPU", "gpus_per_replica", settings.gpus_per_replica),
-    ):
-        need = each * settings.replicas.min
-        if need > have.get(name, 0):
+    for kind in ("CPU", "GPU"):
+        field = f"{kind.lower()}s_per_replica"
+        need, there = getattr(settings, field) * settings.replicas.min, have.get(kind, 0)
+        if need > there:
             raise UserError(
-                f"serve.{field} x serve.replicas.min asks for {need:g} {name}, the cluster has"
-                f" {have.get(name, 0):g}. Lower one of them or add nodes."
+                f"serve.{field} x serve.replicas.min asks for {need:g} {kind}, the cluster has {there:g}."
+                " Lower one of them or add nodes."
             )
 
 

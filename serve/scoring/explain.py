@@ -31,7 +31,7 @@ class Explainer:
         return rows["query"].unique().to_pylist(), rows["title"].unique().to_pylist()
 
     def examples(self, query: str, count: int) -> Examples:
-        """Return up to `count` queries and titles of the index; titles that share most words with `query` come first."""
+        """Return up to `count` queries and titles of the index, first the titles that share most words with `query`."""
         queries, titles = self._texts
         words = set(query.lower().split())
         nearest = sorted(titles, key=lambda title: -len(words.intersection(title.lower().split())))

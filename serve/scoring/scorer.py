@@ -31,7 +31,7 @@ BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 
 @dataclass(frozen=True)
 class Scores:
-    """Label probabilities NxC, and verdict probabilities NxPxC and latent vectors NxPxD or None where there are none."""
+    """Label probabilities NxC; verdict probabilities NxPxC and latent vectors NxPxD, or None where there are none."""
 
     probabilities: np.ndarray
     verdicts: np.ndarray | None

@@ -169,5 +169,5 @@ def test_a_process_that_is_told_to_stop_loses_nothing(tmp_path: Path) -> None:
     assert process.stdout and process.stdout.readline() == "ready\n"
     assert not list(tmp_path.glob("*.parquet"))
     process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 0
+    assert process.wait(600) == 0
     assert read_exposures(tmp_path).num_rows == 7

@@ -35,7 +35,7 @@ class Named:
 
     def answer(self, requests):
         self.started.set()
-        assert self.go.wait(30), "nobody let the model go"
+        assert self.go.wait(300), "nobody let the model go"
         return [[Result(id="a", label="E", score=1.0, probabilities={}, perspectives={})] for _ in requests]
 
 
@@ -61,7 +61,7 @@ def test_the_old_one_finishes_what_it_has_taken(scorers):
         assert not service.ready()
         await service.load(Path("old"))
         taken = asyncio.create_task(service.score(REQUEST))
-        await asyncio.to_thread(scorers["old"].started.wait, 10)
+        await asyncio.to_thread(scorers["old"].started.wait, 300)
         old = service.current
         await service.load(Path("new"))
         assert (service.current.service.model, service.ready()) == ("new", True)
@@ -85,7 +85,7 @@ def test_what_a_client_left_behind_does_not_keep_the_old_one(scorers):
         service = SwappingService(ServeSettings())
         await service.load(Path("old"))
         taken = asyncio.create_task(service.score(REQUEST))
-        await asyncio.to_thread(scorers["old"].started.wait, 10)
+        await asyncio.to_thread(scorers["old"].started.wait, 300)
         taken.cancel()
         await asyncio.wait([taken])
         await service.load(Path("new"))

@@ -31,7 +31,7 @@ class Held:
     def answer(self, requests):
         self.batches.append([product.title for r in requests for product in r.products])
         self.started.release()
-        assert self.go.wait(30), "nobody let the model go"
+        assert self.go.wait(300), "nobody let the model go"
         if any("broken" in title for title in self.batches[-1]):
             raise RuntimeError("a fault in the model")
         return [
@@ -137,7 +137,7 @@ def test_a_cancelled_request_leaves_the_queue_and_its_place(scorer):
 
 def test_a_request_past_its_deadline_is_refused_and_never_scored(scorer):
     async def run():
-        service = make(scorer, request_timeout_s=0.05)
+        service = make(scorer, request_timeout_s=0.5)
         tasks = await behind_a_busy_model(service, scorer, ask("late"))
         found = await asyncio.gather(*tasks, return_exceptions=True)
         scorer.go.set()
@@ -255,14 +255,14 @@ def test_a_model_that_fails_batch_after_batch_is_wrong_unless_it_scores_a_pair_o
 
 def test_a_model_that_hangs_is_wrong(scorer):
     async def run():
-        service = make(scorer, request_timeout_s=0.05)
+        service = make(scorer, request_timeout_s=0.5)
         assert service.wrong() is None
         task = asyncio.create_task(service.score(ask("first")))
         await started(scorer)
         with pytest.raises(Refusal, match="request_timeout_s"):
             await task
-        await asyncio.sleep(0.2)
-        wrong = service.wrong()
+        while (wrong := service.wrong()) is None:
+            await asyncio.sleep(0.01)
         scorer.go.set()
         await service.close()
         return wrong, service.wrong()

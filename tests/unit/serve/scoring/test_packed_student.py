@@ -11,7 +11,7 @@ from cluster.base.processor import packs_weights
 from distill.config import GatExtractor, NoExtractor, PolyExtractor, StudentConfig
 from distill.student.model import AutoModel, Student
 from mpcot.schemes.scheme import load_scheme
-from serve.scoring.packed_student import PackedStudent, PackedLinear, Ragged, first_position, pack_linears
+from serve.scoring.packed_student import PackedLinear, PackedStudent, Ragged, first_position, pack_linears
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 ENCODERS = {

@@ -45,7 +45,7 @@ def verify_run(run_dir: Path) -> list[Result]:
             continue
         wrong = _files(folder, manifest) + _inputs(run_dir, manifest)
         try:
-            wrong += LEDGERS.get(stage.name, lambda *_: [])(run_dir, manifest)
+            wrong += LEDGERS[stage.name](run_dir, manifest) if stage.name in LEDGERS else []
         except (OSError, pa.ArrowException) as error:
             wrong = wrong or [f"cannot be read: {error}"]
         results.append((stage.name, ", ".join(f"{k} {v:,}" for k, v in manifest["counts"].items()), wrong))

@@ -103,7 +103,7 @@ class SharedFolder:
             yield from file.iter_batches(batch_size=rows, columns=columns)
 
     def bring(self, target: Path, suffix: str) -> None:
-        """Copy the files that `target` has not got yet. A file of the same name is taken to be the same file."""
+        """Copy the files that `target` does not have yet. A file of the same name is taken to be the same file."""
         if self == SharedFolder.at(target):
             return
 

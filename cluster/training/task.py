@@ -30,7 +30,7 @@ class TrainTask(ABC):
 
     settings: TrainSettings
     seed: int
-    # The share of steps that are done, from 0 to 1, for losses that change on the way. The training loop sets it.
+    # The share of steps that are done, from 0 to 1, for losses that change over time. The training loop sets it.
     progress: float = field(default=0.0, init=False)
 
     @property

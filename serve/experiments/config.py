@@ -24,9 +24,9 @@ class ExperimentSettings(Resources):
     """An experiment. The same name, salt and shares give a unit the same arm on every replica and every day."""
 
     name: str = Field(
-        pattern=r"^[\w.-]+$", description="names the experiment in exposures; units are dealt anew under another name"
+        pattern=r"^[\w.-]+$", description="names the experiment in exposures; under another name, units are dealt again"
     )
-    salt: str = Field("1", description="units are dealt anew with another salt, for the next experiment of this name")
+    salt: str = Field("1", description="with another salt, units are dealt again, for the next experiment of this name")
     arms: tuple[Arm, ...] = Field(description="the arms, including shadow arms")
     unit_header: str = Field("X-Unit-ID", description="header of a request that names the unit: a shopper, a session")
     folder: Path = Field(Path("runs/exposures"), description="where exposures are written; all replicas may share it")

@@ -104,7 +104,7 @@ def reachable(host: str) -> str:
 
 
 def check_alone() -> None:
-    """Refuse to start beside another service of ours, because Ray Serve would replace that one."""
+    """Refuse to start beside another broadfast service, because Ray Serve would replace that one."""
     if APP_NAME in ray_serve.status().applications:
         raise UserError(
             "this Ray serves an export already. Exchange it with `broadfast roll`, stop it, or start another Ray."

@@ -85,7 +85,7 @@ class SwappingService:
         return self.loaded is not None and self.loaded.service.ready()
 
     def wrong(self) -> str | None:
-        """Return what is wrong with the model that answers, where only a new replica can mend it."""
+        """Return what is wrong with the model that answers, where only a new replica helps."""
         return self.loaded.service.wrong() if self.loaded else None
 
     def full(self) -> Refusal | None:

@@ -85,7 +85,7 @@ class QueuedStudent:
         return Refusal(503, "The queue is full", detail, "max_queued_requests", 1)
 
     def wrong(self) -> str | None:
-        """Return what is wrong with the model that only a new process can mend; None while it works.
+        """Return what is wrong with the model, where only a new process helps; None while it works.
 
         Such a model hangs, or it fails batch after batch and on a pair of our own too, as after an error of its GPU.
         """

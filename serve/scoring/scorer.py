@@ -214,7 +214,7 @@ def load_proven(export_dir: Path, settings: ServeSettings) -> Scorer:
     try:
         prove(scorer)
     except ArithmeticError as error:
-        raise UserError(f"{export_dir}: {error}. Its weights are damaged; export it anew.") from error
+        raise UserError(f"{export_dir}: {error}. Its weights are damaged; export it again.") from error
     return scorer
 
 

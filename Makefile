@@ -6,16 +6,15 @@ PIP := $(BIN)/python -m pip install --no-compile
 INSTALLED := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
 MODELS := models/smollm2-135m-instruct/config.json models/all-minilm-l6-v2/config.json
-RUN := runs/demo
 # Torch's CPU build comes from pip's own configuration or from the index named here, where one is needed.
 PIP_FLAGS ?=
 # The install compiles nothing; what is imported is compiled at its first import, and that must be kept.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup tools demo test check bench clean
+.PHONY: help setup tools demo demo-full test test-quick check bench clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 setup: $(INSTALLED) $(MODELS) ## make .venv, install, bring the two small models
 
@@ -38,12 +37,19 @@ $(TOOLS): $(INSTALLED)
 models/%/config.json: | $(INSTALLED)
 	@$(BIN)/broadfast models fetch $*
 
-demo: setup ## run the whole pipeline on small real models, serve the student, score one query
+demo: setup ## run the whole pipeline in small on real models, serve the student, score one query
 	@$(BIN)/broadfast run workflows/configs/demo.toml
-	@$(BIN)/python -m workflows.demo $(RUN)
+	@$(BIN)/python -m workflows.demo workflows/configs/demo.toml runs/demo
 
-test: tools ## run the default tests
+demo-full: setup ## the same with enough pairs to look at quality; an hour without bf16 products
+	@$(BIN)/broadfast run workflows/configs/demo-full.toml
+	@$(BIN)/python -m workflows.demo workflows/configs/demo-full.toml runs/demo-full
+
+test: tools ## run all tests
 	@$(BIN)/python -m pytest
+
+test-quick: tools ## run the unit tests alone
+	@$(BIN)/python -m pytest tests/unit
 
 check: tools ## formatter, linter, type checker
 	@$(BIN)/ruff format --check .

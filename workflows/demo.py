@@ -13,14 +13,12 @@ from serve.on_ray.running_service import score_once, serve_export
 from workflows.config import load_config
 from workflows.terminal import LOG, clear_errors, quiet
 
-CONFIG = Path(__file__).parent / "configs" / "demo.toml"
 
-
-def main(run_dir: Path) -> None:
-    """Score a test query of the demo's own catalogue, with the products that it was judged with."""
+def main(config_file: Path, run_dir: Path) -> None:
+    """Score a test query of the run's own catalogue, with the products that it was judged with."""
     from cluster.base.tables import read_table
 
-    config = load_config(CONFIG)
+    config = load_config(config_file)
     pairs = [p for p in read_table(run_dir / "1-pairs" / "pairs.parquet").to_pylist() if p["split"] == "test"]
     query = max(pairs, key=lambda p: len({q["label"] for q in pairs if q["query"] == p["query"]}))["query"]
     judged = {p["product_id"]: p for p in pairs if p["query"] == query}
@@ -46,4 +44,4 @@ def main(run_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

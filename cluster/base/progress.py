@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from cluster.base.waiting import Waiting
+
 PLAIN_EVERY_S = 10.0
 ADDED = {"failed"}
 _console = Console(soft_wrap=True)
@@ -40,13 +42,25 @@ class Bar:
     live: Any = None
     started: float = field(default_factory=time.monotonic)
     printed: float = 0.0
+    waiting: Waiting | None = None
+    before: int = 0
+
+    def wait(self, what: str) -> None:
+        """Show what is waited for, until the first update."""
+        self.waiting = self.waiting or Waiting(what)
+        self._show(self.waiting.text())
 
     def update(self, done: int, total: int | None = None, **figures: Any) -> None:
-        """Show `done` of `total` units, with named figures."""
+        """Show `done` of `total` units, with named figures; the time left counts from the first update on."""
+        if self.waiting is not None:
+            self.waiting.over()
+            self.waiting, self.started, self.before = None, time.monotonic(), done
         self.done, self.total = done, total if total is not None else self.total
         self.figures |= {k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in figures.items()}
+        self._show("  ".join(f"{k} {v}" for k, v in self.figures.items()))
+
+    def _show(self, text: str) -> None:
         if self.live is not None:
-            text = "  ".join(f"{k} {v}" for k, v in self.figures.items())
             self.live.update(0, completed=self.done, total=self.total, figures=text)
         elif time.monotonic() - self.printed >= PLAIN_EVERY_S:
             self.printed = time.monotonic()
@@ -54,11 +68,13 @@ class Bar:
 
     def line(self) -> str:
         """Return the progress as one plain line, with an estimate of the time left."""
-        spent = time.monotonic() - self.started
+        if self.waiting is not None:
+            return f"{self.label}: {self.waiting.text()}"
+        spent, moved = time.monotonic() - self.started, self.done - self.before
         parts = [f"{self.label}: {self.done}" + (f"/{self.total}" if self.total else "") + f" {self.unit}s"]
         parts += [f"{k} {v}" for k, v in self.figures.items()]
-        if self.total and self.done:
-            parts.append(f"{spent / self.done * (self.total - self.done):.0f} s left")
+        if self.total and moved > 0:
+            parts.append(f"{spent / moved * (self.total - self.done):.0f} s left")
         return ", ".join(parts)
 
 
@@ -111,15 +127,20 @@ class Board:
     actor: Any
     bar: Bar
     ended: threading.Event
+    waits_for: str = "the workers to start"
     thread: threading.Thread | None = None
 
     @classmethod
-    def start(cls, bar: Bar, every_s: float = 1.0) -> Board:
-        """Start the actor on the connected Ray and the polling thread."""
+    def start(cls, bar: Bar, waits_for: str, every_s: float = 1.0) -> Board:
+        """Start the actor on the connected Ray and the polling thread.
+
+        Args:
+            waits_for: what is shown until a worker has put its first counts.
+        """
         import ray
 
         actor = ray.remote(num_cpus=0)(_BoardActor).remote()
-        board = cls(actor, bar, threading.Event())
+        board = cls(actor, bar, threading.Event(), waits_for)
         board.thread = threading.Thread(target=board._poll, args=(every_s,), daemon=True)
         board.thread.start()
         return board
@@ -136,6 +157,7 @@ class Board:
 
     def _show(self, newest: dict[str, tuple[int, int | None, dict[str, float]]]) -> None:
         if not newest:
+            self.bar.wait(self.waits_for)
             return
         figures: dict[str, float] = {}
         for _, _, shown in newest.values():

@@ -1,4 +1,4 @@
-"""The quality part of the report: judges beside one another on the same test pairs, through `distill.metrics`."""
+"""The report's part on quality, which compares the judges on the same test pairs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mpcot.schemes.scheme import Scheme
 Rows = list[dict[str, Any]]
 Pairs = dict[str, dict[str, Any]]
 
+FEWEST_QUERIES = 30  # of a test split, below which its figures say little
 TITLES = {
     "teacher": "Teacher, vote",
     "lrkd": "Student, LRKD",
@@ -25,30 +26,30 @@ TITLES = {
 def headline(
     pairs: Pairs, judged: Pairs, students: Mapping[str, Pairs], scheme: Scheme, *, resamples: int, seed: int
 ) -> dict[str, Any]:
-    """Every judge on the test pairs that all of them answered, and LRKD minus labels only with its interval.
+    """Compare all judges on the test pairs that each of them answered, and LRKD with labels only.
 
     Returns: `test_pairs`, `pairs` (those compared), `queries`, `judges` (one row of metrics each, by name),
-        `majority_label`, `differences` by metric (empty without a labels-only student), `conclusions`.
+        `majority_label`, `differences` by metric (empty without a student on labels only), `conclusions`.
     """
+    vote = {i: {"label": row["vote"], "probabilities": row["soft"]} for i, row in judged.items()}
+    answers = {"teacher": vote, **students}
     test = [i for i, row in pairs.items() if row["split"] == "test"]
-    ids = [i for i in test if i in judged and all(i in rows for rows in students.values())]
-    gold, queries = [pairs[i]["label"] for i in ids], [pairs[i]["query_id"] for i in ids]
-    judges = {"teacher": _teacher_row(ids, gold, queries, judged, scheme)}
-    judges["teacher"] |= _calibrated(pairs, ids, judged, "vote", "soft", scheme)
-    answers = {name: [rows[i]["label"] for i in ids] for name, rows in students.items()}
-    for name, rows in students.items():
-        probabilities = np.array([rows[i]["probabilities"] for i in ids])
-        judges[name] = evaluate(gold, probabilities, queries, scheme, answers[name])
-        judges[name] |= _calibrated(pairs, ids, rows, "label", "probabilities", scheme)
+    ids = [i for i in test if all(i in rows for rows in answers.values())]
+    gold, queries = _column(pairs, ids, "label"), _column(pairs, ids, "query_id")
+    judges = {name: _metrics(pairs, ids, rows, scheme) for name, rows in answers.items()}
+    for name, rows in answers.items():
+        dev = [i for i in rows if pairs[i]["split"] == "dev"]
+        fitted_on = _column(pairs, dev, "label"), _probabilities(rows, dev, scheme)
+        said = _column(rows, ids, "label")
+        judges[name] |= calibrated(fitted_on, gold, said, _probabilities(rows, ids, scheme), scheme)
     train = [row["label"] for row in pairs.values() if row["split"] == "train" and row["label"] is not None]
     majority = majority_baseline(train, gold)
     judges["majority"] = {"pairs": len(ids), **majority}
     differences = {}
-    if "ce_only" in answers:
+    if "ce_only" in students:
+        first, second = (_column(students[name], ids, "label") for name in ("ce_only", "lrkd"))
         differences = {
-            metric: paired_bootstrap(
-                gold, answers["ce_only"], answers["lrkd"], queries, scheme, metric, resamples, seed=seed
-            )
+            metric: paired_bootstrap(gold, first, second, queries, scheme, metric, resamples, seed=seed)
             for metric in METRICS
         }
     found = {"test_pairs": len(test), "pairs": len(ids), "queries": len(set(queries)), "judges": judges}
@@ -56,42 +57,44 @@ def headline(
     return found | {"conclusions": conclusions(found)}
 
 
-def _teacher_row(
-    ids: Sequence[str], gold: Sequence[str], queries: Sequence[str], judged: Pairs, scheme: Scheme
-) -> dict[str, Any]:
-    soft = np.array([judged[i]["soft"] for i in ids])
-    return evaluate(gold, soft, queries, scheme, [judged[i]["vote"] for i in ids])
+def _column(rows: Pairs, ids: Sequence[str], name: str) -> list[Any]:
+    return [rows[i][name] for i in ids]
 
 
-def _calibrated(
-    pairs: Pairs, ids: Sequence[str], judge: Pairs, label: str, probabilities: str, scheme: Scheme
-) -> dict[str, Any]:
-    """The judge's temperature, fitted on its dev pairs, and its calibration error on the test pairs `ids` with it."""
-    dev = [i for i in judge if pairs[i]["split"] == "dev"]
-    gold = [[pairs[i]["label"] for i in chosen] for chosen in (dev, ids)]
-    soft = [
-        np.array([judge[i][probabilities] for i in chosen], dtype=float).reshape(-1, len(scheme.codes))
-        for chosen in (dev, ids)
-    ]
-    return calibrated((gold[0], soft[0]), gold[1], [judge[i][label] for i in ids], soft[1], scheme)
+def _probabilities(rows: Pairs, ids: Sequence[str], scheme: Scheme) -> np.ndarray:
+    return np.array(_column(rows, ids, "probabilities"), dtype=float).reshape(len(ids), len(scheme.codes))
+
+
+def _metrics(pairs: Pairs, ids: Sequence[str], answers: Pairs, scheme: Scheme) -> dict[str, Any]:
+    """Return all metrics of one judge's answers to the pairs `ids`."""
+    gold, queries = _column(pairs, ids, "label"), _column(pairs, ids, "query_id")
+    return evaluate(gold, _probabilities(answers, ids, scheme), queries, scheme, _column(answers, ids, "label"))
 
 
 def conclusions(found: Mapping[str, Any]) -> list[str]:
-    """What the numbers allow to be said, in sentences chosen by them."""
+    """Return the conclusions that the numbers allow, as sentences."""
     if not found["pairs"]:
         return ["No test pair was answered by every judge, so nothing can be compared."]
+    small = []
+    if found["queries"] < FEWEST_QUERIES:
+        small = [
+            f"This run is too small to judge quality: of {found['pairs']} test pairs of {found['queries']} queries, one"
+            f" pair is worth {100 / found['pairs']:.1f} points of accuracy. Take what follows as how a report looks."
+        ]
     said = [_difference(metric, found["differences"][metric]) for metric in METRICS if found["differences"]]
     if not said:
-        said = ["No student was trained on labels only (student.baseline is off), so LRKD has nothing to beat here."]
-    said += [_beside_majority(name, found["judges"]) for name in ("teacher", "lrkd")]
+        said = [
+            "No student was trained on labels only (student.baseline is off), so there is nothing to compare LRKD with."
+        ]
+    said = small + said + [_beside_majority(name, found["judges"]) for name in ("teacher", "lrkd")]
     said.append(
-        f"One seed, {found['pairs']} pairs of {found['queries']} queries: differences between seeds come on top"
-        " of the intervals given."
+        f"These are {found['pairs']} pairs of {found['queries']} queries and one seed: the variation between seeds comes"
+        " on top of the intervals."
     )
     if found["pairs"] < found["test_pairs"]:
         said.append(
-            f"{found['test_pairs'] - found['pairs']} of {found['test_pairs']} test pairs are left out for every"
-            " judge, because one of them gave no answer."
+            f"{found['test_pairs'] - found['pairs']} of {found['test_pairs']} test pairs are left out, because not every"
+            " judge answered them."
         )
     return said
 
@@ -115,32 +118,26 @@ def _beside_majority(name: str, judges: Mapping[str, Any]) -> str:
 
 
 def teacher(pairs: Pairs, judged: Pairs, names: Sequence[str], scheme: Scheme) -> Rows:
-    """The trained teacher on the test split: each perspective on the pairs it answered, and the vote."""
-    test = [(pairs[i], row) for i, row in judged.items() if pairs[i]["split"] == "test"]
-    found = []
-    for p, name in enumerate(names):
-        said = [(pair, row) for pair, row in test if row["verdicts"][p] is not None]
-        found.append(
-            _row_of(
-                name, said, [r["verdicts"][p] for _, r in said], [r["perspective_soft"][p] for _, r in said], scheme
-            )
-        )
-    return [*found, _row_of("vote", test, [r["vote"] for _, r in test], [r["soft"] for _, r in test], scheme)]
-
-
-def _row_of(
-    name: str, said: Sequence[tuple[Any, Any]], answers: list[str], soft: list[Any], scheme: Scheme
-) -> dict[str, Any]:
-    gold, queries = [pair["label"] for pair, _ in said], [pair["query_id"] for pair, _ in said]
-    return {"name": name, **evaluate(gold, np.array(soft, dtype=float), queries, scheme, answers)}
+    """Return the metrics of the trained teacher on the test split: of each perspective where it answered, of the vote."""
+    test = {i: row for i, row in judged.items() if pairs[i]["split"] == "test"}
+    answers = {
+        name: {
+            i: {"label": row["verdicts"][p], "probabilities": row["perspective_soft"][p]}
+            for i, row in test.items()
+            if row["verdicts"][p] is not None
+        }
+        for p, name in enumerate(names)
+    }
+    answers["vote"] = {i: {"label": row["vote"], "probabilities": row["soft"]} for i, row in test.items()}
+    return [{"name": name, **_metrics(pairs, list(rows), rows, scheme)} for name, rows in answers.items()]
 
 
 def stages_of_teacher(
     pairs: Pairs, judged: Pairs, answers: Mapping[str, Mapping[str, Rows]], names: Sequence[str]
 ) -> Rows:
-    """Verdicts of the untrained model, of the SFT model and of the trained teacher, per split and perspective.
+    """Return the quality of the untrained model, of the SFT model and of the trained teacher, by split and perspective.
 
-    All three on the pairs that the untrained model answered. Train pairs were trained on; dev pairs are held out.
+    All three are judged on the pairs that the untrained model answered. Dev and test pairs were not trained on.
     """
     said = {stage: _verdicts(found) for stage, found in answers.items()}
     final = [(i, name, v) for i, row in judged.items() for name, v in zip(names, row["verdicts"], strict=True) if v]
@@ -164,13 +161,13 @@ def stages_of_teacher(
 
 
 def _verdicts(found: Mapping[str, Rows]) -> list[tuple[str, str, str]]:
-    """Pair, perspective and verdict of every answer that has one, kept or filtered."""
+    """Return pair, perspective and verdict of every answer with a verdict, kept or filtered."""
     rows = [*found["kept"], *found["filtered"]]
     return [(row["pair_id"], row["perspective"], row["verdict"]) for row in rows if row["verdict"] is not None]
 
 
 def agreement(pairs: Pairs, judged: Pairs, names: Sequence[str]) -> dict[str, Any]:
-    """How often two perspectives of the trained teacher give the same verdict on a test pair that both judged."""
+    """Return how often two perspectives of the trained teacher give a test pair that both judged the same verdict."""
     verdicts = [row["verdicts"] for i, row in judged.items() if pairs[i]["split"] == "test"]
     matrix: list[list[float | None]] = []
     for a in range(len(names)):

@@ -38,7 +38,7 @@ def engine_arguments(engine: VllmEngine, model: str, gpu: bool) -> dict[str, Any
     }
     if gpu:
         return shared | {"gpu_memory_utilization": engine.gpu_memory_utilization}
-    return shared | {"distributed_executor_backend": "mp", "block_size": CPU_BLOCK_TOKENS}
+    return shared | {"distributed_executor_backend": "uni", "block_size": CPU_BLOCK_TOKENS}
 
 
 def engine_dtype(engine: VllmEngine, gpu: bool) -> str:
@@ -51,18 +51,18 @@ def engine_dtype(engine: VllmEngine, gpu: bool) -> str:
 def engine_environment(engine: VllmEngine, gpu: bool, cores: list[int], shared_node: bool) -> dict[str, str]:
     """Return the environment of one replica.
 
-    vLLM's own default on a CPU keeps a core back. A replica that has the node to itself is bound to all of its cores,
-    and its threads spin while they wait for each other; replicas that share a node are left to the scheduler, with as
-    many threads as they ask for.
+    On a CPU the model runs in the process of the engine's core: vLLM's own default puts it into one more, which costs
+    another import of vLLM and keeps a core back. A replica that has the node to itself takes all of its cores, and its
+    threads spin while they wait for each other; replicas that share a node take as many threads as they ask for.
     """
-    quiet = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    shared = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     if gpu:
-        return quiet
-    quiet |= {"VLLM_CPU_KVCACHE_SPACE": str(engine.cpu_kv_cache_gib), "VLLM_TARGET_DEVICE": "cpu"}
+        return shared
+    shared |= {"VLLM_CPU_KVCACHE_SPACE": str(engine.cpu_kv_cache_gib), "VLLM_TARGET_DEVICE": "cpu"}
+    shared |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     if shared_node:
-        return quiet | {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(engine.replicas.cpus)}
-    bound = {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)), "OMP_NUM_THREADS": str(len(cores))}
-    return quiet | bound | {"GOMP_SPINCOUNT": SPIN}
+        return shared | {"OMP_NUM_THREADS": str(engine.replicas.cpus)}
+    return shared | {"OMP_NUM_THREADS": str(len(cores)), "GOMP_SPINCOUNT": SPIN}
 
 
 def sampling(ask: AnswerSettings, regex: str, labels: list[int], seed: int | None, tried: int = 0) -> Any:

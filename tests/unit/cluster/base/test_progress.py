@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from cluster.base import progress as shown
 from cluster.base.progress import Bar, Board, progress, use_console
+from cluster.base.waiting import waiting_for
 
 
 @pytest.fixture
@@ -47,11 +50,46 @@ def test_plain_lines_are_rare_and_the_last_is_always_said(said: io.StringIO, mon
 
 def test_a_board_adds_up_what_workers_did_and_their_speed() -> None:
     bar = Bar("rationales", "answer", total=100)
-    board = Board(None, bar, threading.Event())
+    board = Board(None, bar, threading.Event(), "an engine to start")
     board._show({})
-    assert bar.done == 0
+    assert bar.done == 0 and "waiting for an engine to start" in bar.line()
     board._show({"a": (30, None, {"tokens/s": 100.0, "loss": 1.0}), "b": (12, None, {"tokens/s": 50.0, "loss": 2.0})})
     assert (bar.done, bar.total) == (42, 100)
     assert bar.figures == {"tokens/s": "150", "loss": "2"}
     board._show({"rank 0": (7, 20, {})})
     assert bar.total == 20
+
+
+def test_what_starts_is_named_with_the_time_that_it_took_last(
+    said: io.StringIO, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(shown.time, "monotonic", lambda: clock[0])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for expected in ("", r" \(last time 60 s\)"):
+        bar = Bar("rationales", "answer", total=40, started=clock[0])
+        for _ in range(60):
+            bar.wait("an engine to start")
+            clock[0] += 1
+        assert re.fullmatch(f"rationales: waiting for an engine to start, 60 s{expected}", bar.line())
+        bar.update(4)
+        clock[0] += 10
+        bar.update(14)
+        assert bar.line() == "rationales: 14/40 answers, 26 s left", "the start is no part of the speed"
+    assert said.getvalue().count("waiting for an engine to start") >= 10
+
+
+def test_a_cache_that_cannot_be_read_or_written_stops_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "broadfast").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with waiting_for("a service to start", every_s=60):
+        pass
+    assert (tmp_path / "broadfast").read_text() == "in the way"
+
+
+def test_a_wait_is_said_while_it_lasts(said: io.StringIO, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    spoken = threading.Event()
+    monkeypatch.setattr(said, "write", lambda text: (spoken.set(), len(text))[1])
+    with waiting_for("a service to start", every_s=0.01):
+        assert spoken.wait(60), "nothing was said"

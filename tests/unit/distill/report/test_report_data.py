@@ -46,7 +46,7 @@ def differing(low, high):
     judge = {"accuracy": 0.5}
     d = {"difference": (low + high) / 2, "low": low, "high": high, "confidence": 0.95}
     return {
-        "pairs": 9, "test_pairs": 10, "queries": 3, "differences": {"accuracy": d, "macro_f1": d},
+        "pairs": 9, "test_pairs": 10, "queries": 30, "differences": {"accuracy": d, "macro_f1": d},
         "judges": {"teacher": {"accuracy": 0.75}, "lrkd": judge, "majority": {"accuracy": 0.5, "label": "E"}},
     }  # fmt: skip
 
@@ -66,6 +66,16 @@ def test_the_sentence_says_no_more_than_the_interval(low, high, said):
     assert "Teacher, vote: 25.0 points of accuracy above always answering E." in sentences
     assert "Student, LRKD: exactly as accurate as always answering E." in sentences
     assert sentences[-1].startswith("1 of 10 test pairs are left out")
+
+
+def test_a_run_too_small_to_judge_quality_says_so_first():
+    few = conclusions(differing(0.01, 0.03) | {"queries": 3})
+    assert few[0].startswith(
+        "This run is too small to judge quality: of 9 test pairs of 3 queries, one pair is worth 11.1"
+    )
+    assert few[1:] == [said.replace("30 queries", "3 queries") for said in conclusions(differing(0.01, 0.03))], (
+        "the sentences themselves stay"
+    )
 
 
 def test_a_pair_that_the_teacher_did_not_judge_is_left_out_for_everybody(tmp_path):
@@ -147,7 +157,7 @@ def test_without_baseline_and_without_conflicts(tmp_path):
     report = collect(report_stage(), write_run(tmp_path, baseline=False, preferences=False))
     assert set(report["headline"]["judges"]) == {"teacher", "lrkd", "majority"}
     assert report["headline"]["differences"] == {}
-    assert "nothing to beat" in report["headline"]["conclusions"][0]
+    assert "nothing to compare LRKD with" in report["headline"]["conclusions"][0]
     assert set(report["curves"]) == {"sft", "lrkd"}
 
 

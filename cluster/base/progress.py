@@ -100,6 +100,25 @@ def progress(label: str, unit: str, total: int | None = None) -> Iterator[Bar]:
         yield bar
 
 
+@contextmanager
+def waiting_for(what: str, every_s: float = 10.0) -> Iterator[None]:
+    """Print every `every_s` seconds what the block waits for; remember how long it took once it ends well."""
+    wait, ended = Waiting(what), threading.Event()
+
+    def say() -> None:
+        while not ended.wait(every_s):
+            console().print(f"  {wait.text()}", highlight=False)
+
+    speaker = threading.Thread(target=say, daemon=True)
+    speaker.start()
+    try:
+        yield
+        wait.over()
+    finally:
+        ended.set()
+        speaker.join()
+
+
 class _BoardActor:
     """Holds the newest counts of every worker; workers put, the driver polls."""
 

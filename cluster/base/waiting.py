@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,24 +47,3 @@ class Waiting:
         took = {self.what: round(time.monotonic() - self.began, 1)}
         with suppress(UserError), whole_file(remembered()) as partial:
             partial.write_text(json.dumps(_seconds() | took, indent=1), encoding="utf-8")
-
-
-@contextmanager
-def waiting_for(what: str, every_s: float = 10.0) -> Iterator[None]:
-    """Print every `every_s` seconds what the block waits for; remember how long it took once it ends well."""
-    from cluster.base.progress import console
-
-    wait, ended = Waiting(what), threading.Event()
-
-    def say() -> None:
-        while not ended.wait(every_s):
-            console().print(f"  {wait.text()}", highlight=False)
-
-    speaker = threading.Thread(target=say, daemon=True)
-    speaker.start()
-    try:
-        yield
-        wait.over()
-    finally:
-        ended.set()
-        speaker.join()

@@ -17,7 +17,7 @@ import ray
 from ray import serve as ray_serve
 
 from cluster.base.errors import UserError
-from cluster.base.waiting import waiting_for
+from cluster.base.progress import waiting_for
 from serve.config import ServeSettings
 from serve.experiments.experiment_service import check_exports
 from serve.http.bearer_tokens import read_digests

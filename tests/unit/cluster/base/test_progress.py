@@ -11,8 +11,7 @@ import pytest
 from rich.console import Console
 
 from cluster.base import progress as shown
-from cluster.base.progress import Bar, Board, progress, use_console
-from cluster.base.waiting import waiting_for
+from cluster.base.progress import Bar, Board, progress, use_console, waiting_for
 
 
 @pytest.fixture

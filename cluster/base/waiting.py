@@ -31,11 +31,11 @@ class Waiting:
     """One wait for something that starts, such as an engine."""
 
     what: str
-    began: float = field(default_factory=lambda: time.monotonic())
-    last_s: float | None = None
+    began: float = field(init=False)
+    last_s: float | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.last_s = _seconds().get(self.what)
+        self.began, self.last_s = time.monotonic(), _seconds().get(self.what)
 
     def text(self) -> str:
         """Return what is waited for, for how long so far, and how long it took last time where that is known."""

@@ -80,7 +80,7 @@ def run_training(task: TrainTask, out: Path, label: str) -> TrainResult:
     name = run_name(task, storage, label)
     out.mkdir(parents=True, exist_ok=True)
     with progress(label, unit="step") as bar:
-        board = Board.start(bar)
+        board = Board.start(bar, f"Ray Train to start, and workers to load the model ({settings.workers.count})")
         job = TrainJob(task, str(out.resolve()), str(out.resolve() / CHECKPOINTS), board.actor)
         try:
             _fit(job, storage, name, label)
@@ -129,6 +129,8 @@ def _fit(job: TrainJob, storage: str, name: str, label: str) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+    # It warns workers of a node that is about to go, and a task here has nothing to do about that.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # A worker waits at every second checkpoint until the controller has looked; its default is every 2 s.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     settings = job.task.settings

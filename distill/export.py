@@ -1,4 +1,4 @@
-"""Stage 10: the folder that is served: weights, tokenizer, config, model card, rationale index."""
+"""Stage 10: the folder that is served, with weights, tokenizer, config, model card and rationale index."""
 
 from __future__ import annotations
 
@@ -20,24 +20,19 @@ from distill.student.predict import predict
 from distill.student.rationale_index import ROWS, VECTORS, write_index
 
 TOLERANCE = 1e-4
-CARD = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro-F1",
-    "auc": "AUC, relevant or not",
-    "ndcg_at_10": "NDCG@10",
-}
+CARD = {"accuracy": "accuracy", "macro_f1": "macro-F1", "auc": "AUC, relevant or not", "ndcg_at_10": "NDCG@10"}
 
 
 def run(config: ExportStage, folder: StageFolder) -> None:
-    """Copy the trained student, compare its logits with the training folder's, add index and model card.
+    """Copy the trained student, check that the copy has the same logits, and add index and model card.
 
     Raises:
-        UserError: that student was not trained, or the exported one judges differently by more than 1e-4.
+        UserError: the student was not trained, or the logits of the copy differ by more than 1e-4.
     """
     trained = folder.input("9-student") / config.export.student
     if not (trained / "model" / CONFIG).is_file():
         raise UserError(
-            f"export.student: {config.export.student!r} was not trained; set student.baseline = true or choose `lrkd`"
+            f"export.student: {config.export.student!r} was not trained. Set student.baseline = true or choose 'lrkd'."
         )
     pairs = folder.input("1-pairs") / "pairs.parquet"
     copy_student(trained / "model", folder.path)
@@ -61,7 +56,7 @@ def run(config: ExportStage, folder: StageFolder) -> None:
 
 
 def copy_student(source: Path, target: Path) -> None:
-    """Copy a student's files, `student.json` last: without it the folder is not a student's. Drops an old index.
+    """Copy a student's files, with `student.json`, which makes the folder a student's, last. Old files are removed.
 
     Raises:
         UserError: the disk is full or read-only.
@@ -70,15 +65,14 @@ def copy_student(source: Path, target: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
         for stale in (CONFIG, VECTORS, ROWS):
             (target / stale).unlink(missing_ok=True)
-        files = sorted(source.iterdir(), key=lambda p: p.name == CONFIG)
-        for file in files:
+        for file in sorted(source.iterdir(), key=lambda p: p.name == CONFIG):
             shutil.copyfile(file, target / file.name)
     except OSError as error:
         raise disk_error(error, target) from error
 
 
 def largest_logit_difference(first: Path, second: Path, pairs: Path, count: int) -> float:
-    """Largest absolute difference of two saved students' logits over the first `count` pairs by id."""
+    """Return the largest absolute difference of two saved students' logits on the first `count` pairs by id."""
     table = read_table(pairs).sort_by("pair_id").slice(0, count).to_pylist()
     judged = (predict(Student.load(folder), load_tokenizer(folder), table) for folder in (first, second))
     logits = [found.logits for found in judged]
@@ -86,7 +80,7 @@ def largest_logit_difference(first: Path, second: Path, pairs: Path, count: int)
 
 
 def calibrate(folder: Path, pairs: Path, predictions: Path) -> float | None:
-    """Write the temperature that fits dev best into the exported `student.json`; return it, None without dev pairs."""
+    """Fit the temperature on dev, write it into the exported `student.json` and return it; None without dev pairs."""
     config = read_student_config(folder)
     gold = {row["pair_id"]: row["label"] for row in read_table(pairs, ["pair_id", "label"]).to_pylist()}
     judged = [row for row in read_table(predictions).to_pylist() if row["split"] == "dev"]
@@ -98,7 +92,7 @@ def calibrate(folder: Path, pairs: Path, predictions: Path) -> float | None:
 
 
 def held_out_figures(pairs: Path, predictions: Path, config: StudentConfig) -> dict[str, Any]:
-    """Metrics of the student on the test split as it serves, and of always answering the commonest training label."""
+    """Return the test metrics of the student as it is served, and of always giving the most frequent training label."""
     rows = read_table(pairs, ["pair_id", "query_id", "label", "split"]).to_pylist()
     gold = {row["pair_id"]: row for row in rows}
     judged = [row for row in read_table(predictions).to_pylist() if row["split"] == "test"]
@@ -125,7 +119,7 @@ pipeline_tag: text-classification
 ---
 # {name}: search relevance student
 
-Judges how well a product fits a search query. Trained by `broadfast`, student `{kind}`.
+It judges how well a product fits a search query. Trained by `broadfast` as student `{kind}`.
 
 Input: `[CLS] query [SEP] {config.fields} [SEP]`, at most {config.max_tokens} tokens.
 Extractor: `{config.extractor.kind}`. Latent reasoning vectors: {latents}.
@@ -135,14 +129,15 @@ Labels:
 
 Test split, {figures["pairs"]} pairs; NDCG over {figures["ndcg_queries"]} queries.
 
-Served probabilities are at temperature {config.temperature:.2f}, fitted on the dev split, and so are
-the figures below. Labels are the same at any temperature; the order of products may differ.
+Probabilities are served at temperature {config.temperature:.2f}, fitted on the dev split, and the figures below
+are at this temperature too. It never changes a label, but it may change the order of products.
 
 | metric | this student | always `{majority["label"]}` |
 | --- | --- | --- |
 {table}
 
-Use: `broadfast serve` with this folder, or `distill.student.model.Student.load` in Python. Weights: float32.
+To use it, run `broadfast serve` with this folder, or call `distill.student.model.Student.load` in Python. The weights
+are float32.
 """
 
 

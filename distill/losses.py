@@ -1,8 +1,8 @@
 """The student's losses, as pure functions that return one number per example.
 
-Shapes: B batch, P perspectives (or 1), D target width, C labels. All compute in float32, but for matrix products under
-autocast, as in a study.
-The training harness sums over examples and divides by how many the global batch has.
+Shapes: B batch, P perspectives (or 1), D target width, C labels. All of them compute in float32, except for matrix
+products under autocast, as in a study. The training harness sums the losses of a global batch and divides them by its
+number of examples.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def label_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = No
 
 
 def balanced_weights(counts: list[int]) -> list[float]:
-    """Weights that give every label that occurs the same total: n / (labels that occur * count), mean 1 over rows.
+    """Return weights that give every label the same total: n / (labels that occur * count), on average 1 over rows.
 
-    The "balanced" heuristic of scikit-learn (King and Zeng 2001). A label that never occurs gets 0.
+    This is the "balanced" heuristic of scikit-learn (King and Zeng 2001). A label that does not occur gets 0.
     """
     present = sum(count > 0 for count in counts)
     return [sum(counts) / (present * count) if count else 0.0 for count in counts]
 
 
 def scheduled(weight: float, schedule: Literal["constant", "rise", "fade"], progress: float) -> float:
-    """Return a loss part's weight after the share `progress` of all steps: linear from or to 0 where it changes."""
+    """Return the weight of a part of the loss after the share `progress` of all steps; it rises or fades linearly."""
     return weight * {"constant": 1.0, "rise": progress, "fade": 1.0 - progress}[schedule]
 
 
@@ -51,7 +51,7 @@ def alignment_loss(
     normalise: bool = True,
     temperature: float = 0.05,
 ) -> Tensor:
-    """Distance of latent vectors from the teacher's rationale embeddings, averaged over an example's targets.
+    """Return the distance of the latent vectors from the rationales' vectors, averaged over an example's targets.
 
     - mse: |r - t|^2, summed over or (`mean`) divided by D. LRKD, arXiv 2601.21611.
     - cosine: 1 - cos(r, t). With unit vectors the summed mse is twice this.
@@ -60,14 +60,14 @@ def alignment_loss(
 
     Args:
         latents: BxPxD.
-        targets: BxPxD; what is masked may hold anything.
-        mask: BxP, true where the target exists. An example without any target has loss 0.
-        normalise: for mse, scale both sides to unit length first; the other two always do.
+        targets: BxPxD; masked ones may have any value.
+        mask: BxP, true where there is a target. An example without targets has loss 0.
+        normalise: whether mse scales both sides to unit length first; the other two kinds always do.
 
     Returns: B.
     """
     latents, mask = latents.float(), mask.bool()
-    # Not a product with the mask: 0 x NaN would still be NaN.
+    # Filled and not multiplied by the mask, because 0 x NaN is NaN.
     targets = targets.float().masked_fill(~mask[..., None], 0.0)
     if normalise or kind != "mse":
         latents, targets = functional.normalize(latents, dim=-1), functional.normalize(targets, dim=-1)
@@ -94,7 +94,7 @@ def soft_label_loss(logits: Tensor, soft: Tensor, mask: Tensor) -> Tensor:
     Args:
         logits: BxC.
         soft: BxC, the teacher's distribution.
-        mask: B, true where the teacher judged the pair; elsewhere the loss is 0.
+        mask: B, true where the teacher judged the pair; the loss of other pairs is 0.
 
     Returns: B.
     """
@@ -104,11 +104,11 @@ def soft_label_loss(logits: Tensor, soft: Tensor, mask: Tensor) -> Tensor:
 
 
 def verdict_loss(logits: Tensor, verdicts: Tensor) -> Tensor:
-    """Cross-entropy of every perspective's head with that perspective's verdict, averaged over an example's verdicts.
+    """Return each head's cross-entropy with its perspective's verdict, averaged over an example's verdicts.
 
     Args:
         logits: BxPxC.
-        verdicts: BxP label ids; -1 where the perspective gave none. An example without any has loss 0.
+        verdicts: BxP label ids, -1 for a missing verdict. An example without verdicts has loss 0.
 
     Returns: B.
     """
@@ -117,12 +117,12 @@ def verdict_loss(logits: Tensor, verdicts: Tensor) -> Tensor:
 
 
 def expected_gain(logits: Tensor, gains: Tensor) -> Tensor:
-    """One relevance score per pair from label logits: sum_c softmax(z)_c gain_c. BxC, C -> B."""
+    """Return one relevance score per pair from its label logits: sum_c softmax(z)_c gain_c. BxC, C -> B."""
     return logits.float().softmax(-1) @ gains
 
 
 def margin_mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared difference of the margins between two products of one query.
+    """Return the squared difference of two judges' margins between two products of a query.
 
     ((s_1 - s_2) - (t_1 - t_2))^2; Hofstätter et al. 2020 (arXiv 2010.02666), used for product search in
     arXiv 2505.07105.
@@ -140,14 +140,14 @@ def margin_mse(student: Tensor, teacher: Tensor) -> Tensor:
 def teacher_margin_loss(
     logits: Tensor, soft: Tensor, gains: Tensor, judged: Tensor, groups: Tensor | None = None
 ) -> Tensor:
-    """MarginMSE of expected gains, student against teacher, averaged over an example's partners in the batch.
+    """Return MarginMSE between the expected gains of student and teacher, averaged over an example's partners.
 
     Args:
         logits: BxC.
         soft: BxC, the teacher's distribution.
         gains: C.
-        judged: B, true where the teacher judged the pair; others are nobody's partner and have loss 0.
-        groups: B query numbers: only pairs of one query are partners. None makes all of the batch partners.
+        judged: B, true where the teacher judged the pair; other pairs have no partners and loss 0.
+        groups: B query numbers; only pairs of the same query are partners. With None, all pairs of the batch are.
 
     Returns: B. An example without a partner has loss 0.
     """
@@ -164,6 +164,6 @@ def teacher_margin_loss(
 
 
 def gradient_norms(part: Tensor, states: Tensor) -> Tensor:
-    """Euclidean norm of each example's gradient at the encoder's output: B, BxTxH -> B."""
+    """Return the Euclidean norm of each example's gradient at the encoder's output: B, BxTxH -> B."""
     (gradient,) = torch.autograd.grad(part.sum(), states, retain_graph=True)
     return gradient.float().flatten(1).norm(dim=1)

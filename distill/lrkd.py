@@ -1,4 +1,4 @@
-"""Stage 9: latent reasoning knowledge distillation, and the same student trained on labels only.
+"""Stage 9: latent reasoning knowledge distillation (LRKD), and the same student trained on labels only.
 
 Shapes: B batch, T tokens, P perspectives, L latent vectors, D width of one, C labels.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,12 @@ from distill.teaching_rows import RowSettings, StudentRows
 from mpcot.schemes.scheme import load_scheme
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+cached_tokenizer = cache(load_tokenizer)
 PARTS = ("ce", "alignment", "soft", "margin", "verdicts")
 PREDICTED_SPLITS = ("dev", "test")
 
-# 9-student/*/predictions.parquet -> 11-report. `label` is the student's answer, `verdicts` what its heads
-# say per perspective (null where it has none); lists of numbers run over labels in scheme order.
+# 9-student/*/predictions.parquet -> 10-export, 11-report. `label` is the student's answer, `probabilities` are in the
+# order of the scheme, and `verdicts` come from the heads of the perspectives (null in a student without such heads).
 PREDICTION = pa.schema(
     [
         pa.field("pair_id", pa.string(), nullable=False),
@@ -67,7 +69,7 @@ PREDICTION = pa.schema(
 
 @dataclass
 class LrkdTask(TrainTask):
-    """Cross-entropy with the label, alignment of the latents with rationale embeddings, teacher's labels."""
+    """Training with labels, with the teacher's labels, and with latent vectors that are aligned with its rationales."""
 
     student: StudentSettings
     config: StudentConfig
@@ -88,7 +90,8 @@ class LrkdTask(TrainTask):
         return build_student(self.student.model, self.config)
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
-        tokens = encode_pairs(self._tokenizer(), rows, self.config.max_tokens, self.config.fields, PAD_MULTIPLE)
+        tokenizer = cached_tokenizer(self.student.model)
+        tokens = encode_pairs(tokenizer, rows, self.config.max_tokens, self.config.fields, PAD_MULTIPLE)
         inputs: dict[str, Any] = {name: tokens[name] for name in INPUTS if name in tokens}
         return inputs | {
             "label": torch.tensor([row["label"] for row in rows]),
@@ -110,7 +113,7 @@ class LrkdTask(TrainTask):
         return torch.stack([part.sum() for part in parts.values()]).sum(), figures
 
     def parts(self, output: StudentOutput, batch: dict[str, Any], alignment_weight: float) -> dict[str, Tensor]:
-        """Return the parts of the loss, each already times its weight, per example (B): what is added up."""
+        """Return the weighted parts of the loss, each per example (B)."""
         own, latents = self.student, output.latents
         weights = None if self.class_weights is None else torch.tensor(self.class_weights, device=batch["label"].device)
         parts = {"ce": label_loss(output.logits, batch["label"], weights) * batch["weight"]}
@@ -138,17 +141,17 @@ class LrkdTask(TrainTask):
         return parts
 
     def predict(self, model: nn.Module, batch: dict[str, Any]) -> list[Row]:
-        student: Any = getattr(model, "module", model)  # DeepSpeed's engine holds the student as `module`
+        student: Any = getattr(model, "module", model)  # the student inside DeepSpeed's engine
         states = student.encode(**{name: batch[name] for name in INPUTS if name in batch})
-        # Gradients only as far as the encoder's output: the price is that of the heads.
+        # Gradients go no further than the encoder's output, so that only the heads are computed backwards.
         with torch.enable_grad():
             states = states.detach().requires_grad_()
             output = student.read(states, batch["attention_mask"])
-            # At lambda itself, wherever its schedule is: losses on dev are compared over the training.
+            # Without lambda's schedule, so that losses on dev can be compared over the training.
             parts = self.parts(output, batch, self.student.alignment_weight)
-            pulls = {name: gradient_norms(parts[name], states) for name in ("ce", "alignment") if name in parts}
+            gradients = {name: gradient_norms(parts[name], states) for name in ("ce", "alignment") if name in parts}
         columns = {name: part.tolist() for name, part in parts.items()}
-        columns |= {f"{name}_gradient": norms.tolist() for name, norms in pulls.items()}
+        columns |= {f"{name}_gradient": norms.tolist() for name, norms in gradients.items()}
         columns |= {"label": batch["label"].tolist(), "predicted": output.logits.argmax(-1).tolist()}
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
@@ -169,23 +172,14 @@ class LrkdTask(TrainTask):
 
     def save(self, state: dict[str, Tensor], folder: Path) -> None:
         encoder_config = AutoConfig.from_pretrained(self.student.model, trust_remote_code=False)
-        kept = kept_for_inference(state, self.config)
-        write_student(folder, kept, self.config.for_inference(), encoder_config, self._tokenizer())
-
-    def _tokenizer(self) -> Any:
-        # Loaded once per process, and left out when the task is pickled.
-        if "_loaded" not in self.__dict__:
-            self.__dict__["_loaded"] = load_tokenizer(self.student.model)
-        return self.__dict__["_loaded"]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_loaded"}
+        kept, tokenizer = kept_for_inference(state, self.config), load_tokenizer(self.student.model)
+        write_student(folder, kept, self.config.for_inference(), encoder_config, tokenizer)
 
 
 def run(config: StudentStage, folder: StageFolder) -> None:
     """Train `lrkd` and, with `student.baseline`, `ce_only`; judge dev and test with each.
 
-    A training that an earlier, interrupted run finished is used as it is.
+    A training that an interrupted run has finished is not repeated.
 
     Raises:
         UserError: no training or dev pairs, or settings that do not fit the perspectives or the encoder.
@@ -198,7 +192,7 @@ def run(config: StudentStage, folder: StageFolder) -> None:
         if not is_trained(out / "model", task.config.fingerprint):
             (out / "predictions.parquet").unlink(missing_ok=True)
             run_training(task, out, label=f"student {kind}")
-        drop_checkpoints(task.settings, out)  # of a training that was stopped after it had saved its model
+        drop_checkpoints(task.settings, out)  # they are still there if the run was stopped after it had saved the model
         if not (out / "predictions.parquet").exists():
             write_table(out / "predictions.parquet", predictions(out / "model", task.rows))
         result = TrainResult(out / "model", read_history(out / "history.jsonl"))
@@ -208,7 +202,7 @@ def run(config: StudentStage, folder: StageFolder) -> None:
 
 
 def tasks(config: StudentStage, folder: StageFolder) -> dict[str, LrkdTask]:
-    """Return the trainings by the name of their subfolder.
+    """Return the trainings by the names of their subfolders.
 
     Raises:
         UserError: as for `run`.
@@ -221,8 +215,12 @@ def tasks(config: StudentStage, folder: StageFolder) -> dict[str, LrkdTask]:
 
 def _task(config: StudentStage, student: StudentSettings, folder: StageFolder) -> LrkdTask:
     scheme, names = load_scheme(config.labels.scheme), config.perspectives.names
-    _check_target(student, names)
+    targets = ("vote", "mean", "concat", *names)
+    if student.target not in targets:
+        raise UserError(f"student.target: {student.target!r} is not one of {', '.join(targets)}")
     student = student.model_copy(update={"model": check_model("student.model", student.model)})
+    manifest = read_manifest(folder.input("8-targets"))
+    assert manifest is not None, "8-targets is not finished"
     rows = RowSettings(
         pairs=(folder.input("1-pairs") / "pairs.parquet").resolve(),
         judgements=(folder.input("7-judgements") / "judgements.parquet").resolve(),
@@ -231,7 +229,7 @@ def _task(config: StudentStage, student: StudentSettings, folder: StageFolder) -
         perspectives=names,
         per_perspective=student.per_perspective,
         target=student.target,
-        width=_target_width(folder.input("8-targets")),
+        width=manifest["figures"]["width"],
         shuffle=config.seed if student.shuffled_targets else None,
     )
     own = StudentConfig(
@@ -257,27 +255,14 @@ def _task(config: StudentStage, student: StudentSettings, folder: StageFolder) -
     return task
 
 
-def _check_target(student: StudentSettings, names: tuple[str, ...]) -> None:
-    known = ("vote", "mean", "concat", *names)
-    if student.target not in known:
-        raise UserError(f"student.target: {student.target!r} is not one of {', '.join(known)}")
-
-
-def _target_width(folder: Path) -> int:
-    manifest = read_manifest(folder)
-    assert manifest is not None, f"{folder} is not finished"
-    return int(manifest["figures"]["width"])
-
-
 def predictions(model: Path, rows: RowSettings) -> pa.Table:
-    """Judge the dev and test pairs with a saved student; a table of `PREDICTION` rows."""
+    """Judge the dev and test pairs with a saved student; return `PREDICTION` rows."""
     student, tokenizer = Student.load(model), load_tokenizer(model)
     codes = rows.scheme.codes
     pairs = [p for p in read_table(rows.pairs).to_pylist() if p["split"] in PREDICTED_SPLITS]
     found = predict(student, tokenizer, pairs)
-    if found.perspective_logits is None:
-        verdicts: list[Any] = [None] * len(pairs)
-    else:
+    verdicts: list[Any] = [None] * len(pairs)
+    if found.perspective_logits is not None:
         verdicts = [[codes[i] for i in row] for row in found.perspective_logits.argmax(-1)]
     columns = {
         "pair_id": [p["pair_id"] for p in pairs],

@@ -1,15 +1,16 @@
-"""How well labels and probabilities fit the gold labels, through scikit-learn; None where undefined.
+"""How well labels and probabilities fit the gold labels, by scikit-learn. A figure is None where it is undefined.
 
 Shapes: N pairs, Q queries, C labels, S bootstrap samples.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
+import pandas as pd
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, ndcg_score, roc_auc_score
 
 from mpcot.schemes.scheme import Scheme
@@ -26,17 +27,17 @@ def evaluate(
     scheme: Scheme,
     predicted: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Return all metrics of one judge on one split, as JSON-ready data.
+    """Return all metrics of one judge on one split, ready for JSON.
 
     Args:
         gold: N label codes.
         probabilities: NxC, in scheme order.
         query_ids: N.
-        predicted: N label codes, where they are not the most probable ones (a vote).
+        predicted: N label codes, if they are not the most probable ones, as with a vote.
 
     Returns: `pairs`, `accuracy`, `macro_f1`, `auc` (relevant or not), `ndcg_at_10`, `ndcg_queries`,
-        `calibration_error`, `confusion` (rows gold, columns predicted, scheme order), `per_label`. A metric
-        that the data does not define, such as the AUC of one class, is None.
+        `calibration_error`, `confusion` (rows gold, columns predicted, scheme order), `per_label`. A metric that
+        is undefined, such as the AUC of a single class, is None.
     """
     probabilities = np.asarray(probabilities, dtype=np.float64).reshape(len(gold), len(scheme.labels))
     if predicted is None:
@@ -55,7 +56,7 @@ def evaluate(
 
 
 def label_metrics(gold: Sequence[str], predicted: Sequence[str]) -> dict[str, float | None]:
-    """Return accuracy and macro-F1; the mean runs over labels that are gold or predicted somewhere."""
+    """Return accuracy and macro-F1, which is the mean over the labels that are gold or predicted somewhere."""
     if not len(gold):
         return {"accuracy": None, "macro_f1": None}
     macro_f1 = f1_score(gold, predicted, average="macro", zero_division=0)
@@ -63,7 +64,7 @@ def label_metrics(gold: Sequence[str], predicted: Sequence[str]) -> dict[str, fl
 
 
 def per_label(gold: Sequence[str], predicted: Sequence[str], scheme: Scheme) -> dict[str, dict[str, Any]]:
-    """Return F1 and how many pairs there are, by label; F1 is None for a label neither gold nor predicted."""
+    """Return F1 and the number of pairs by label; F1 is None for a label that is neither gold nor predicted."""
     seen, counts = {*gold, *predicted}, Counter(gold)
     codes = [code for code in scheme.codes if code in seen]
     scores = f1_score(gold, predicted, labels=codes, average=None, zero_division=0) if codes else []
@@ -79,7 +80,7 @@ def confusion(gold: Sequence[str], predicted: Sequence[str], scheme: Scheme) -> 
 
 
 def relevance_auc(gold: Sequence[str], probabilities: np.ndarray, scheme: Scheme) -> float | None:
-    """Area under the ROC curve of the probability of being relevant; None if only one class is there."""
+    """Return the area under the ROC curve of the probability of being relevant; None if there is only one class."""
     relevant = np.array([label.relevant for label in scheme.labels])
     truth = [scheme.labels[scheme.index(code)].relevant for code in gold]
     return float(roc_auc_score(truth, probabilities[:, relevant].sum(1))) if len(set(truth)) == 2 else None
@@ -88,12 +89,12 @@ def relevance_auc(gold: Sequence[str], probabilities: np.ndarray, scheme: Scheme
 def ndcg_at(
     gold: Sequence[str], probabilities: np.ndarray, query_ids: Sequence[str], scheme: Scheme, k: int = 10
 ) -> tuple[float | None, int]:
-    """Mean NDCG@k over queries whose products differ in gain, ranked by expected gain; and their number."""
+    """Return mean NDCG@k by expected gain over the queries whose products differ in gain, and their number."""
     gains = np.array(scheme.gains)
     truth = gains[np.array([scheme.index(code) for code in gold], int)]
     scores = probabilities @ gains
-    groups = _by_query(query_ids)
-    ranked = [rows for rows in groups.values() if len(set(truth[rows])) > 1]
+    queries = pd.Series(truth).groupby(np.asarray(query_ids, dtype=object), sort=False).indices.values()
+    ranked = [rows for rows in queries if len(set(truth[rows])) > 1]
     values = [ndcg_score([truth[rows]], [scores[rows]], k=k) for rows in ranked]
     return (float(np.mean(values)) if values else None), len(ranked)
 
@@ -101,8 +102,11 @@ def ndcg_at(
 def calibration_error(
     gold: Sequence[str], predicted: Sequence[str], probabilities: np.ndarray, scheme: Scheme
 ) -> float | None:
-    """Expected calibration error: mean |accuracy - confidence| over 15 equal bins of confidence, weighted by
-    their pairs; confidence is the predicted label's probability. Guo et al. 2017 (arXiv 1706.04599), eq. 3."""
+    """Return the expected calibration error, Guo et al. 2017 (arXiv 1706.04599), eq. 3.
+
+    It is the mean of |accuracy - confidence| over 15 equal bins of confidence, weighted by their pairs. Confidence is
+    the probability of the predicted label.
+    """
     if not len(gold):
         return None
     confidence = probabilities[np.arange(len(gold)), [scheme.index(code) for code in predicted]]
@@ -113,7 +117,7 @@ def calibration_error(
 
 
 def majority_baseline(train: Sequence[str], gold: Sequence[str]) -> dict[str, Any]:
-    """Metrics of always answering the most frequent training label (ties: the one seen first)."""
+    """Return the metrics of always answering the most frequent training label, the first one seen among equals."""
     if not len(train):
         return {"label": None, "accuracy": None, "macro_f1": None}
     label = Counter(train).most_common(1)[0][0]
@@ -132,10 +136,10 @@ def paired_bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Interval of metric(second) - metric(first) when queries, not pairs, are drawn anew with replacement.
+    """Return metric(second) - metric(first) with an interval from resampled queries.
 
-    Percentile bootstrap over Q queries (Efron and Tibshirani 1993, chapter 13): pairs of one query are not
-    independent, so they are drawn together.
+    A percentile bootstrap over Q queries (Efron and Tibshirani 1993, chapter 13). Whole queries are resampled, because
+    the pairs of one query are not independent.
 
     Returns: `difference`, `low`, `high`, `confidence`, `queries`, `samples`; the first three None without pairs.
     """
@@ -156,19 +160,19 @@ def bootstrap_differences(
     samples: int,
     seed: int = 0,
 ) -> tuple[float, np.ndarray]:
-    """Mean over runs of metric(second) - metric(first): on the pairs as they are, and on S draws of queries.
+    """Return the mean over runs of metric(second) - metric(first): on the given pairs, and on S draws of queries.
 
-    Every run sees the same draws, so that the runs of several seeds do not pass for more queries.
+    All runs share the draws, so that the runs of several seeds do not count as more queries.
 
     Args:
         gold: N label codes, at least one.
-        first: answers of one judge, N codes from each of its runs.
-        second: those of the other, from as many runs.
+        first: the answers of one judge, N codes from each of its runs.
+        second: the answers of the other judge, from as many runs.
         query_ids: N.
     """
     queries, query = np.unique(np.asarray(query_ids, dtype=object).astype(str), return_inverse=True)
     draw = np.random.default_rng(seed)
-    # Floats are exact for counts, and their matrix products are quick.
+    # Floats are exact for counts, and products of float matrices are quick.
     weights = draw.multinomial(len(queries), np.full(len(queries), 1 / len(queries)), size=samples).astype(float)  # SxQ
     whole, resampled = 0.0, np.zeros(samples)
     for sign, judge in ((-1, first), (1, second)):
@@ -180,7 +184,7 @@ def bootstrap_differences(
 
 
 def interval(difference: float, resampled: np.ndarray, confidence: float = 0.95) -> dict[str, float]:
-    """Percentile interval of S resampled differences, as `difference`, `low` and `high`."""
+    """Return the percentile interval of S resampled differences as `difference`, `low` and `high`."""
     tail = (1 - confidence) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return {"difference": difference, "low": float(low), "high": float(high)}
@@ -189,7 +193,7 @@ def interval(difference: float, resampled: np.ndarray, confidence: float = 0.95)
 def _confusion_by_query(
     gold: Sequence[str], predicted: Sequence[str], query: np.ndarray, queries: int, scheme: Scheme
 ) -> np.ndarray:
-    """Confusion tables QxCxC; `query` holds each pair's query as a number."""
+    """Return confusion tables QxCxC; `query` has the number of each pair's query."""
     size = len(scheme.labels)
     rows, columns = (np.array([scheme.index(code) for code in codes], int) for codes in (gold, predicted))
     cells = (query * size + rows) * size + columns
@@ -197,17 +201,10 @@ def _confusion_by_query(
 
 
 def _metric(tables: np.ndarray, metric: Metric) -> np.ndarray:
-    """Accuracy or macro-F1 of confusion tables SxCxC -> S; as scikit-learn, over labels that occur."""
+    """Return accuracy or macro-F1 of confusion tables, SxCxC -> S, over labels that occur, as scikit-learn does."""
     right = np.diagonal(tables, axis1=1, axis2=2)
     if metric == "accuracy":
         return right.sum(1) / tables.sum((1, 2))
     involved = tables.sum(1) + tables.sum(2)  # gold plus predicted, 2 tp + fp + fn
     f1 = np.divide(2 * right, involved, out=np.zeros(right.shape), where=involved > 0)
     return f1.sum(1) / (involved > 0).sum(1)
-
-
-def _by_query(query_ids: Sequence[str]) -> dict[str, list[int]]:
-    groups: dict[str, list[int]] = defaultdict(list)
-    for row, query in enumerate(query_ids):
-        groups[query].append(row)
-    return dict(groups)

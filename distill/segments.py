@@ -1,12 +1,14 @@
-"""Test pairs by segment: where the query is short or long, names a brand, or the perspectives conflict.
+"""Test pairs by segment: by the query's length, by whether it names a brand, by whether the perspectives conflict.
 
-Which pairs are in a segment follows from the pair and the teacher's verdicts, never from who is right.
+A pair's segments follow from its text and from the teacher's verdicts, never from which judge is right.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from operator import eq
+from statistics import fmean
 from typing import Any
 
 from distill.metrics import label_metrics, paired_bootstrap
@@ -14,7 +16,6 @@ from mpcot.schemes.scheme import Scheme
 
 Row = dict[str, Any]
 Pairs = Mapping[str, Row]
-Segment = Callable[[Row], str | None]
 
 LENGTHS = ((2, "1 or 2 words"), (4, "3 or 4 words"), (6, "5 or 6 words"))
 LONGEST = "7 words or more"
@@ -24,28 +25,45 @@ def segments(
     pairs: Pairs, judged: Pairs, students: Mapping[str, Pairs], perspectives: Sequence[str], scheme: Scheme, *,
     resamples: int, seed: int,
 ) -> list[Row]:  # fmt: skip
-    """Return one row per segment's value, of the test pairs that every judge answered.
+    """Return one row for each value of each segment, over the test pairs that every judge answered.
 
     Returns rows of `segment`, `value`, `pairs`, `queries`, `judges` (accuracy and macro-F1 by name), `perspectives`
-        (the teacher's accuracy by perspective, one without an answer is wrong) and `difference` (accuracy of LRKD
-        minus labels only with its interval; None without a labels-only student).
+        (accuracy of the teacher's perspectives; no answer is a wrong one) and `difference` (accuracy of LRKD minus
+        labels only with its interval; None without a student on labels only).
     """
     ids = [i for i in judged if pairs[i]["split"] == "test" and all(i in rows for rows in students.values())]
-    answers = {"teacher": {i: judged[i]["vote"] for i in ids}}
-    answers |= {name: {i: rows[i]["label"] for i in ids} for name, rows in students.items()}
     found = []
     for segment, values in grouped(pairs, judged, ids).items():
         for value, inside in values.items():
-            row = measured(pairs, answers, inside, scheme, resamples=resamples, seed=seed)
-            right = {name: hits(pairs, judged, inside, place) for place, name in enumerate(perspectives)}
-            found.append({"segment": segment, "value": value, "perspectives": right} | row)
+            gold, queries = ([pairs[i][name] for i in inside] for name in ("label", "query_id"))
+            answers = {"teacher": [judged[i]["vote"] for i in inside]}
+            answers |= {name: [rows[i]["label"] for i in inside] for name, rows in students.items()}
+            verdicts = zip(*(judged[i]["verdicts"] for i in inside), strict=True)
+            difference = None
+            if "ce_only" in answers:
+                difference = paired_bootstrap(
+                    gold, answers["ce_only"], answers["lrkd"], queries, scheme, "accuracy", resamples, seed=seed
+                )
+            found.append(
+                {
+                    "segment": segment,
+                    "value": value,
+                    "pairs": len(inside),
+                    "queries": len(set(queries)),
+                    "judges": {name: label_metrics(gold, given) for name, given in answers.items()},
+                    "perspectives": {
+                        name: fmean(map(eq, gold, given)) for name, given in zip(perspectives, verdicts, strict=True)
+                    },
+                    "difference": difference,
+                }
+            )
     return found
 
 
 def grouped(pairs: Pairs, judged: Pairs, ids: Sequence[str]) -> dict[str, dict[str, list[str]]]:
-    """Return pair ids by segment and value, values in a fixed order."""
+    """Return the ids of the pairs by segment and value; the values are sorted."""
     known = brands(pairs)
-    kinds: dict[str, Segment] = {
+    kinds: dict[str, Callable[[Row], str | None]] = {
         "query length": lambda row: length_of(row["query"]),
         "brand in the query": lambda row: "yes" if names_brand(row["query"], known) else "no",
         "perspectives": lambda row: agreement_of(judged.get(row["pair_id"], {}).get("verdicts", ())),
@@ -63,7 +81,7 @@ def grouped(pairs: Pairs, judged: Pairs, ids: Sequence[str]) -> dict[str, dict[s
 
 
 def length_of(query: str) -> str:
-    """Return the query's length class."""
+    """Return the class of the query's length."""
     words = len(query.split())
     return next((name for most, name in LENGTHS if words <= most), LONGEST)
 
@@ -74,7 +92,7 @@ def brands(pairs: Pairs) -> frozenset[tuple[str, ...]]:
 
 
 def names_brand(query: str, known: frozenset[tuple[str, ...]]) -> bool:
-    """Say whether the query holds a known brand as whole words."""
+    """Return whether the query contains a known brand as whole words."""
     words = _words(query)
     most = max(map(len, known), default=0)
     return any(words[i : i + n] in known for n in range(1, most + 1) for i in range(len(words) - n + 1))
@@ -85,29 +103,8 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def agreement_of(verdicts: Sequence[str | None]) -> str | None:
-    """Return whether the perspectives that answered agree; None where fewer than two did."""
+    """Return whether the perspectives that answered agree; None if fewer than two answered."""
     said = [verdict for verdict in verdicts if verdict is not None]
     if len(said) < 2:
         return None
     return "agree" if len(set(said)) == 1 else "conflict"
-
-
-def hits(pairs: Pairs, judged: Pairs, ids: Sequence[str], place: int) -> float:
-    """Return the accuracy of the perspective at `place`."""
-    return sum(judged[i]["verdicts"][place] == pairs[i]["label"] for i in ids) / len(ids)
-
-
-def measured(
-    pairs: Pairs, answers: Mapping[str, Mapping[str, str]], ids: Sequence[str], scheme: Scheme, *,
-    resamples: int, seed: int,
-) -> Row:  # fmt: skip
-    """Return the figures of one segment's pairs."""
-    gold, queries = [pairs[i]["label"] for i in ids], [pairs[i]["query_id"] for i in ids]
-    said = {name: [by_id[i] for i in ids] for name, by_id in answers.items()}
-    difference = None
-    if "ce_only" in said:
-        difference = paired_bootstrap(
-            gold, said["ce_only"], said["lrkd"], queries, scheme, "accuracy", resamples, seed=seed
-        )
-    judges = {name: label_metrics(gold, predicted) for name, predicted in said.items()}
-    return {"pairs": len(ids), "queries": len(set(queries)), "judges": judges, "difference": difference}

@@ -1,4 +1,4 @@
-"""Stage 8: the teacher's rationales through a frozen sentence encoder; one vector per pair and perspective.
+"""Stage 8: a frozen sentence encoder turns the teacher's rationales into vectors, one per pair and perspective.
 
 Shapes: N texts, T tokens, H encoder width.
 """
@@ -21,15 +21,14 @@ from cluster.base.errors import UserError
 from cluster.base.progress import progress
 from cluster.base.ray_session import stream_parquet
 from cluster.base.stage_folder import StageFolder
-from cluster.base.tables import write_table
-from cluster.base.whole_files import disk_error
+from cluster.base.tables import table_writer, write_table
 from cluster.models.folders import check_model
 from distill.config import TargetSettings, TargetsStage
 from distill.student.extractors import masked_mean
 from distill.student.model import load_encoder, load_tokenizer
 from mpcot.records import TARGET
 
-# 8-targets/failed.parquet -> people.
+# 8-targets/failed.parquet, which is for people to read.
 FAILED_TARGET = pa.schema(
     [pa.field("pair_id", pa.string(), nullable=False), pa.field("reason", pa.string(), nullable=False)]
 )
@@ -37,7 +36,7 @@ NO_RATIONALE = "no perspective has a rationale"
 
 
 class SentenceEncoder:
-    """A frozen encoder with pooling, as a Ray Data actor: batches of judgements in, batches of targets out."""
+    """Ray Data actor with a frozen encoder: it takes batches of judgements and returns batches of targets."""
 
     def __init__(self, settings: TargetSettings) -> None:
         use_gpus(settings.workers.gpus_per_worker)
@@ -56,9 +55,9 @@ class SentenceEncoder:
         self.width: int = self.model.config.hidden_size
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Turn a table with `pair_id` and `rationales` into `TARGET` rows, one for each, in the same order.
+        """Turn a table with `pair_id` and `rationales` into `TARGET` rows in the same order.
 
-        A perspective without a rationale, or with a blank one, has null in place of its vector.
+        The vector of a missing or blank rationale is null.
         """
         rationales = batch["rationales"].to_pylist()
         places = [(i, p) for i, row in enumerate(rationales) for p, text in enumerate(row) if text and text.strip()]
@@ -69,7 +68,7 @@ class SentenceEncoder:
         return pa.table({"pair_id": batch["pair_id"], "vectors": out}, schema=TARGET)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Return NxH float32 vectors; texts longer than `max_tokens` are cut at the end."""
+        """Return NxH float32 vectors. Texts longer than `max_tokens` lose their end."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         vectors = np.zeros((len(texts), self.width), np.float32)
         for start in range(0, len(order), self.settings.batch_size):
@@ -79,13 +78,9 @@ class SentenceEncoder:
 
     @torch.inference_mode()
     def _forward(self, texts: list[str]) -> Tensor:
-        options = {
-            "truncation": True,
-            "max_length": self.settings.max_tokens,
-            "padding": True,
-            "return_tensors": "pt",
-        }
-        tokens = self.tokenizer(texts, **options).to(self.device)
+        tokens = self.tokenizer(
+            texts, truncation=True, max_length=self.settings.max_tokens, padding=True, return_tensors="pt"
+        ).to(self.device)
         states = self.model(**tokens).last_hidden_state.float()
         pooled = states[:, 0] if self.settings.pooling == "cls" else masked_mean(states, tokens["attention_mask"])
         return functional.normalize(pooled, dim=-1) if self.settings.normalise else pooled
@@ -94,7 +89,7 @@ class SentenceEncoder:
 def run(config: TargetsStage, folder: StageFolder) -> None:
     """Embed the rationales of all judged pairs on Ray; write `targets.parquet` and `failed.parquet`.
 
-    Every judged pair is in exactly one of the two: failed are those without any rationale.
+    Every judged pair is in exactly one of the two files. Pairs without any rationale are the failed ones.
 
     Raises:
         UserError: the encoder cannot be loaded, or nothing was judged.
@@ -104,24 +99,27 @@ def run(config: TargetsStage, folder: StageFolder) -> None:
     judgements = folder.input("7-judgements") / "judgements.parquet"
     total = pq.read_metadata(judgements).num_rows
     if not total:
-        raise UserError("7-judgements holds no judgement, so there is nothing to embed. Look at its failed.parquet.")
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with progress("targets", unit="pair", total=total) as bar:
-        counted = _Counted(len(config.perspectives.names))
-        tables = (counted.keep(table) for table in embed(judgements, settings))
-        _write_stream(folder.path / "targets.parquet", tables, lambda: bar.update(counted.ok + len(counted.failed)))
+        raise UserError("7-judgements holds no judgements, so there is nothing to embed. Look at its failed.parquet.")
+    counted = _Ledger(len(config.perspectives.names))
+    path = folder.path / "targets.parquet"
+    with progress("targets", unit="pair", total=total) as bar, table_writer(path, TARGET) as writer:
+        for table in embed(judgements, settings):
+            writer.write_table(counted.keep(table))
+            bar.update(counted.ok + len(counted.failed))
     failed = {"pair_id": counted.failed, "reason": [NO_RATIONALE] * len(counted.failed)}
     write_table(folder.path / "failed.parquet", pa.table(failed, schema=FAILED_TARGET))
     if counted.ok + len(counted.failed) != total:
-        raise UserError(f"8-targets: {total} judgements in, {counted.ok} targets and {len(counted.failed)} failed out")
+        raise UserError(
+            f"8-targets: {total} judgements in, {counted.ok} targets and {len(counted.failed)} failed out. Run again."
+        )
     if not counted.ok:
-        raise UserError("7-judgements holds no rationale at all, so there is no target. Look at its failed.parquet.")
+        raise UserError("7-judgements holds no rationales, so there are no targets. Look at its failed.parquet.")
     figures = {"width": counted.width, "encoder": config.targets.encoder, "missing_vectors": counted.missing}
     folder.finish({"in": total, "ok": counted.ok, "failed": len(counted.failed)}, figures)
 
 
 def embed(judgements: Path, settings: TargetSettings) -> Iterator[pa.Table]:
-    """Yield `TARGET` tables in the order of the judgements, as Ray Data's actors finish them."""
+    """Yield `TARGET` tables from Ray Data's actors, in the order of the judgements."""
     import ray
 
     workers = settings.workers
@@ -140,8 +138,8 @@ def embed(judgements: Path, settings: TargetSettings) -> Iterator[pa.Table]:
     yield from done.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
-class _Counted:
-    """The stage's ledger while tables stream through."""
+class _Ledger:
+    """Counts the stage's rows while tables stream through."""
 
     def __init__(self, perspectives: int) -> None:
         self.perspectives = perspectives
@@ -158,21 +156,6 @@ class _Counted:
             if valid:
                 self.width = len(valid[0].values)
                 self.missing += self.perspectives - len(valid)
-        mask = pa.array(present, pa.bool_())
         self.ok += sum(present)
         self.failed += [i for i, good in zip(table["pair_id"].to_pylist(), present, strict=True) if not good]
-        return table.filter(mask).cast(TARGET)
-
-
-def _write_stream(path: Path, tables: Iterator[pa.Table], wrote: Any) -> None:
-    """Write tables one after another under a partial name, then rename: never all of them in memory."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with pq.ParquetWriter(partial, TARGET, compression="zstd") as writer:
-            for table in tables:
-                writer.write_table(table)
-                wrote()
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise disk_error(error, path) from error
+        return table.filter(pa.array(present, pa.bool_())).cast(TARGET)

@@ -1,4 +1,4 @@
-"""Training rows of the student: pairs joined with the teacher's judgements and target vectors, read lazily.
+"""The student's training rows: pairs joined with the teacher's judgements and target vectors when they are needed.
 
 Shapes: P perspectives, L latent vectors (P, or 1), D width of one latent vector, C labels.
 """
@@ -17,12 +17,12 @@ from cluster.base.tables import read_table
 from cluster.config import Settings
 from mpcot.schemes.scheme import Scheme
 
-JUDGED = ["pair_id", "vote", "agreement", "soft", "verdicts"]  # of the judgements: rationales are most of them
+JUDGED = ["pair_id", "vote", "agreement", "soft", "verdicts"]  # without the rationales, which are most of the file
 TEXT = ["pair_id", "query_id", "query", "title", "brand", "description"]
 
 
 class RowSettings(Settings):
-    """What a row needs to know: where the tables are and how labels and targets are read from them."""
+    """Where the tables are, and how labels and targets are read from them."""
 
     pairs: Path
     judgements: Path
@@ -36,17 +36,17 @@ class RowSettings(Settings):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """L and D."""
+        """The shape of a row's targets, L and D."""
         if self.per_perspective:
             return len(self.perspectives), self.width
         return 1, self.width * (len(self.perspectives) if self.target == "concat" else 1)
 
 
 class StudentRows(Sequence[dict[str, Any]]):
-    """Rows of the chosen splits, in the order of the pairs file; each is built when asked for.
+    """Rows of the chosen splits in the order of the pairs file, each built when it is accessed.
 
-    A row holds the pair's text, `label` (an id) and its `weight`, the teacher's `soft` labels (C) with
-    `judged`, `verdicts` (P ids, -1 for none), `targets` (LxD) with `target_mask` (L).
+    A row has the pair's text, `label` (an id) and its `weight`, the teacher's `soft` labels (C; zeros unless `judged`),
+    `verdicts` (P ids, -1 for none), and `targets` (LxD) with `target_mask` (L).
     """
 
     def __init__(self, settings: RowSettings, splits: Sequence[str]) -> None:
@@ -64,15 +64,15 @@ class StudentRows(Sequence[dict[str, Any]]):
         self.judgements = judgements
         targets = read_table(settings.targets)
         self.targeted = _positions(targets)
-        self.targets = targets  # in its chunks: the numbers of all vectors are more than one Arrow list may hold
+        self.targets = targets  # its chunks stay apart: one Arrow list cannot hold the numbers of all vectors
         self.sources = self._sources()
 
     def _sources(self) -> list[str]:
-        """Return for every row the pair whose vectors and verdicts it gets: its own, or by `shuffle` another's."""
+        """Return for every row the pair whose vectors and verdicts it gets: its own or, with `shuffle`, another one."""
         ids: list[str] = self.pairs["pair_id"].to_pylist()
         if self.settings.shuffle is None:
             return ids
-        # In a ring no row can get its own, which a mere permutation leaves to some.
+        # Each row takes from its neighbour in a shuffled ring, so that none gets its own.
         ring = np.random.default_rng(self.settings.shuffle).permutation(len(ids))
         found = list(ids)
         for row, source in zip(ring, np.roll(ring, 1), strict=True):
@@ -99,7 +99,7 @@ class StudentRows(Sequence[dict[str, Any]]):
         return [self.settings.scheme.index(code) for code in codes]
 
     def _teaching(self, pair: dict[str, Any], source: str) -> dict[str, Any]:
-        """What the row is to learn: gold label if there is one, else the vote with its agreement as weight."""
+        """Return what the row teaches: the gold label, or without one the vote, weighted by its agreement."""
         scheme, names = self.settings.scheme, self.settings.perspectives
         judgement = self._judgement(pair["pair_id"])
         gold = pair["label"] is not None
@@ -136,10 +136,12 @@ def combine_targets(
     vote: str | None,
     settings: RowSettings,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Turn a pair's vectors, one per perspective, into what its latent vectors are aligned with.
+    """Turn a pair's vectors, one per perspective, into the targets of its latent vectors.
 
-    Returns: LxD, zero where missing, and L, true where present. `vote` takes the first perspective that voted
-    with the vote, `mean` the mean of those present; `concat` needs all of them.
+    `vote` takes the vector of the first perspective whose verdict is the vote, `mean` the mean of all that there are,
+    and `concat` needs all of them.
+
+    Returns: targets LxD, zero where missing, and a mask L, true where present.
     """
     if settings.per_perspective:
         chosen = list(vectors)

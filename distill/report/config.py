@@ -10,7 +10,7 @@ from mpcot.sources.config import LabelSettings
 
 
 class ReportSettings(Settings):
-    """What the report shows and how often it measures."""
+    """What the report shows, and how often it measures."""
 
     samples: PositiveInt = Field(12, description="test pairs shown with the teacher's rationales")
     bootstrap_resamples: PositiveInt = Field(2000, description="resamples of queries for the paired interval")

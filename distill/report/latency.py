@@ -1,4 +1,4 @@
-"""Times the exported student in this process, on this machine."""
+"""Measures how long the exported student takes in this process on this machine."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ WARM_UP = 5
 
 
 def measure(export_dir: Path, pairs: Sequence[dict[str, Any]], settings: ReportSettings) -> dict[str, Any]:
-    """Time the student on `pairs`, text to label: one pair at a time, then in batches.
+    """Time the student on `pairs` from text to label, one pair at a time and then in batches.
 
     Returns:
-        Milliseconds of every single call, their p50, p90 and p99, milliseconds of every batch, pairs per
-        second in batches, and where it was measured. No network, server or queue is in it.
+        The milliseconds of every single call with their p50, p90 and p99, the milliseconds of every batch, the pairs
+        per second in batches, and where they were measured. There is no network, server or queue in them.
     """
     student, tokenizer = Student.load(export_dir), load_tokenizer(export_dir)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -52,7 +52,7 @@ def measure(export_dir: Path, pairs: Sequence[dict[str, Any]], settings: ReportS
 def timed(
     student: Student, tokenizer: PreTrainedTokenizerBase, batches: Sequence[Sequence[dict[str, Any]]], device: str
 ) -> list[float]:
-    """Milliseconds of each batch, tokenising included, after a few that do not count."""
+    """Return the milliseconds of each batch, with its tokenisation, after a few that do not count."""
     taken = []
     for batch in [*batches[:WARM_UP], *batches]:
         started = time.perf_counter()

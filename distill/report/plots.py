@@ -1,4 +1,4 @@
-"""The report's kinds of plots, as inline SVG."""
+"""The kinds of plots of report and study, as inline SVG."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from matplotlib.ticker import MaxNLocator
 
 from cluster.pages.svg import DASHES, INK, SERIES, svg
 
+MARKERS = ("o", "s", "D", "^", "v")
+
 
 def curves(
     name: str, alt: str, ylabel: str, lines: Mapping[str, Sequence[tuple[float, float]]], zero: bool = False
 ) -> str:
-    """Lines over optimizer steps, each given as (step, value) points.
-
-    A line of few points gets markers, so that three dev values are seen as three values.
-    """
+    """Plot lines over optimizer steps, each given as (step, value) points; a line of few points gets markers."""
 
     def draw(axes: Axes) -> None:
         for i, (label, points) in enumerate(lines.items()):
@@ -34,9 +33,9 @@ def curves(
 
 
 def histogram(name: str, alt: str, values_ms: Sequence[float], marks: Mapping[str, float]) -> str:
-    """Histogram of latencies in milliseconds with vertical marks, e.g. {"p50": 3.1}.
+    """Plot a histogram of latencies in milliseconds with vertical marks, e.g. {"p50": 3.1}.
 
-    The slowest percent is drawn into the last bin: one pause of the machine must not flatten the rest.
+    The slowest percent is drawn into the last bin, so that one pause of the machine does not flatten the rest.
     """
     ordered = sorted(values_ms)
     top = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
@@ -55,19 +54,16 @@ def histogram(name: str, alt: str, values_ms: Sequence[float], marks: Mapping[st
 
 
 def dots(name: str, alt: str, rows: Sequence[str], series: Mapping[str, Sequence[float | None]]) -> str:
-    """One dot per row and series on a 0 to 1 axis; rows from top to bottom, None leaves a dot out."""
-    markers = ("o", "s", "D", "^", "v")
+    """Plot one dot per row and series on an axis from 0 to 1; None leaves a dot out."""
 
     def draw(axes: Axes) -> None:
         for i, (label, values) in enumerate(series.items()):
             shown = [(v, r) for r, v in enumerate(values) if v is not None]
             if shown:
                 x, y = zip(*shown, strict=True)
-                axes.plot(x, y, markers[i % 5], color=SERIES[i % 5], markersize=7, label=label, clip_on=False)
-        axes.set_yticks(range(len(rows)), rows)
-        axes.set_ylim(len(rows) - 0.5, -0.5)
+                axes.plot(x, y, MARKERS[i % 5], color=SERIES[i % 5], markersize=7, label=label, clip_on=False)
         axes.set_xlim(0, 1)
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(series), fontsize=8, columnspacing=1.0)
+        _name_rows(axes, rows, len(series))
 
     return svg(name, alt, draw, (5.2, 0.9 + 0.45 * len(rows)))
 
@@ -75,8 +71,7 @@ def dots(name: str, alt: str, rows: Sequence[str], series: Mapping[str, Sequence
 def intervals(
     name: str, alt: str, rows: Sequence[str], series: Mapping[str, Sequence[Sequence[float]]], xlabel: str
 ) -> str:
-    """One dot with its interval per row and series, given as (value, low, high); rows from top to bottom."""
-    markers = ("o", "s", "D", "^", "v")
+    """Plot one dot with its interval per row and series, given as (value, low, high)."""
 
     def draw(axes: Axes) -> None:
         axes.axvline(0, color=INK, linewidth=0.8)
@@ -84,10 +79,15 @@ def intervals(
             places = [row + 0.16 * (i - (len(series) - 1) / 2) * 2 for row in range(len(rows))]
             value, low, high = zip(*found, strict=True)
             axes.hlines(places, low, high, color=SERIES[i % 5], linewidth=1.6)
-            axes.plot(value, places, markers[i % 5], color=SERIES[i % 5], markersize=5, label=label)
-        axes.set_yticks(range(len(rows)), rows)
-        axes.set_ylim(len(rows) - 0.5, -0.5)
+            axes.plot(value, places, MARKERS[i % 5], color=SERIES[i % 5], markersize=5, label=label)
         axes.set_xlabel(xlabel)
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(series), fontsize=8, columnspacing=1.0)
+        _name_rows(axes, rows, len(series))
 
     return svg(name, alt, draw, (6.4, 1.1 + 0.42 * len(rows)))
+
+
+def _name_rows(axes: Axes, rows: Sequence[str], series: int) -> None:
+    """Name the rows, from top to bottom, and put the legend of so many series above the plot."""
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=series, fontsize=8, columnspacing=1.0)

@@ -118,7 +118,7 @@ def _beside_majority(name: str, judges: Mapping[str, Any]) -> str:
 
 
 def teacher(pairs: Pairs, judged: Pairs, names: Sequence[str], scheme: Scheme) -> Rows:
-    """Return the metrics of the trained teacher on the test split: of each perspective where it answered, of the vote."""
+    """Return the trained teacher's metrics on test: of each perspective where it answered, and of the vote."""
     test = {i: row for i, row in judged.items() if pairs[i]["split"] == "test"}
     answers = {
         name: {

@@ -1,9 +1,10 @@
-"""Reads the finished folders into one plain dict: what `report.json` holds and the page shows."""
+"""Reads the finished folders into one plain dict, which becomes `report.json` and the page."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +24,17 @@ Rows = list[dict[str, Any]]
 Pairs = dict[str, dict[str, Any]]
 
 STAGES = (
-    "1-pairs",
-    "2-rationales",
-    "3-sft",
-    "4-samples",
-    "5-preferences",
-    "6-dpo",
-    "7-judgements",
-    "8-targets",
-    "9-student",
+    "1-pairs", "2-rationales", "3-sft", "4-samples", "5-preferences", "6-dpo", "7-judgements", "8-targets", "9-student",
     "10-export",
-)
+)  # fmt: skip
 STUDENTS = ("lrkd", "ce_only")
 
 
 def collect(config: ReportStage, folder: StageFolder) -> dict[str, Any]:
-    """Return the whole report as plain data, but for the latency, which is measured and not read.
+    """Return the whole report as plain data, without the latency, which is measured and not read.
 
     Raises:
-        UserError: a stage that the report needs has not finished, or left out a file.
+        UserError: a stage that the report needs has not finished, or a file of it is missing.
     """
     at = {stage: finished(folder.input(stage)) for stage in STAGES}
     scheme = load_scheme(config.labels.scheme)
@@ -70,14 +63,14 @@ def collect(config: ReportStage, folder: StageFolder) -> dict[str, Any]:
 
 
 def finished(path: Path) -> Path:
-    """Return the folder of a finished stage; an unfinished one is a `UserError`."""
+    """Return the folder of a stage; raise a `UserError` if the stage has not finished."""
     if read_manifest(path) is None:
         raise UserError(f"{path} has no manifest.json, so that stage has not finished: run it before the report")
     return path
 
 
 def predictions(folder: Path) -> dict[str, Pairs]:
-    """Predictions of each student that was trained, by pair id. Only the baseline may be absent."""
+    """Return the predictions of every trained student by pair id. Only the baseline may be missing."""
     found = {name: folder / name / "predictions.parquet" for name in STUDENTS}
     if not found["lrkd"].exists():
         raise UserError(f"{found['lrkd']} is missing: delete {folder} and run 9-student again")
@@ -85,7 +78,7 @@ def predictions(folder: Path) -> dict[str, Pairs]:
 
 
 def answers_of(folder: Path) -> dict[str, Rows]:
-    """The answers of a generation stage by outcome; hinted ones are no measure of the teacher and left out."""
+    """Return a generation stage's answers by outcome, without hinted ones, which say nothing about the teacher."""
     outcomes = ("kept", "filtered", "failed")
     return {name: [row for row in rows_of(folder / f"{name}.parquet") if not row["hinted"]] for name in outcomes}
 
@@ -93,14 +86,14 @@ def answers_of(folder: Path) -> dict[str, Rows]:
 def count_by(
     rows: Iterable[Mapping[str, Any]], field: str, most: int = 12, named: Callable[[str], str] = str
 ) -> dict[str, int]:
-    """Rows by the value of `field`, as it is named, most frequent first; beyond `most` values the rest is one entry."""
+    """Count rows by the named value of `field`, the most frequent first. Values beyond `most` are one entry."""
     ranked = Counter(named(str(row[field])) for row in rows).most_common()
     rest = sum(count for _, count in ranked[most:])
     return dict(ranked[:most]) | ({f"{len(ranked) - most} other values": rest} if rest else {})
 
 
 def data(pairs: Pairs, folder: Path, scheme: Scheme) -> dict[str, Any]:
-    """Pairs, queries and labels per split, and why source rows failed."""
+    """Return pairs, queries and labels per split, and the reasons of failed source rows."""
     splits = {}
     for split in SPLITS:
         rows = [row for row in pairs.values() if row["split"] == split]
@@ -116,7 +109,7 @@ def data(pairs: Pairs, folder: Path, scheme: Scheme) -> dict[str, Any]:
 
 
 def kept_rates(found: dict[str, Rows], pairs: Pairs, names: list[str], scheme: Scheme) -> dict[str, Any]:
-    """Share of answers kept per perspective and gold label, and the reasons of the others."""
+    """Return how many answers were kept per perspective and gold label, and why the others were not."""
     asked: Counter[tuple[str, str]] = Counter()
     kept: Counter[tuple[str, str]] = Counter()
     for outcome, rows in found.items():
@@ -135,37 +128,31 @@ def kept_rates(found: dict[str, Rows], pairs: Pairs, names: list[str], scheme: S
 
 
 def histories(at: Mapping[str, Path]) -> dict[str, Rows]:
-    """What every training logged, by training."""
+    """Return the log of every training."""
     places = {"sft": at["3-sft"], "dpo": at["6-dpo"]} | {name: at["9-student"] / name for name in STUDENTS}
     logs = {name: place / "history.jsonl" for name, place in places.items()}
-    # No file where there was nothing to train on: no conflicts for DPO, no baseline wanted.
+    # A training that there was no data for, or a baseline that was not wanted, has no log.
     found = {name: read_history(log) for name, log in logs.items() if log.exists()}
     return {name: rows for name, rows in found.items() if rows}
 
 
 def samples(pairs: Pairs, judged: Pairs, students: dict[str, Pairs], names: list[str], wanted: int) -> Rows:
-    """Test pairs with what the teacher said and the student answered.
+    """Return test pairs with the teacher's rationales and the students' answers.
 
-    Chosen without a look at who is right: labels in turn, then by pair id, which is a hash.
+    The labels take turns, and pairs come in the order of their ids, which are hashes: nobody's being right counts.
     """
     by_label: dict[str, list[str]] = {}
     for pair_id in sorted(judged):
         if pairs[pair_id]["split"] == "test":
             by_label.setdefault(pairs[pair_id]["label"], []).append(pair_id)
-    turns = [pair_id for turn in zip_longest_flat(list(by_label.values())) for pair_id in turn]
+    turns = [pair_id for turn in zip_longest(*by_label.values()) for pair_id in turn if pair_id is not None]
     return [sample(pairs[i], judged[i], students, names) for i in turns[:wanted]]
-
-
-def zip_longest_flat(groups: list[list[str]]) -> Iterable[list[str]]:
-    """First of each group, then the second of each that has one, and so on."""
-    for turn in range(max((len(group) for group in groups), default=0)):
-        yield [group[turn] for group in groups if turn < len(group)]
 
 
 def sample(
     pair: dict[str, Any], judged: dict[str, Any], students: dict[str, Pairs], names: list[str]
 ) -> dict[str, Any]:
-    """One shown pair."""
+    """Return one pair as the page shows it."""
     said = zip(names, judged["verdicts"], judged["rationales"], strict=True)
     fields = ("pair_id", "query", "title", "brand", "label")
     return {
@@ -182,7 +169,7 @@ def sample(
 
 
 def stage_row(stage: str, folder: Path) -> dict[str, Any]:
-    """What a stage's manifest says of its run."""
+    """Return what the page shows of a stage's manifest."""
     manifest = read_manifest(folder)
     assert manifest is not None, "checked by `finished`"
     picked = ("counts", "figures", "seconds", "finished", "versions")

@@ -1,4 +1,4 @@
-"""Turns the report's data into one self-contained page: Jinja2 for the words and tables, Matplotlib for the plots."""
+"""Turns the report's data into one self-contained page."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from distill.report import plots
 from distill.report.quality import TITLES
 
 Row = dict[str, Any]
+Lines = dict[str, list[tuple[float, float]]]
 METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "auc": "AUC", "ndcg_at_10": "NDCG@10"}
 KINDS = {"sft": "SFT", "dpo": "DPO", "lrkd": "LRKD", "ce_only": "labels only"}
 
 
 def render(report: Mapping[str, Any]) -> str:
-    """Return the page. Texts of the data are escaped; only our own SVG is trusted."""
+    """Return the page. All texts of the data are escaped; only our own SVG is not."""
     template = page_environment(Path(__file__).parent).get_template("report.html.j2")
     drawn = {name: Markup(text) for name, text in draw(report).items()}
     judges = [name for name in TITLES if name in report["segments"][0]["judges"]] if report["segments"] else []
@@ -26,70 +27,50 @@ def render(report: Mapping[str, Any]) -> str:
 
 
 def draw(report: Mapping[str, Any]) -> dict[str, str]:
-    """All plots that the data allows, by name."""
-    found = {"headline": headline_plot(report["headline"]["judges"])}
-    history = report["curves"]
-    for name in ("sft", "dpo"):
-        if name in history:
-            found[name] = loss_plot(name, {KINDS[name]: history[name]})
-    if "dpo" in history:
-        found["margin"] = margin_plot(history["dpo"])
-    found["student"] = loss_plot("student", {KINDS[n]: history[n] for n in ("lrkd", "ce_only") if n in history})
-    found |= student_plots(history)
-    if report["latency"]:
-        found["latency"] = latency_plot(report["latency"])
+    """Return all plots that there is data for, by name."""
+    logs = report["curves"]
+
+    def lines(key: str, *names: str) -> Lines:
+        return {
+            f"{KINDS[name]}, {split}": points(logs.get(name, ()), split, key)
+            for name in names
+            for split in ("train", "dev")
+        }
+
+    ratios = {
+        f"{word} ratio": points(logs.get("lrkd", ()), "dev", f"alignment_over_ce_{word}")
+        for word in ("loss", "gradient")
+    }
+    found = {
+        "headline": headline_plot(report["headline"]["judges"]),
+        "sft": curve_plot("sft", "Loss", "loss", lines("loss", "sft")),
+        "dpo": curve_plot("dpo", "Loss", "loss", lines("loss", "dpo")),
+        "margin": curve_plot("margin", "Margin of chosen over rejected", "margin", lines("margin", "dpo")),
+        "student": curve_plot("student", "Loss", "loss", lines("loss", "lrkd", "ce_only")),
+        "macro_f1": curve_plot("macro_f1", "Macro-F1", "macro-F1", lines("macro_f1", "lrkd", "ce_only")),
+        "ratio": curve_plot("ratio", "Alignment over cross-entropy", "alignment / cross-entropy", ratios, zero=True),
+        "latency": latency_plot(report["latency"]) if report["latency"] else "",
+    }
     return {name: text for name, text in found.items() if text}
 
 
 def headline_plot(judges: Mapping[str, Row]) -> str:
-    """Every judge's metrics on one axis."""
+    """Plot every judge's metrics on one axis."""
     shown = [key for key in METRICS if any(row.get(key) is not None for row in judges.values())]
     series = {TITLES[name]: [row.get(key) for key in shown] for name, row in judges.items()}
     said = "; ".join(f"{name}: accuracy {figure(values[0])}" for name, values in series.items())
-    return plots.dots(
-        "headline", f"Metrics of every judge on the test split. {said}.", [METRICS[k] for k in shown], series
-    )
+    alt = f"Metrics of every judge on the test split. {said}."
+    return plots.dots("headline", alt, [METRICS[key] for key in shown], series)
 
 
 def points(rows: Sequence[Row], split: str, key: str) -> list[tuple[float, float]]:
-    """(step, value) of one figure of one split."""
+    """Return one figure of one split by step; step 0 is before training."""
     return [(row["step"], row[key]) for row in rows if row["split"] == split and key in row]
 
 
-def lines(histories: Mapping[str, Sequence[Row]], key: str) -> dict[str, list[tuple[float, float]]]:
-    """Train and dev lines of one figure, those with points."""
-    wanted = {
-        f"{name}, {split}": points(rows, split, key) for name, rows in histories.items() for split in ("train", "dev")
-    }
-    return {name: found for name, found in wanted.items() if found}
-
-
-def loss_plot(name: str, histories: Mapping[str, Sequence[Row]]) -> str:
-    """Loss on train and dev by step; step 0 is before training."""
-    return curve_plot(name, "Loss", "loss", lines(histories, "loss"))
-
-
-def margin_plot(history: Sequence[Row]) -> str:
-    """DPO's reward margin, chosen minus rejected."""
-    return curve_plot("margin", "Margin of chosen over rejected", "margin", lines({KINDS["dpo"]: history}, "margin"))
-
-
-def student_plots(history: Mapping[str, Sequence[Row]]) -> dict[str, str]:
-    """The student's macro-F1 on dev, and how much the alignment weighs beside cross-entropy."""
-    students = {KINDS[name]: history[name] for name in ("lrkd", "ce_only") if name in history}
-    found = {"macro_f1": curve_plot("macro_f1", "Macro-F1", "macro-F1", lines(students, "macro_f1"))}
-    ratios = {
-        word: points(history.get("lrkd", ()), "dev", f"alignment_over_ce_{word}") for word in ("loss", "gradient")
-    }
-    shown = {f"{word} ratio": line for word, line in ratios.items() if line}
-    found["ratio"] = curve_plot("ratio", "Alignment over cross-entropy", "alignment / cross-entropy", shown, zero=True)
-    return found
-
-
-def curve_plot(
-    name: str, title: str, ylabel: str, shown: dict[str, list[tuple[float, float]]], zero: bool = False
-) -> str:
-    """A line plot whose alt text gives each line's first and last value; nothing where there is no line."""
+def curve_plot(name: str, title: str, ylabel: str, lines: Lines, zero: bool = False) -> str:
+    """Plot the lines that have points; the alt text gives their first and last values. Return "" without any."""
+    shown = {label: line for label, line in lines.items() if line}
     if not shown:
         return ""
     ends = "; ".join(f"{label} from {line[0][1]:.3g} to {line[-1][1]:.3g}" for label, line in shown.items())
@@ -97,7 +78,7 @@ def curve_plot(
 
 
 def latency_plot(latency: Mapping[str, Any]) -> str:
-    """Histogram of single pairs."""
+    """Plot how long single pairs took."""
     marks = {name: latency[f"{name}_ms"] for name in ("p50", "p99")}
     count, (p50, p99) = len(latency["single_ms"]), marks.values()
     alt = f"Histogram of {count} timings: median {p50:.1f} ms, 99th percentile {p99:.1f} ms."

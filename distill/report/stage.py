@@ -1,4 +1,4 @@
-"""Stage 11: what the run did and how well, as one HTML page and as JSON."""
+"""Stage 11: a report of what the run did and how well, as one HTML page and as JSON."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(config: ReportStage, folder: StageFolder) -> None:
 
 
 def figures(report: dict[str, Any]) -> dict[str, Any]:
-    """The few numbers that the manifest and the end of a run show."""
+    """Return the few figures that the manifest and the end of a run show."""
     shown = ("accuracy", "macro_f1", "auc", "ndcg_at_10")
     judges = report["headline"]["judges"]
     return {name: {metric: row.get(metric) for metric in shown} for name, row in judges.items()}

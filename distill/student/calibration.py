@@ -1,6 +1,6 @@
-"""Temperature scaling: one number, fitted on held-out pairs, that makes probabilities as sure as they are right.
+"""Temperature scaling: one number, fitted on held-out pairs, with which a judge is as sure as it is often right.
 
-Guo et al. 2017 (arXiv 1706.04599), section 4.2: softmax(z / T). Of probabilities p = softmax(z) that is p^(1/T),
+Guo et al. 2017 (arXiv 1706.04599), section 4.2: softmax(z / T). For probabilities p = softmax(z) this equals p^(1/T),
 scaled to sum to 1, so logits are not needed. The most probable label stays the same.
 
 Shapes: N pairs, C labels.
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
+from scipy.special import softmax
 
 from distill.metrics import calibration_error
 from mpcot.schemes.scheme import Scheme
@@ -22,14 +23,12 @@ TINY = 1e-12
 
 
 def scaled(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Return NxC probabilities at `temperature`: above 1 less sure, below 1 surer."""
-    logits = np.log(np.maximum(probabilities, TINY)) / temperature
-    weights = np.exp(logits - logits.max(1, keepdims=True))
-    return weights / weights.sum(1, keepdims=True)
+    """Return NxC probabilities at `temperature`: above 1 they are less sure, below 1 surer."""
+    return softmax(np.log(np.maximum(probabilities, TINY)) / temperature, axis=1)
 
 
 def fit_temperature(gold: Sequence[int], probabilities: np.ndarray) -> float | None:
-    """Return the temperature of the least mean negative log-likelihood, within 0.2 and 20; None without pairs.
+    """Return the temperature from 0.2 to 20 with the least mean negative log-likelihood; None without pairs.
 
     Args:
         gold: N label numbers.
@@ -37,10 +36,9 @@ def fit_temperature(gold: Sequence[int], probabilities: np.ndarray) -> float | N
     """
     if not len(gold):
         return None
-    rows = np.arange(len(gold))
 
     def nll(log_temperature: float) -> float:
-        found = scaled(probabilities, float(np.exp(log_temperature)))[rows, list(gold)]
+        found = scaled(probabilities, float(np.exp(log_temperature)))[np.arange(len(gold)), list(gold)]
         return float(-np.log(np.maximum(found, TINY)).mean())
 
     best = minimize_scalar(nll, bounds=(np.log(LEAST), np.log(MOST)), method="bounded")
@@ -51,15 +49,15 @@ def calibrated(
     dev: tuple[Sequence[str], np.ndarray], gold: Sequence[str], predicted: Sequence[str], probabilities: np.ndarray,
     scheme: Scheme,
 ) -> dict[str, Any]:  # fmt: skip
-    """Fit on dev, measure on test.
+    """Fit a temperature on dev and measure the calibration error on test with it.
 
     Args:
         dev: label codes and probabilities of the pairs to fit on.
         gold, predicted: N label codes.
         probabilities: NxC.
 
-    Returns: `temperature`, `temperature_pairs` (those it was fitted on) and `calibrated_error`, the expected
-        calibration error with it; the first and last are None without dev or test pairs.
+    Returns: `temperature`, `temperature_pairs` (how many it was fitted on) and `calibrated_error`, the expected
+        calibration error with it. The first is None without dev pairs, the last without dev or test pairs.
     """
     dev_gold, dev_probabilities = dev
     temperature = fit_temperature([scheme.index(code) for code in dev_gold], dev_probabilities)

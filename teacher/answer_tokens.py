@@ -1,8 +1,8 @@
 """Prompts and answers as tokens, with the masks that keep prompts, padding and other answers out of the loss.
 
-Answers whose prompts begin alike share one sequence: the common beginning is computed once, and every
-answer is a branch behind it that sees the beginning and itself, at the positions that it would have alone.
-Losses and gradients are those of the answers one by one.
+Answers whose prompts begin alike share one sequence. The common beginning is computed once, and every answer is a
+branch behind it, which sees only the beginning and itself, at the positions that it would have on its own. Losses and
+gradients are the same as for the answers one by one.
 
 Shapes: B sequences, T tokens, A answers.
 """
@@ -10,7 +10,6 @@ Shapes: B sequences, T tokens, A answers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cluster.training.task import padded_length
@@ -21,14 +20,17 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 SHARED, PADDING = 0, -1  # branch numbers; an answer's branch is 1 or more
+# The columns of a batch with the values that pad them; `input_ids` are padded with the padding token.
+FILLS = {"input_ids": 0, "labels": IGNORED, "position_ids": 0, "branches": PADDING, "owners": -1}
 Example = tuple[list[int], list[int]]
+Joined = dict[str, list[int]]
 
 
 def encode(tokenizer: Any, prompt: str, answer: str, max_tokens: int) -> Example:
     """Return token ids and labels of one example; labels are `IGNORED` on the prompt.
 
-    The end-of-text token belongs to the answer, so that the model learns to stop. Where both do not fit,
-    the prompt loses its start: the answer with its verdict is never cut.
+    The end-of-text token belongs to the answer, so that the model learns to stop. If the two do not fit together, the
+    prompt loses its start; the answer with its verdict is never cut.
 
     Raises:
         ValueError: the answer alone does not fit.
@@ -42,7 +44,7 @@ def encode(tokenizer: Any, prompt: str, answer: str, max_tokens: int) -> Example
 
 
 def verdict_tokens(tokenizer: Any, answer: str) -> int:
-    """Return how many tokens the verdict takes at an answer's end; 0 where the answer has none."""
+    """Return how many tokens the verdict at the end of an answer has; 0 if there is no verdict."""
     before, mark, verdict = answer.rpartition(VERDICT)
     if not mark:
         return 0
@@ -50,62 +52,51 @@ def verdict_tokens(tokenizer: Any, answer: str) -> int:
     return len(whole) - len(tokenizer.encode(before + mark, add_special_tokens=False))
 
 
-@dataclass
-class SharedSequence:
-    """Answers behind the common beginning of their prompts, token by token.
-
-    `branches` is `SHARED` on the beginning and counts the answers from 1; `owners` numbers them over the batch.
-    """
-
-    ids: list[int]
-    labels: list[int]
-    positions: list[int]
-    branches: list[int]
-    owners: list[int]
-
-
-def share(examples: Sequence[Example], owners: Sequence[int]) -> SharedSequence:
-    """Join answers into one sequence.
+def share(examples: Sequence[Example], owners: Sequence[int]) -> Joined:
+    """Join answers behind the common beginning of their prompts into one sequence.
 
     Args:
         examples: token ids and labels of each answer, as `encode` returns them.
         owners: number of each answer within the batch.
+
+    Returns: the columns of `FILLS` by token. `branches` is `SHARED` on the beginning and counts the answers from 1.
     """
     common = _common(examples) if len(examples) > 1 else 0
-    ids, labels = list(examples[0][0][:common]), [IGNORED] * common
-    positions, branches, numbers = list(range(common)), [SHARED] * common, [-1] * common
-    for branch, ((own, own_labels), owner) in enumerate(zip(examples, owners, strict=True), start=1):
-        size = len(own) - common
-        ids += own[common:]
-        labels += own_labels[common:]
-        positions += range(common, len(own))
-        branches += [branch] * size
-        numbers += [owner] * size
-    return SharedSequence(ids, labels, positions, branches, numbers)
+    joined = {
+        "input_ids": list(examples[0][0][:common]),
+        "labels": [IGNORED] * common,
+        "position_ids": list(range(common)),
+        "branches": [SHARED] * common,
+        "owners": [-1] * common,
+    }
+    for branch, ((ids, labels), owner) in enumerate(zip(examples, owners, strict=True), start=1):
+        size = len(ids) - common
+        own = (ids[common:], labels[common:], range(common, len(ids)), [branch] * size, [owner] * size)
+        for column, values in zip(joined.values(), own, strict=True):
+            column.extend(values)
+    return joined
 
 
 def _common(examples: Sequence[Example]) -> int:
-    """Return how many tokens all prompts begin with; each keeps one of its own, which predicts its answer."""
-    first = examples[0][0]
+    """Return how many tokens all prompts begin with. Each keeps one of its own, which predicts its answer."""
     most = min(labels.count(IGNORED) for _, labels in examples) - 1
-    count = 0
-    while count < most and all(ids[count] == first[count] for ids, _ in examples):
-        count += 1
-    return count
+    unequal = (
+        i for i, tokens in enumerate(zip(*(ids[:most] for ids, _ in examples), strict=True)) if len({*tokens}) > 1
+    )
+    return next(unequal, most)
 
 
-def pad(sequences: Sequence[SharedSequence], pad_id: int) -> dict[str, Any]:
-    """Return `input_ids`, `labels`, `position_ids`, `branches` and `owners`, each B x T, padded on the right.
+def pad(sequences: Sequence[Joined], pad_id: int) -> dict[str, Any]:
+    """Return the columns of `FILLS`, each B x T, padded on the right.
 
-    T is `padded_length`: every new shape costs a kernel's preparation, on a CPU up to a second.
+    T is `padded_length`: a CPU needs up to a second to prepare its kernels for a new shape.
     """
     import torch
 
-    shape = (len(sequences), padded_length(max(len(s.ids) for s in sequences)))
-    fills = {"input_ids": pad_id, "labels": IGNORED, "position_ids": 0, "branches": PADDING, "owners": -1}
-    batch = {name: torch.full(shape, value) for name, value in fills.items()}
-    for row, s in enumerate(sequences):
-        for name, values in zip(fills, (s.ids, s.labels, s.positions, s.branches, s.owners), strict=True):
+    shape = (len(sequences), padded_length(max(len(sequence["input_ids"]) for sequence in sequences)))
+    batch = {name: torch.full(shape, fill) for name, fill in (FILLS | {"input_ids": pad_id}).items()}
+    for row, sequence in enumerate(sequences):
+        for name, values in sequence.items():
             batch[name][row, : len(values)] = torch.tensor(values)
     return batch
 
@@ -113,8 +104,8 @@ def pad(sequences: Sequence[SharedSequence], pad_id: int) -> dict[str, Any]:
 def attention(branches: Tensor, dtype: Any) -> dict[str, Tensor]:
     """Return the mask that a model's forward pass needs.
 
-    Sequences of one answer each need only their padding masked, which every attention kernel knows. Shared
-    ones need B x 1 x T x T additive values: a token sees what is before it on the beginning and its own branch.
+    If every sequence has one answer, only the padding is masked, in the form that every attention kernel takes. Shared
+    sequences need B x 1 x T x T additive values: a token sees what is before it in the beginning and in its own branch.
     """
     import torch
 

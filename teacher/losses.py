@@ -21,9 +21,9 @@ LOGITS_MULTIPLE = 64
 def answer_logprobs(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Return the log-probability of every answer token and the answer that it belongs to.
 
-    The vocabulary's logits are computed for answer tokens only: prompts are most of a batch, and their
-    logits would be thrown away. Their number is rounded up: the kernels prepared for a number are kept, and a
-    number of its own for every batch made a training on a CPU grow by gigabytes.
+    Logits are computed for answer tokens only, because most of a batch is prompts, whose logits nobody needs. The
+    number of tokens is rounded up: a CPU keeps the kernels that it prepares for each number, and with a new one for
+    every batch the memory of a training grew by gigabytes.
 
     Args:
         model: a causal language model of transformers, or a DeepSpeed engine around one.
@@ -32,7 +32,7 @@ def answer_logprobs(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tenso
     Returns:
         N log-probabilities in fp32, and N answer numbers.
     """
-    # A token is predicted by the one before it; the first has none.
+    # A token is predicted by the one before it, so the first one is not predicted.
     learnt = batch["labels"][:, 1:] != IGNORED
     places = functional.pad(learnt, (0, 1))
     count = int(places.sum())
@@ -67,11 +67,11 @@ def sequence_logprobs(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Ten
 def verdict_weights(owners: Tensor, verdict_tokens: Tensor, weight: float) -> Tensor:
     """Return N weights: `weight` on the tokens of the verdict, 1 on all others.
 
-    The verdict stands last in an answer, before the end-of-text token.
+    The verdict is at the end of an answer, before the end-of-text token.
 
     Args:
-        owners: N answer numbers, each answer's tokens in their order.
-        verdict_tokens: A lengths of the answers' verdicts, by answer number.
+        owners: N answer numbers; the tokens of an answer are in their order.
+        verdict_tokens: A lengths of the verdicts, by answer number.
     """
     counts = torch.bincount(owners, minlength=len(verdict_tokens))
     order = torch.argsort(owners, stable=True)
@@ -93,9 +93,9 @@ def preference_loss(
 ) -> tuple[Tensor, Tensor]:
     """Return B losses and B margins (chosen minus rejected reward, both times beta).
 
-    `sigmoid` is Rafailov et al. 2023 (arXiv 2305.18290), eq. 7; with `label_smoothing` the conservative
-    form of Mitchell 2023 (cDPO). `ipo` is Azar et al. 2023 (arXiv 2310.12036), eq. 17. The paper states it on
-    the log-probabilities of whole answers; TRL, after asking its authors, gives it means over tokens.
+    `sigmoid` is Rafailov et al. 2023 (arXiv 2305.18290), eq. 7; with `label_smoothing` it is the conservative form of
+    Mitchell 2023 (cDPO). `ipo` is Azar et al. 2023 (arXiv 2310.12036), eq. 17. The paper states it for the
+    log-probabilities of whole answers; TRL takes means over tokens, on the advice of its authors.
 
     Args:
         chosen, rejected: B log-probabilities of the answers under the model that learns.

@@ -1,4 +1,4 @@
-"""The teacher's weights: loaded for training with or without adapters, saved as one merged folder."""
+"""Loads the teacher's weights for training, with or without adapters, and saves them as one merged folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EAGER_TOKENS = 512
 
 
 def load_tokenizer(model: str) -> Any:
-    """Return the model's tokenizer; one without a padding token pads with its end-of-text token."""
+    """Return the model's tokenizer. If it has no padding token, it pads with its end-of-text token."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
@@ -26,10 +26,10 @@ def load_tokenizer(model: str) -> Any:
 
 
 def load_trainable(model: str, tuning: Tuning, dtype: str = "float32", attention: str | None = None) -> nn.Module:
-    """Return the causal model with the parameters to train marked; adapters around it for LoRA.
+    """Return the causal model, with the parameters to train marked and, for LoRA, with adapters.
 
     Args:
-        attention: transformers' name of the attention kernel; None lets it choose.
+        attention: the name that transformers has for the attention kernel; None lets it choose.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -43,21 +43,17 @@ def load_trainable(model: str, tuning: Tuning, dtype: str = "float32", attention
     from peft import LoraConfig, get_peft_model
 
     modules = tuning.target_modules if isinstance(tuning.target_modules, str) else list(tuning.target_modules)
-    config = LoraConfig(
-        r=tuning.rank,
-        lora_alpha=tuning.alpha,
-        lora_dropout=tuning.dropout,
-        target_modules=modules,
-        task_type="CAUSAL_LM",
-    )
+    ranks = {"r": tuning.rank, "lora_alpha": tuning.alpha, "lora_dropout": tuning.dropout}
+    config = LoraConfig(**ranks, target_modules=modules, task_type="CAUSAL_LM")
     return get_peft_model(base, config)
 
 
 def attention_kernel(max_tokens: int, gpu: bool) -> str | None:
     """Return the attention kernel to train with; None lets transformers choose.
 
-    On a CPU torch's fused kernel took a fifth of a step at 270 tokens, plain products half of that. Their scores grow
-    with the square of the length and are kept for the backward pass, so long sequences take the fused one.
+    On a CPU, torch's fused kernel took a fifth of a step at 270 tokens, and plain products half of that. But plain
+    products keep scores for the backward pass that grow with the square of the length, so long sequences use the
+    fused kernel.
     """
     return "eager" if not gpu and max_tokens <= EAGER_TOKENS else None
 
@@ -72,13 +68,13 @@ def _freeze(model: Any, count: int) -> None:
         return
     layers = getattr(model.get_decoder(), "layers", ())
     if count >= len(layers):
-        raise UserError(f"tuning.frozen_layers {count}: the model has {len(layers)} layers, one must be trained.")
+        raise UserError(f"tuning.frozen_layers {count}: the model has {len(layers)} layers, and one must be trained.")
     for part in (model.get_input_embeddings(), *layers[:count]):
         part.requires_grad_(False)
 
 
 def save_merged(model: str, tuning: Tuning, state: dict[str, Tensor], folder: Path) -> None:
-    """Write a plain Hugging Face folder: trained parameters put into the model, adapters merged.
+    """Write a plain Hugging Face folder, with the trained parameters in the model and adapters merged.
 
     Args:
         model: what the training started from.
@@ -93,7 +89,7 @@ def save_merged(model: str, tuning: Tuning, state: dict[str, Tensor], folder: Pa
     trained: Any = load_trainable(model, tuning)
     unknown = trained.load_state_dict(state, strict=False).unexpected_keys
     if unknown:
-        raise RuntimeError(f"trained parameters without a place in {model}: {unknown[:3]}")
+        raise RuntimeError(f"{model} has no place for these trained parameters: {unknown[:3]}")
     if isinstance(tuning, Lora):
         trained = trained.merge_and_unload()
     dtype = AutoConfig.from_pretrained(model, trust_remote_code=False).dtype or torch.float32

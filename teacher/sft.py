@@ -21,7 +21,7 @@ from cluster.training.driver import Row, Rows, TrainTask, run_training
 from mpcot.asking.prompts import answer, messages, render
 from mpcot.perspectives.perspective import load_perspectives
 from mpcot.schemes.scheme import Scheme, load_scheme
-from teacher.answer_tokens import IGNORED, SharedSequence, encode, pad, share, verdict_tokens
+from teacher.answer_tokens import IGNORED, encode, pad, share, verdict_tokens
 from teacher.config import SftStage, Tuning
 from teacher.model import attention_kernel, load_tokenizer, load_trainable, save_merged
 
@@ -30,7 +30,7 @@ EXAMPLE = pa.schema(
     + [("weight", pa.float32())]
 )
 KEPT_COLUMNS = ["pair_id", "perspective", "sample", "rationale", "verdict", "hinted", "weight"]
-VOTE = "vote"  # origin of what the teacher wrote about pairs without a gold label
+VOTE = "vote"  # origin of the teacher's rationales for pairs without a gold label
 TEXTS = pa.list_(pa.string())
 SEQUENCE = pa.schema(
     [("pair_id", pa.string()), ("prompts", TEXTS), ("answers", TEXTS), ("weights", pa.list_(pa.float32()))]
@@ -64,7 +64,7 @@ def run(config: SftStage, folder: StageFolder) -> None:
 def collect_examples(config: SftStage, pairs_folder: Path, rationales: Path, model: str) -> pa.Table:
     """Return one example per kept rationale and per seed of the training split, in a fixed order.
 
-    Those of unlabelled pairs come along where the config says so, with their pair's agreement as `weight`.
+    With `sft.use_unlabelled` the examples of unlabelled pairs are added, with their pair's agreement as `weight`.
     """
     splits = ("train", "unlabelled") if config.sft.use_unlabelled else ("train",)
     pairs = {p["pair_id"]: p for p in read_table(pairs_folder / "pairs.parquet").to_pylist() if p["split"] in splits}
@@ -83,7 +83,7 @@ def collect_examples(config: SftStage, pairs_folder: Path, rationales: Path, mod
         if pair is None or perspective is None:
             continue
         if pair["label"] is None:
-            if row["origin"] != "teacher":  # a seed would give the label away that the source held back
+            if row["origin"] != "teacher":  # a seed would give away the label that was held back
                 continue
             row["origin"] = VOTE
         chat = messages(pair, perspective, scheme, form.few_shot, form.description_chars)
@@ -94,7 +94,7 @@ def collect_examples(config: SftStage, pairs_folder: Path, rationales: Path, mod
 
 
 def to_sequences(examples: pa.Table, most: int) -> pa.Table:
-    """Return one row per training sequence: up to `most` answers of one pair, which share their prompt's beginning."""
+    """Return one row per training sequence: up to `most` answers to one pair, whose prompts begin alike."""
     rows: list[dict[str, Any]] = []
     for example in examples.select(["pair_id", "prompt", "answer", "weight"]).to_pylist():
         if not rows or rows[-1]["pair_id"] != example["pair_id"] or len(rows[-1]["answers"]) == most:
@@ -106,10 +106,10 @@ def to_sequences(examples: pa.Table, most: int) -> pa.Table:
 
 
 def check_labels(examples: pa.Table, scheme: Scheme, missing_labels: str) -> list[str]:
-    """Return the labels that no example teaches.
+    """Return the labels without any example.
 
     Raises:
-        UserError: there are such labels and the config says to stop, or there are no examples at all.
+        UserError: there are such labels and `sft.missing_labels` is "stop", or there are no examples at all.
     """
     counts = {v["values"]: v["counts"] for v in examples["verdict"].value_counts().to_pylist()}
     missing = [code for code in scheme.codes if not counts.get(code)]
@@ -118,19 +118,19 @@ def check_labels(examples: pa.Table, scheme: Scheme, missing_labels: str) -> lis
     had = ", ".join(f"{code} {counts.get(code, 0)}" for code in scheme.codes)
     message = (
         f"sft: no rationale was kept for label {', '.join(missing)} (kept: {had}). Raise rationales.samples or "
-        "rationales.few_shot, bring seed rationales"
+        "rationales.few_shot, or add seed rationales to the source"
     )
     if missing_labels == "stop" or len(missing) == len(scheme.codes):
-        raise UserError(f'{message}, or accept it with sft.missing_labels = "warn".')
+        raise UserError(f'{message}. To train without these labels, set sft.missing_labels = "warn".')
     console().print(f"  warning: {message}.", style="yellow")
     return missing
 
 
 def hold_out(examples: pa.Table, share: float, seed: int, most: int) -> tuple[pa.Table, pa.Table]:
-    """Split the examples by query into those that train and at most `most` that judge the loss.
+    """Split the examples by query into those for training and at most `most` on which the loss is judged.
 
-    At least one query is held out, and at least one trains. Only gold labels judge: what a vote says of a
-    held-out query is left out altogether.
+    At least one query is held out, and at least one is trained on. The loss is judged on gold labels only; votes about
+    a held-out query are left out altogether.
     """
     voted = pc.equal(examples["origin"], VOTE)
 
@@ -145,16 +145,14 @@ def hold_out(examples: pa.Table, share: float, seed: int, most: int) -> tuple[pa
 
 
 def cap_labels(examples: pa.Table, ratio: float | None, seed: int) -> pa.Table:
-    """Leave out whole pairs of the frequent labels, drawn by a hash, until `ratio` holds.
+    """Leave out pairs of frequent labels, drawn by a hash, until `ratio` holds; the order stays as it is.
 
-    A label may have at most `ratio` times as many answers as the rarest that occurs. Order is kept.
+    A label may have at most `ratio` times as many answers as the rarest label that occurs.
     """
     if ratio is None or not len(examples):
         return examples
     by_pair = Counter(zip(examples["pair_id"].to_pylist(), examples["verdict"].to_pylist(), strict=True))
-    answers: Counter[str] = Counter()
-    for (_, verdict), count in by_pair.items():
-        answers[verdict] += count
+    answers = Counter(examples["verdict"].to_pylist())
     room = dict.fromkeys(answers, ratio * min(answers.values()))
     kept = set()
     for pair_id, verdict in sorted(by_pair, key=lambda pair: xxhash.xxh3_64_intdigest(f"{seed}/{pair[0]}".encode())):
@@ -166,7 +164,7 @@ def cap_labels(examples: pa.Table, ratio: float | None, seed: int) -> pa.Table:
 
 @dataclass
 class AnswerTask(TrainTask):
-    """What SFT and DPO share: rows on disk, the model they start from, and how it is saved."""
+    """What SFT and DPO have in common: rows on disk, the model that they start from, and how it is saved."""
 
     folder: str
     model: str
@@ -196,7 +194,7 @@ class AnswerTask(TrainTask):
 
 @dataclass
 class SftTask(AnswerTask):
-    """Next-token loss on answers; units are answer tokens, each as often as it and its answer weigh."""
+    """Next-token loss on answers. Its units are answer tokens, by their own weight and that of their answer."""
 
     verdict_weight: float
 
@@ -209,15 +207,14 @@ class SftTask(AnswerTask):
         from teacher.losses import verdict_weights
 
         tokenizer = self.tokenizer()
-        sequences: list[SharedSequence] = []
-        verdicts: list[int] = []
+        sequences, verdicts = [], []
         for row in rows:
             said = zip(row["prompts"], row["answers"], strict=True)
             examples = [encode(tokenizer, prompt, answer, self.max_tokens) for prompt, answer in said]
             sequences.append(share(examples, range(len(verdicts), len(verdicts) + len(examples))))
             verdicts += [verdict_tokens(tokenizer, answer) for answer in row["answers"]]
         batch = pad(sequences, tokenizer.pad_token_id)
-        # The first token has no predecessor: it is never predicted.
+        # The first token of a sequence is never predicted.
         owners = batch["owners"][:, 1:][batch["labels"][:, 1:] != IGNORED]
         weights = verdict_weights(owners, torch.tensor(verdicts), self.verdict_weight)
         own = [weight for row in rows for weight in row.get("weights") or [1.0] * len(row["answers"])]

@@ -84,17 +84,17 @@ def conclusions(found: Mapping[str, Any]) -> list[str]:
     said = [_difference(metric, found["differences"][metric]) for metric in METRICS if found["differences"]]
     if not said:
         said = [
-            "No student was trained on labels only (student.baseline is off), so there is nothing to compare LRKD with."
+            "No student was trained on labels only (student.baseline = false): there is nothing to compare LRKD with."
         ]
     said = small + said + [_beside_majority(name, found["judges"]) for name in ("teacher", "lrkd")]
     said.append(
-        f"These are {found['pairs']} pairs of {found['queries']} queries and one seed: the variation between seeds comes"
+        f"These are {found['pairs']} pairs of {found['queries']} queries and one seed: what varies between seeds comes"
         " on top of the intervals."
     )
     if found["pairs"] < found["test_pairs"]:
         said.append(
-            f"{found['test_pairs'] - found['pairs']} of {found['test_pairs']} test pairs are left out, because not every"
-            " judge answered them."
+            f"{found['test_pairs'] - found['pairs']} of {found['test_pairs']} test pairs are left out, because not"
+            " every judge answered them."
         )
     return said
 

@@ -68,11 +68,11 @@ def test_padding_is_neither_read_nor_learnt() -> None:
 def test_a_common_beginning_is_there_once_and_positions_go_on_behind_it() -> None:
     first, second = ([1, 2, 3, 4, 9], [IGNORED] * 4 + [9]), ([1, 2, 5, 8, 7], [IGNORED] * 3 + [8, 7])
     joined = share([first, second], [4, 6])
-    assert joined.ids == [1, 2, 3, 4, 9, 5, 8, 7]
-    assert joined.positions == [0, 1, 2, 3, 4, 2, 3, 4]
-    assert joined.branches == [SHARED, SHARED, 1, 1, 1, 2, 2, 2]
-    assert joined.owners == [-1, -1, 4, 4, 4, 6, 6, 6]
-    assert joined.labels == [IGNORED, IGNORED, IGNORED, IGNORED, 9, IGNORED, 8, 7]
+    assert joined["input_ids"] == [1, 2, 3, 4, 9, 5, 8, 7]
+    assert joined["position_ids"] == [0, 1, 2, 3, 4, 2, 3, 4]
+    assert joined["branches"] == [SHARED, SHARED, 1, 1, 1, 2, 2, 2]
+    assert joined["owners"] == [-1, -1, 4, 4, 4, 6, 6, 6]
+    assert joined["labels"] == [IGNORED, IGNORED, IGNORED, IGNORED, 9, IGNORED, 8, 7]
     seen = attention(pad([joined], 0)["branches"], torch.float32)["attention_mask"][0, 0, :8, :8] == 0
     assert seen[5].tolist() == [True, True, False, False, False, True, False, False]
     assert seen[4].tolist() == [True] * 5 + [False] * 3
@@ -81,7 +81,7 @@ def test_a_common_beginning_is_there_once_and_positions_go_on_behind_it() -> Non
 def test_answers_to_one_prompt_keep_its_last_token_each() -> None:
     """Both first words are predicted from the prompt's end, so each answer needs one of its own."""
     same = [([1, 2, 3, 9], [IGNORED] * 3 + [9]), ([1, 2, 3, 8], [IGNORED] * 3 + [8])]
-    assert share(same, [0, 1]).ids == [1, 2, 3, 9, 3, 8]
+    assert share(same, [0, 1])["input_ids"] == [1, 2, 3, 9, 3, 8]
 
 
 def test_a_real_end_token_is_learnt_even_where_it_also_pads() -> None:

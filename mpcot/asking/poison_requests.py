@@ -1,31 +1,32 @@
-"""Requests that may have stopped an engine: asked again among fewer, at last alone, so that the others go on.
+"""Finds the requests that stop engines, so that one bad prompt costs one answer and not the run.
 
-One prompt that ends its engine each time would else end every engine that Ray starts in its place. Of many in flight
-nobody knows which it was, so those of an engine that stopped are asked anew in groups of `FEW`, then one by one. Who
-stops two engines alone is found guilty: four engines find one prompt among two thousand.
+Ray replaces an engine that stopped and hands its requests out again. Of the many that were in flight nobody knows
+which one was the cause, so they are suspects: the next engine takes `FEW` of them at a time, the one after that takes
+them one by one. A request that stops two engines while it is alone in them is poison, and becomes a failed answer.
+Four engines find one such request among two thousand.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pyarrow as pa
 
-from cluster.base.shared_folder import Store
+from cluster.base.shared_folder import SharedFolder
 
 ROOM = 2048  # requests in one engine at a time
 FEW = 32
-STEPS = 2  # from all that an engine was asked to few, from few to one
-STOP = pa.schema(
-    [pa.field("key", pa.string()), pa.field("guilty", pa.bool_(), nullable=False), pa.field("idle", pa.bool_())]
+SEARCH_STEPS = 2  # engines that a search may cost before it counts: from all requests to few, from few to one
+STOPPED_ENGINE = pa.schema(
+    [pa.field("key", pa.string()), *(pa.field(name, pa.bool_()) for name in ("poison", "search", "idle"))]
 )
 
 
 class Gate:
-    """Lets requests into an engine, in order, as long as there is room; one may take the room of many."""
+    """Lets requests into an engine in their order while there is room. One request may take the room of many."""
 
     def __init__(self, room: int = ROOM) -> None:
         self.room = room
@@ -34,8 +35,8 @@ class Gate:
 
     @asynccontextmanager
     async def seat(self, room: int) -> AsyncIterator[None]:
-        """Wait for `room` and hold it; who leaves by an exception keeps it, so that nobody enters a stopped engine."""
-        async with self.turn:  # nobody passes one who needs much
+        """Wait for `room` and hold it. After an exception it stays taken: nothing may enter a stopped engine."""
+        async with self.turn:  # a request that needs much room is not overtaken
             while self.room < room:
                 self.freed.clear()
                 await self.freed.wait()
@@ -46,76 +47,81 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Stop:
-    """An engine that stopped, and what it was asked then.
+class StoppedEngine:
+    """An engine that stopped, and the requests that may have stopped it.
 
-    `guilty`: it worked, and the one request had stopped another engine. `idle`: it had answered no request before.
+    Attributes:
+        poison: the engine worked, and its only request had already stopped another engine.
+        search: the engine worked, and was asked nothing but suspects of an earlier stop.
+        idle: the engine had not answered any request.
     """
 
     keys: frozenset[str]
-    guilty: bool
+    poison: bool
+    search: bool
     idle: bool
 
 
-class Suspects:
-    """What the engines of a run were asked when they stopped, as all its workers know it: a file per engine.
+class PoisonRequests:
+    """All engines of a run that stopped, one file for each, shared by the workers of the run.
 
     Args:
-        in_a_row: how many guilty requests may come one after the other: those of one pair lie side by side.
+        per_pair: requests of one pair, which may all be poison and follow one another.
     """
 
-    def __init__(self, store: Store, worker: str, in_a_row: int) -> None:
-        self.store, self.worker, self.in_a_row = store, worker, in_a_row
-        self.stops: dict[str, Stop] = {}
+    def __init__(self, store: SharedFolder, worker: str, per_pair: int) -> None:
+        self.store, self.worker, self.per_pair = store, worker, per_pair
+        self.stopped: dict[str, StoppedEngine] = {}
 
     def read(self) -> None:
-        """Take in what other workers have noted since."""
+        """Read what other workers have written in the meantime."""
         for entry in self.store.files(".parquet"):
-            if entry.name not in self.stops:
+            if entry.name not in self.stopped:
                 rows = [row for batch in self.store.batches(entry.name) for row in batch.to_pylist()]
                 keys = frozenset(row["key"] for row in rows if row["key"] is not None)
-                self.stops[entry.name] = Stop(keys, rows[0]["guilty"], rows[0]["idle"])
+                first = rows[0]
+                self.stopped[entry.name] = StoppedEngine(keys, first["poison"], first["search"], first["idle"])
+
+    def _suspected(self, key: str) -> list[StoppedEngine]:
+        return [engine for engine in self.stopped.values() if key in engine.keys]
+
+    def times_suspected(self, key: str) -> int:
+        """Return how many engines stopped while they were asked this request."""
+        return len(self._suspected(key))
+
+    def stopped_alone(self, key: str) -> bool:
+        """Return whether an engine stopped while this was its only request."""
+        return any(len(engine.keys) == 1 for engine in self._suspected(key))
 
     def room(self, key: str) -> int:
-        """Return how much of an engine's room a request takes: more, the fewer it was among when one stopped."""
-        among = min((len(stop.keys) for stop in self.stops.values() if key in stop.keys), default=None)
+        """Return how much room the request takes in an engine: the fewer suspects it was among, the more."""
+        among = min((len(engine.keys) for engine in self._suspected(key)), default=None)
         if among is None:
             return 1
         return ROOM // FEW if among > FEW else ROOM
 
-    def blamed(self, key: str) -> int:
-        """Return how many engines stopped while they were asked this request."""
-        return sum(key in stop.keys for stop in self.stops.values())
-
     @property
-    def convicted(self) -> int:
-        """How many requests were found guilty."""
-        return sum(stop.guilty for stop in self.stops.values())
+    def found(self) -> int:
+        """How many poison requests have been found."""
+        return sum(engine.poison for engine in self.stopped.values())
 
-    def alone(self, key: str) -> bool:
-        """Return whether an engine stopped that was asked this request alone."""
-        return any(stop.keys == {key} for stop in self.stops.values())
+    def add(self, keys: Sequence[str], poison: bool, search: bool, idle: bool) -> int:
+        """Write down that this worker's engine stopped, and return how many restarts the run has used.
 
-    def blame(self, keys: Sequence[str], guilty: bool, idle: bool) -> int:
-        """Note what this worker's engine was asked when it stopped; return how many restarts that makes.
-
-        Engines that a guilty request stopped do not count, nor do `STEPS` for each of the others that narrow down what
-        it was asked. But where guilty requests follow one another and no engine answers anything between them, more of
-        them than `in_a_row` count: that is the engine's fault.
+        Each engine that stopped uses a restart, with two exceptions: it was asked a request that is now known to be
+        poison, or it was one of the `SEARCH_STEPS` that each other stop may cost. Poison that is found while engines
+        answer nothing else is the engine's own fault: beyond the requests of one pair it uses restarts as well.
         """
-        asked: Sequence[str | None] = keys or [None]
-        rows = [{"key": key, "guilty": guilty, "idle": idle} for key in asked]
-        self.store.write_table(f"{self.worker}.parquet", pa.Table.from_pylist(rows, STOP))
+        flags = {"poison": poison, "search": search, "idle": idle}
+        suspects: Sequence[str | None] = keys or [None]
+        rows = [{"key": key} | flags for key in suspects]
+        self.store.write_table(f"{self.worker}.parquet", pa.Table.from_pylist(rows, STOPPED_ENGINE))
         self.read()
-        stops = list(self.stops.values())
-        found = frozenset(key for stop in stops if stop.guilty for key in stop.keys)
-        left = [stop.keys for stop in stops if not stop.keys & found]
-        narrowed = {own for own in left if own and own <= _union(other for other in left if len(other) > len(own))}
-        idly = sum(stop.guilty and stop.idle for stop in stops)
-        excused = self.in_a_row * (1 + sum(not stop.idle for stop in stops))
-        others = len(left) - len(narrowed)
-        return others + max(0, len(narrowed) - STEPS * others) + max(0, idly - excused)
-
-
-def _union(sets: Iterable[frozenset[str]]) -> frozenset[str]:
-    return frozenset().union(*sets)
+        engines = list(self.stopped.values())
+        known = frozenset[str]().union(*(engine.keys for engine in engines if engine.poison))
+        unexplained = [engine for engine in engines if not engine.keys & known]
+        searching = sum(engine.search for engine in unexplained)
+        others = len(unexplained) - searching
+        idle_poison = sum(engine.poison and engine.idle for engine in engines)
+        excused = self.per_pair * (1 + sum(not engine.idle for engine in engines))
+        return others + max(0, searching - SEARCH_STEPS * others) + max(0, idle_poison - excused)

@@ -1,4 +1,4 @@
-"""The Ray Data actor that holds an engine and appends its answers to parquet parts."""
+"""The Ray Data actor that has an engine and writes its answers to parquet parts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.base.errors import UserError
-from cluster.base.shared_folder import Store
+from cluster.base.shared_folder import SharedFolder
 from mpcot.asking.answer_parts import PartWriter, Tries
 from mpcot.asking.answers import TooManyFailed, too_many_failed
 from mpcot.asking.engines.engine import Ask, EngineStopped, Reply
@@ -24,7 +24,7 @@ from mpcot.asking.engines.start import start_engine
 from mpcot.asking.failure_reasons import ENGINE_ERROR, PROMPT_TOO_LONG, STOPS_ENGINE, kind_of
 from mpcot.asking.parsing import parse_answer
 from mpcot.asking.plan import GenerationPlan
-from mpcot.asking.poison_requests import ROOM, Gate, Suspects
+from mpcot.asking.poison_requests import ROOM, Gate, PoisonRequests
 from mpcot.perspectives.perspective import Perspective
 from mpcot.schemes.scheme import Scheme
 
@@ -35,31 +35,31 @@ STOPPED = "stopped"
 
 @dataclass(frozen=True)
 class Inside:
-    """A request that the engine is asked, the room that it takes there, and whose it is."""
+    """A request that is in the engine: the room that it takes there, and the columns that say whose answer it gets."""
 
     room: int
     owner: dict[str, Any]
 
 
 class AnswerWorker:
-    """Answers batches of pairs; several batches are in flight at once, so that the engine never idles.
+    """Answers batches of pairs. Several batches are in flight at once, so that the engine is always busy.
 
     Args:
-        answers: where the parts go.
+        answers: where parts are written.
         tried: where workers note what they begin.
-        board: where workers put their counts, and read those of the others.
-        requested: all requests of the stage, of which `max_failed_share` may fail.
-        failed: those of them that did in earlier runs.
+        board: where workers put their counts and read those of the others.
+        requested: number of requests of the stage, of which `max_failed_share` may fail.
+        failed: number of requests that failed in earlier runs and are not asked again.
     """
 
     def __init__(
-        self, plan: GenerationPlan, answers: Store, tried: Store, board: Any, requested: int, failed: int = 0
+        self, plan: GenerationPlan, answers: SharedFolder, tried: SharedFolder, board: Any, requested: int, failed: int
     ) -> None:
         self.plan, self.board, self.requested, self.failed = plan, board, requested, failed
         self.name = uuid.uuid4().hex[:12]
         self.parts = PartWriter(answers, self.name, plan.engine.replicas)
         self.tries = Tries(tried, answers, self.name)
-        self.suspects = Suspects(tried.child(STOPPED), self.name, len(plan.perspectives) * plan.ask.samples)
+        self.poison = PoisonRequests(tried.child(STOPPED), self.name, len(plan.perspectives) * plan.ask.samples)
         self.gate = Gate()
         self.inside: dict[str, Inside] = {}
         self.done = self.tokens = 0
@@ -77,8 +77,8 @@ class AnswerWorker:
         if len(answered):
             known = answered.has(ask.key for *_, ask in asked)
             asked = [ask for ask, there in zip(asked, known, strict=True) if not there]
-        self.suspects.read()
-        asked.sort(key=lambda ask: self.suspects.blamed(ask[-1].key), reverse=True)
+        self.poison.read()
+        asked.sort(key=lambda ask: self.poison.times_suspected(ask[-1].key), reverse=True)
         try:
             replies = await self._watched([self._enter(*ask) for ask in asked])
         except EngineStopped as stopped:
@@ -88,11 +88,11 @@ class AnswerWorker:
         yield {"answers": [len(replies)], "engine_start_s": [self.start_s]} | sums
 
     async def _watched(self, works: list[Coroutine[Any, Any, Reply]]) -> list[Reply]:
-        """Wait for all; meanwhile write what waits, and stop where going on makes no sense.
+        """Wait for all answers. In the meantime write those that wait, and stop if there is no point in going on.
 
         Raises:
-            EngineStopped: the engine is gone, or finished no answer for `stalled_s` seconds.
-            TooManyFailed: the share of failures is passed, however the rest may end.
+            EngineStopped: the engine is gone, or has finished no answer for `stalled_s` seconds.
+            TooManyFailed: more answers have failed than may, whatever the others will be.
         """
         self.moved = time.monotonic()
         waiting = asyncio.gather(*works)
@@ -105,29 +105,30 @@ class AnswerWorker:
             return waiting.result()
         finally:
             waiting.cancel()
-            # Ray takes the batch as done once it is yielded, so its answers must be on disk by then; and what
-            # was finished before an error is paid for.
+            # Once the batch is yielded, Ray takes it as done, so its answers must be on disk by then. After an error,
+            # those that are finished have been paid for.
             self.parts.flush()
 
     def _start_anew(self, stopped: EngineStopped) -> None:
-        """End this process, unless too many have: Ray starts another, which asks for what is not written.
+        """End this process, unless too many have ended: Ray starts another, which asks for what is not written.
 
-        An engine cannot be replaced in place: what is left of one that hangs may hold its GPU. Of those inside, the
-        ones that were so when another engine stopped are blamed first.
+        An engine cannot be replaced in place: what is left of one that hangs may hold its GPU. Of the requests inside,
+        those that were already suspected are the only suspects.
         """
-        most = max((one.room for one in self.inside.values()), default=0)
-        blamed = {key: one for key, one in self.inside.items() if one.room == most}
-        guilty = most == ROOM and self.works and all(map(self.suspects.alone, blamed))
+        room = max((one.room for one in self.inside.values()), default=0)
+        suspects = {key: one for key, one in self.inside.items() if one.room == room}
+        search = room > 1 and (self.works or room < ROOM)
+        poison = search and room == ROOM and all(map(self.poison.stopped_alone, suspects))
         idle = not self.done
-        if guilty:
-            ((key, one),) = blamed.items()
+        if poison:
+            ((key, one),) = suspects.items()
             row = answer_row(Reply("", None, 0, 0, f"{STOPS_ENGINE}: {str(stopped)[:200]}"), self.plan.scheme)
             self._add(row | {"key": key, "tries": self.plan.ask.retries + 1} | one.owner)
             self.parts.flush()
-        gone, restarts = self.suspects.blame(list(blamed), guilty, idle), self.plan.engine.replicas.restarts
-        if gone <= restarts:
-            which = f"the request {next(iter(blamed))} stops it" if guilty else f"{gone} of {restarts}"
-            print(f"An engine stopped: {stopped}. Starting another, {which}.", file=sys.stderr, flush=True)
+        used, restarts = self.poison.add(list(suspects), poison, search, idle), self.plan.engine.replicas.restarts
+        if used <= restarts:
+            why = f"the request {next(iter(suspects))} stopped it" if poison else f"restart {used} of {restarts}"
+            print(f"An engine stopped: {stopped}. Starting another ({why}).", file=sys.stderr, flush=True)
             end_process()
 
     def _check_moving(self) -> None:
@@ -136,7 +137,7 @@ class AnswerWorker:
             raise EngineStopped(f"it finished no answer for {stalled_s:g} s (engine.replicas.stalled_s)")
 
     async def _show(self) -> None:
-        """Put this worker's counts on the board; stop when those of all workers hold too many failures."""
+        """Put this worker's counts on the board, and stop if all workers together have too many failures."""
         if time.monotonic() - self.shown < TICK_S:
             return
         self.shown = time.monotonic()
@@ -144,21 +145,21 @@ class AnswerWorker:
         figures = {"tokens/s": round(speed, 1), "failed": self.reasons.total()}
         try:
             newest = await self.board.put.remote(self.name, self.done, None, figures)
-        except Exception:  # the board may leave with its node: that must not end the work
+        except Exception:  # the board's node may fail, which must not end the work
             return
-        # Who was found guilty is not in the counts: the worker that wrote it down ended at once.
-        guilty = self.suspects.convicted
-        share = (sum(told["failed"] for _, _, told in newest.values()) + guilty + self.failed) / self.requested
+        # The worker that found a poison request ended at once, so the board does not have it.
+        poison = self.poison.found
+        share = (sum(told["failed"] for _, _, told in newest.values()) + poison + self.failed) / self.requested
         if share > self.plan.ask.max_failed_share:
-            reasons = self.reasons + Counter({STOPS_ENGINE: guilty})
+            reasons = self.reasons + Counter({STOPS_ENGINE: poison})
             raise TooManyFailed(too_many_failed(share, self.plan.ask.max_failed_share, reasons))
 
     async def _enter(self, pair: dict[str, Any], perspective: Perspective, sample: int, ask: Ask) -> Reply:
-        """Ask once there is room in the engine."""
-        room = self.suspects.room(ask.key)
+        """Ask as soon as there is room in the engine."""
+        room = self.poison.room(ask.key)
         owner = {"pair_id": pair["pair_id"], "perspective": perspective.name, "sample": sample}
         async with self.gate.seat(room):
-            # Where the engine stops, it stays here: those inside are the ones to blame.
+            # If the engine stops, the request stays here, as a suspect.
             self.inside[ask.key] = Inside(room, owner)
             if room == ROOM and not self.works:
                 await self._reply(self.plan.easy())
@@ -194,27 +195,27 @@ class AnswerWorker:
 
 
 def end_process() -> None:
-    """End this process at once and the engine's with it."""
+    """End this process and those of the engine at once."""
     for child in multiprocessing.active_children():
         child.kill()
     os._exit(1)
 
 
 def requests_of(plan: GenerationPlan, pair: dict[str, Any]) -> list[tuple[Perspective, int, Ask]]:
-    """Return the requests of `pair` that are still missing, by its column `keys`.
+    """Return the requests of `pair` that have no answer yet, by its column `keys`.
 
     Raises:
-        UserError: this worker comes to other keys than the driver.
+        UserError: this worker derives other keys than the driver.
     """
     missing = set(pair["keys"])
     found = [ask for ask in plan.asks(pair) if ask[2].key in missing]
     if len(found) != len(missing):
-        raise UserError("this worker would ask otherwise than the driver: run one version of broadfast on all nodes")
+        raise UserError("this worker derives other requests than the driver: run one version of broadfast on all nodes")
     return found
 
 
 def answer_row(reply: Reply, scheme: Scheme) -> dict[str, Any]:
-    """Return a reply as the columns of an answer; `reason` is set when it failed."""
+    """Return a reply as columns of an answer. `reason` is set if it failed."""
     parsed = parse_answer(reply.text, scheme)
     return {
         "rationale": parsed.rationale,

@@ -40,7 +40,7 @@ def answer_here(
 ) -> dict[str, float]:
     """What the Ray Data actors do, one batch after the other in this process."""
     files = shared.child(generate.MISSING)
-    worker = AnswerWorker(plan, shared.child(ANSWERS), files.child(generate.TRIED), SILENT, counts[0])
+    worker = AnswerWorker(plan, shared.child(ANSWERS), files.child(generate.TRIED), SILENT, counts[0], counts[2])
 
     async def work() -> list[dict[str, Any]]:
         return [told async for told in worker(read_table(Path(files.root)))]

@@ -13,14 +13,14 @@ import pyarrow as pa
 import pytest
 
 from cluster.base.errors import UserError
-from cluster.base.shared_folder import Store
+from cluster.base.shared_folder import SharedFolder
 from cluster.base.tables import read_table, write_table
 from mpcot.asking import worker as worker_module
 from mpcot.asking.answer_parts import Tries
 from mpcot.asking.answers import TooManyFailed
 from mpcot.asking.engines.engine import EngineStopped
 from mpcot.asking.generate import MISSING_PAIR
-from mpcot.asking.poison_requests import Suspects
+from mpcot.asking.poison_requests import PoisonRequests
 from mpcot.asking.worker import STOPPED, AnswerWorker
 from mpcot.config import AnswerSettings, Replicas, ScriptedEngine
 from mpcot.records import PAIR
@@ -42,7 +42,7 @@ def make(folder: Path, board: dict[str, Any] | None = None, ask: dict[str, Any] 
     scripted = ScriptedEngine(replicas=Replicas(**replicas), log=str(folder / "log"), **engine)
     plan = scripted_plan(AnswerSettings(**(ask or {})), scripted)
     reached = SimpleNamespace(put=SimpleNamespace(remote=put))
-    return AnswerWorker(plan, Store.at(folder / "answers"), Store.at(folder / "tried"), reached, 100)
+    return AnswerWorker(plan, SharedFolder.at(folder / "answers"), SharedFolder.at(folder / "tried"), reached, 100, 0)
 
 
 def batch(made: Any, count: int, file: str = "000000") -> pa.Table:
@@ -78,8 +78,8 @@ def test_a_batch_is_on_disk_when_it_is_done(tmp_path: Path) -> None:
 
 
 def test_an_engine_that_hangs_is_given_up_and_what_it_finished_is_written(tmp_path: Path) -> None:
-    made = make(tmp_path, hangs_after=7, replicas={"stalled_s": 0.2})
-    with pytest.raises(EngineStopped, match=r"it finished no answer for 0.2 s \(engine.replicas.stalled_s\)"):
+    made = make(tmp_path, hangs_after=7, replicas={"stalled_s": 1})
+    with pytest.raises(EngineStopped, match=r"it finished no answer for 1 s \(engine.replicas.stalled_s\)"):
         answer(made, batch(made, 5))
     assert len(written(tmp_path)) == 7
 
@@ -107,7 +107,7 @@ def test_an_engine_that_is_gone_ends_its_process_as_often_as_it_may(
         made = make(tmp_path, stops_after=2, replicas={"restarts": 2})
         with pytest.raises(ProcessEnded):
             answer(made, batch(made, 5))
-        assert f"Starting another, {counted} of 2." in capfd.readouterr().err
+        assert f"Starting another (restart {counted} of 2)." in capfd.readouterr().err
         # All but the first are asked an easy question before a suspect is asked alone.
         assert len(written(tmp_path)) == 2 + number
     last = make(tmp_path, stops_after=2, replicas={"restarts": 2})
@@ -148,7 +148,7 @@ def test_an_engine_that_cannot_answer_an_easy_question_stops_the_work(
 ) -> None:
     monkeypatch.setattr(worker_module, "end_process", lambda: (_ for _ in ()).throw(ProcessEnded))
     script = {"stops_after": 0, "replicas": {"restarts": 2}}
-    for _ in range(3):
+    for _ in range(2):
         made = make(tmp_path, **script)
         with pytest.raises(ProcessEnded):
             answer(made, batch(made, 1))
@@ -207,7 +207,7 @@ def test_another_try_asks_again_what_the_engine_failed_on(tmp_path: Path) -> Non
 
 def test_a_file_begun_twice_keeps_its_first_mark(tmp_path: Path) -> None:
     """Another worker takes over what was answered since then."""
-    tries = Tries(Store.at(tmp_path / "tried"), Store.at(tmp_path / "answers"), "w1")
+    tries = Tries(SharedFolder.at(tmp_path / "tried"), SharedFolder.at(tmp_path / "answers"), "w1")
     tries.begin(["000000"])
     mark = tmp_path / "tried" / "000000" / "w1"
     os.utime(mark, (1000, 1000))
@@ -238,7 +238,8 @@ def test_requests_that_stop_engines_count_as_failures(tmp_path: Path) -> None:
     board = {"other": (50, None, {"failed": 10.0})}
     made = make(tmp_path, board, {"max_failed_share": 0.11, "retries": 0}, delay_s=0.1)
     for number in range(2):
-        Suspects(Store.at(tmp_path / "tried" / STOPPED), f"gone{number}", ASKS).blame([f"k{number}"], True, False)
+        stopped = PoisonRequests(SharedFolder.at(tmp_path / "tried" / STOPPED), f"gone{number}", ASKS)
+        stopped.add([f"k{number}"], poison=True, search=True, idle=False)
     said = "12% of the answers failed, more than max_failed_share 11%: 2 x stops the engine"
     with pytest.raises(TooManyFailed, match=said):
         answer(made, batch(made, 1))

@@ -54,7 +54,7 @@ def teacher(pairs: Pairs, folder: str) -> dict[str, Any]:
             started = time.monotonic()
             answers = generate(plan, map(as_row, pairs), Path(work), "judgements")
             seconds = time.monotonic() - started - answers.engine["start_s"]
-        written = sum(sum(shelf.answers["output_tokens"].to_pylist()) for shelf in answers.shelves())
+        written = sum(sum(joined.answers["output_tokens"].to_pylist()) for joined in answers.by_pair())
     return {"judge": f"teacher {Path(folder).name}", "pairs": len(pairs), "seconds": seconds, "output_tokens": written}
 
 

@@ -1,4 +1,4 @@
-"""Settings of the reasoning stages: labels, perspectives, engine, rationales, preferences. Nothing heavy."""
+"""Settings of the stages that reason: perspectives, engine, answers and preferences. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ Split = Literal["train", "dev", "test", "unlabelled"]
 
 
 class PerspectiveSettings(Settings):
-    """Which perspectives to reason from, in this order, and where one's own lie."""
+    """Which perspectives the teacher reasons from, in which order, and where your own are."""
 
     names: tuple[str, ...] = Field(
-        ("intent", "attributes", "rules"),
-        description="shipped: intent, attributes, rules; the student has a latent vector for each",
+        ("intent", "attributes", "rules"), description="their names, in the order of the student's vectors"
     )
-    folder: str | None = Field(None, description="folder of one's own NAME.toml files")
+    folder: str | None = Field(None, description="folder with your own perspectives as NAME.toml files")
 
     @model_validator(mode="after")
     def _check(self) -> PerspectiveSettings:
@@ -30,38 +29,29 @@ class PerspectiveSettings(Settings):
 
 
 class TeacherSettings(Settings):
-    """The large model: a local folder or a hub name."""
+    """The large model that reasons."""
 
-    model: str = Field(description="folder or hub name of a chat model")
+    model: str = Field(description="local folder or hub name of a chat model")
 
 
 class Replicas(Resources):
-    """How many engines run, and what each takes of a node."""
+    """How many engines run, and what each of them takes from a node."""
 
-    min: PositiveInt = Field(1, description="engines at the least")
-    max: PositiveInt = Field(1, description="engines at the most: as many as the cluster has room for")
-    cpus: PositiveInt = Field(1, description="of one engine")
-    gpus: NonNegativeInt = Field(0, description="of one engine; tensor parallel takes more")
-    pairs_per_task: PositiveInt = Field(
-        96, description="pairs that one engine is handed at a time; it has two such tasks, whose requests keep it full"
-    )
-    flush_rows: PositiveInt = Field(256, description="answers that may wait to be written")
-    flush_seconds: PositiveFloat = Field(10.0, description="how long an answer may wait to be written")
-    store: str | None = Field(
-        None,
-        description="where workers append their answers, if not in the run folder: s3://bucket/folder, one per run",
-    )
-    stalled_s: PositiveFloat = Field(600.0, description="an engine that finishes no answer for so long has hung")
-    restarts: NonNegativeInt = Field(
-        3,
-        description="engines that died or hung and are started anew, before the stage stops; those that a request "
-        "stopped which was found out do not count",
-    )
+    min: PositiveInt = Field(1, description="the fewest engines")
+    max: PositiveInt = Field(1, description="the most engines; so many run if the cluster has room")
+    cpus: PositiveInt = Field(1, description="CPUs of one engine")
+    gpus: NonNegativeInt = Field(0, description="GPUs of one engine; tensor_parallel may take more")
+    pairs_per_task: PositiveInt = Field(96, description="pairs of one task; an engine works on two tasks at a time")
+    flush_rows: PositiveInt = Field(256, description="the most answers that may wait to be written")
+    flush_seconds: PositiveFloat = Field(10.0, description="the longest time that an answer may wait to be written")
+    store: str | None = Field(None, description="URI of a folder for the answers, if not the run folder; one per run")
+    stalled_s: PositiveFloat = Field(600.0, description="an engine that finishes no answer for this long has hung")
+    restarts: NonNegativeInt = Field(3, description="how often a stopped engine is replaced, if no request is to blame")
 
     @model_validator(mode="after")
     def _range(self) -> Replicas:
         if self.max < self.min:
-            raise ValueError(f"max {self.max} is below min {self.min}: raise it, or lower min")
+            raise ValueError(f"max {self.max} is below min {self.min}: raise max or lower min")
         return self
 
 
@@ -76,9 +66,9 @@ class VllmEngine(Settings):
     max_num_seqs: PositiveInt = Field(64, description="requests in one step")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto",
-        description="auto: as the model is saved on a GPU; bfloat16 on processors that multiply it, else float32",
+        description="auto: on a GPU as the model is saved; on a CPU bfloat16 if it multiplies that, else float32",
     )
-    enforce_eager: bool = Field(False, description="no compilation and no CUDA graphs: a quicker start, slower steps")
+    enforce_eager: bool = Field(False, description="no compilation and no CUDA graphs: starts faster, then runs slower")
     tensor_parallel: PositiveInt = Field(1, description="GPUs that share one engine")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of a GPU's memory that the engine takes")
     cpu_kv_cache_gib: PositiveInt = Field(1, description="KV cache of an engine on a CPU, GiB")
@@ -90,17 +80,17 @@ class VllmEngine(Settings):
 
 
 class ScriptedEngine(Settings):
-    """An engine that answers by rule, for tests of everything around a model."""
+    """An engine that answers by rule and needs no model, for tests."""
 
     no_effect = frozenset({"delay_s", "hangs_after", "stops_after", "stops_on", "log"})
     kind: Literal["scripted"] = "scripted"
     accuracy: float = Field(0.7, ge=0, le=1, description="share of answers whose verdict is the gold label")
     failure_share: float = Field(0.0, ge=0, le=1, description="share of answers that cannot be parsed")
-    delay_s: float = Field(0.0, ge=0, description="what an answer takes")
-    hangs_after: NonNegativeInt | None = Field(None, description="a replica answers so many requests, then no more")
-    stops_after: NonNegativeInt | None = Field(None, description="likewise, but says that it is gone")
-    stops_on: str | None = Field(None, description="a replica is gone once a request holds this text")
-    log: str | None = Field(None, description="file that gets a line per request asked")
+    delay_s: float = Field(0.0, ge=0, description="time that an answer takes")
+    hangs_after: NonNegativeInt | None = Field(None, description="a replica answers this many requests, then hangs")
+    stops_after: NonNegativeInt | None = Field(None, description="a replica answers this many requests, then stops")
+    stops_on: str | None = Field(None, description="a replica stops at a request with this text")
+    log: str | None = Field(None, description="file that gets one line per request")
     replicas: Replicas = Replicas()
 
 
@@ -108,31 +98,27 @@ Engine = Annotated[VllmEngine | ScriptedEngine, Field(discriminator="kind")]
 
 
 class AnswerSettings(Settings):
-    """How the teacher is asked: form, length, sampling. Shared by rationales, samples and judgements."""
+    """How the teacher is asked: form, length and sampling. Shared by rationales, samples and judgements."""
 
-    samples: PositiveInt = Field(1, description="answers of each perspective to a pair")
+    samples: PositiveInt = Field(1, description="answers per pair and perspective")
     temperature: float = Field(0.7, ge=0, description="0 is greedy")
-    top_p: float = Field(1.0, gt=0, le=1, description="likeliest tokens up to this much probability")
-    max_tokens: PositiveInt = Field(128, description="output tokens of one answer, verdict included")
+    top_p: float = Field(1.0, gt=0, le=1, description="sample from the likeliest tokens with this much probability")
+    max_tokens: PositiveInt = Field(128, description="the most tokens of an answer, verdict included")
     min_chars: PositiveInt = Field(20, description="shortest rationale")
     max_chars: PositiveInt = Field(400, description="longest rationale, enforced by the engine")
-    few_shot: NonNegativeInt = Field(0, description="worked examples per prompt")
+    few_shot: NonNegativeInt = Field(0, description="worked examples in a prompt")
     description_chars: NonNegativeInt = Field(0, description="characters of the product description in the prompt")
-    when_too_long: Literal["reject", "cut"] = Field(
-        "reject", description="a prompt over the engine's length fails, or its description is cut until it fits"
-    )
-    splits: tuple[Split, ...] = Field(("train",), description="whose pairs are asked about")
-    pairs_per_split: PositiveInt | None = Field(None, description="at most so many pairs of each split")
-    retries: NonNegativeInt = Field(1, description="further tries of an answer that failed, each with a new seed")
-    retry_temperature: float = Field(
-        0.7, gt=0, description="of further tries where `temperature` is 0: at 0 they would end as the first did"
-    )
-    max_failed_share: float = Field(0.2, ge=0, le=1, description="stop when a larger share of the answers failed")
+    when_too_long: Literal["reject", "cut"] = Field("reject", description="the prompt fails, or loses description")
+    splits: tuple[Split, ...] = Field(("train",), description="splits to ask about")
+    pairs_per_split: PositiveInt | None = Field(None, description="the most pairs of each split; empty takes all")
+    retries: NonNegativeInt = Field(1, description="further tries if an answer fails, each with a new seed")
+    retry_temperature: float = Field(0.7, gt=0, description="temperature of further tries if temperature is 0")
+    max_failed_share: float = Field(0.2, ge=0, le=1, description="the stage stops if more of the answers fail")
 
     @model_validator(mode="after")
     def _check(self) -> AnswerSettings:
         if self.when_too_long == "cut" and not self.description_chars:
-            raise ValueError("when_too_long 'cut' has nothing to cut: set description_chars, or 'reject'")
+            raise ValueError("when_too_long 'cut' has nothing to cut: set description_chars, or use 'reject'")
         if self.min_chars > self.max_chars:
             raise ValueError(f"min_chars {self.min_chars} is above max_chars {self.max_chars}: no answer can be both")
         if self.samples > 1 and not self.temperature:
@@ -141,110 +127,93 @@ class AnswerSettings(Settings):
 
 
 class SortedSettings(AnswerSettings):
-    """What stages 2 and 4 share: their answers are sorted into kept and filtered ones."""
+    """How stages 2 and 4 ask the teacher. Their answers pass through filters."""
 
-    filters: Filters = Field(DEFAULT, description="steps in order; the first that objects to an answer is its reason")
-    hinted_retry: bool = Field(
-        False, description="training pairs whose every answer was wrong are asked again with the gold label as a hint"
-    )
+    filters: Filters = Field(DEFAULT, description="filters in their order; the first one that objects gives the reason")
+    hinted_retry: bool = Field(False, description="ask again with a hint about pairs that have no right answer")
 
     @model_validator(mode="after")
     def _hint(self) -> SortedSettings:
         if self.hinted_retry and "train" not in self.splits:
-            raise ValueError("hinted_retry has no effect on these splits: it asks about training pairs only")
+            raise ValueError("hinted_retry has no effect on these splits: add train, or turn it off")
         return self
 
 
 class RationaleSettings(SortedSettings):
-    """Stage 2: the untrained teacher thinks broad."""
+    """How stage 2 asks the untrained teacher."""
 
-    splits: tuple[Split, ...] = Field(
-        ("train",), description="whose pairs are asked about; unlabelled ones have the majority as their verdict"
-    )
+    splits: tuple[Split, ...] = Field(("train",), description="splits to ask about; unlabelled: the majority decides")
 
 
 class SampleSettings(SortedSettings):
-    """Stage 4: the SFT teacher answers each training pair again."""
+    """How stage 4 asks the teacher after SFT."""
 
-    samples: PositiveInt = Field(5, description="answers of each perspective to a pair")
-    temperature: float = Field(1.0, ge=0, description="0 is greedy; conflicts need variety")
-    splits: tuple[Split, ...] = Field(("train", "dev"), description="whose pairs are asked about; dev judges DPO")
+    samples: PositiveInt = Field(5, description="answers per pair and perspective")
+    temperature: float = Field(1.0, ge=0, description="0 is greedy; preferences need different answers")
+    splits: tuple[Split, ...] = Field(("train", "dev"), description="splits to ask about; dev is for judging DPO")
 
 
 class JudgeSettings(AnswerSettings):
-    """Stage 7: the DPO teacher judges every pair."""
+    """How stage 7 asks the teacher after DPO about every pair."""
 
     temperature: float = Field(0.0, ge=0, description="0 is greedy")
-    splits: tuple[Split, ...] = Field(("train", "dev", "test", "unlabelled"), description="whose pairs are asked about")
+    splits: tuple[Split, ...] = Field(("train", "dev", "test", "unlabelled"), description="splits to judge")
 
 
 class PreferenceSettings(Settings):
-    """Stage 5: which conflicts become chosen/rejected pairs."""
+    """How stage 5 makes preferences, each of a chosen and a rejected answer."""
 
     no_effect = frozenset({"batch_size"})
 
-    per_pair: PositiveInt = Field(4, description="at most so many preference pairs of one query-product pair")
+    per_pair: PositiveInt = Field(4, description="the most preferences per pair of query and product")
     cross_perspective: bool = Field(True, description="chosen and rejected may come from different perspectives")
-    margin_by: Literal["probability", "log_probability"] = Field(
-        "probability", description="what the margin is a gap of: the gold label's (log-)probability at the verdict"
-    )
-    min_margin: float = Field(0.0, ge=0, description="least margin of chosen over rejected; natural logarithms")
-    max_margin: float | None = Field(None, gt=0, description="largest margin: beyond it there is little to learn")
-    unknown_margin: Literal["keep", "drop"] = Field(
-        "keep", description="answers without a probability, such as seeds and hinted ones"
-    )
-    pick: Literal["random", "widest", "narrowest"] = Field(
-        "random", description="which margins go first where more than per_pair are spread alike over perspectives"
-    )
+    margin_by: Literal["probability", "log_probability"] = Field("probability", description="what margins are taken of")
+    min_margin: float = Field(0.0, ge=0, description="the least margin of chosen over rejected; logarithms are natural")
+    max_margin: float | None = Field(None, gt=0, description="the largest margin; beyond it there is little to learn")
+    unknown_margin: Literal["keep", "drop"] = Field("keep", description="answers without a probability, as seeds")
+    pick: Literal["random", "widest", "narrowest"] = Field("random", description="which margins come first")
     fallback: tuple[Literal["rationales", "seeds"], ...] = Field(
-        ("rationales", "seeds"), description="where a chosen answer comes from when no sample of a pair is right"
+        ("rationales", "seeds"), description="where chosen answers come from if no sample is right"
     )
-    label_ratio: float | None = Field(
-        None, ge=1, description="at most so many times as many preferences of a gold label as of the rarest"
-    )
-    perspective_ratio: float | None = Field(
-        None, ge=1, description="likewise of a perspective among the chosen answers, and among the rejected ones"
-    )
-    max_rows: PositiveInt | None = Field(None, description="preferences at the most; empty takes all")
-    when_empty: Literal["stop", "skip"] = Field("stop", description="what no conflict at all does: stop, or skip DPO")
-    batch_size: PositiveInt = Field(16, description="rows per forward pass of the reference job")
-    workers: Workers = Field(Workers(), description="actors of the reference job")
+    label_ratio: float | None = Field(None, ge=1, description="most per gold label, as a multiple of the rarest label")
+    perspective_ratio: float | None = Field(None, ge=1, description="the same for perspectives, chosen and rejected")
+    max_rows: PositiveInt | None = Field(None, description="the most preferences in all; empty takes all")
+    when_empty: Literal["stop", "skip"] = Field("stop", description="without preferences: stop, or skip DPO")
+    batch_size: PositiveInt = Field(16, description="rows in one forward pass of the reference model")
+    workers: Workers = Field(Workers(), description="workers of the reference model")
 
     @model_validator(mode="after")
     def _check(self) -> PreferenceSettings:
         if self.max_margin is not None and self.max_margin < self.min_margin:
             raise ValueError(f"max_margin {self.max_margin:g} is below min_margin {self.min_margin:g}: nothing is left")
         if self.margin_by == "probability" and self.min_margin > 1:
-            raise ValueError(f"min_margin {self.min_margin:g}: probabilities differ by 1 at most")
+            raise ValueError(f"min_margin {self.min_margin:g}: probabilities differ by 1 at most. Lower it")
         return self
 
 
-class RationaleStage(Settings):
-    """What stage 2 depends on."""
+class AskingStage(Settings):
+    """What every stage that asks the teacher depends on."""
 
     seed: int
     labels: LabelSettings
     perspectives: PerspectiveSettings
-    teacher: TeacherSettings
     engine: Engine
+
+
+class RationaleStage(AskingStage):
+    """What stage 2 depends on."""
+
+    teacher: TeacherSettings
     rationales: RationaleSettings
 
 
-class SampleStage(Settings):
+class SampleStage(AskingStage):
     """What stage 4 depends on."""
 
-    seed: int
-    labels: LabelSettings
-    perspectives: PerspectiveSettings
-    engine: Engine
     samples: SampleSettings
 
 
-class JudgeStage(Settings):
+class JudgeStage(AskingStage):
     """What stage 7 depends on."""
 
-    seed: int
-    labels: LabelSettings
-    perspectives: PerspectiveSettings
-    engine: Engine
     judge: JudgeSettings

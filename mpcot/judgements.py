@@ -1,4 +1,4 @@
-"""Stage 7: the DPO teacher judges every pair: verdict and rationale per perspective, vote, soft labels."""
+"""Stage 7: the teacher after DPO judges every pair. A judgement has a vote, soft labels, verdicts and rationales."""
 
 from __future__ import annotations
 
@@ -12,32 +12,21 @@ import pyarrow.compute as pc
 
 from cluster.base.stage_folder import StageFolder
 from cluster.base.tables import table_writer
-from cluster.models.folders import model_fingerprint
 from mpcot.asking.answers import asked_figures
 from mpcot.asking.generate import generate, select_pairs
 from mpcot.asking.plan import GenerationPlan
 from mpcot.config import JudgeStage
-from mpcot.perspectives.perspective import load_perspectives
 from mpcot.records import ANSWER, JUDGEMENT
-from mpcot.schemes.scheme import Scheme, load_scheme
+from mpcot.schemes.scheme import Scheme
 from mpcot.votes import distribution, majority
 
-NO_VERDICT = "-"  # counted as said where there was none; no label has this code
+NO_VERDICT = "-"  # stands for a missing verdict when verdicts are counted; no label may have this code
 
 
 def run(config: JudgeStage, folder: StageFolder) -> None:
-    """Write `7-judgements/{judgements,failed}.parquet`; a pair fails when no perspective answered."""
+    """Write `7-judgements/{judgements,failed}.parquet`. A pair fails if no perspective has answered."""
     model = str((folder.input("6-dpo") / "model").resolve())
-    scheme = load_scheme(config.labels.scheme)
-    plan = GenerationPlan(
-        model=model,
-        model_digest=model_fingerprint(model),
-        engine=config.engine,
-        scheme=scheme,
-        perspectives=load_perspectives(config.perspectives),
-        ask=config.judge,
-        seed=config.seed,
-    )
+    plan = GenerationPlan.of(config, model, config.judge)
     pairs = folder.input("1-pairs") / "pairs.parquet"
     answers = generate(plan, select_pairs(pairs, config.judge), folder.path, "judgements")
     quality = Quality(config.perspectives.names)
@@ -46,21 +35,21 @@ def run(config: JudgeStage, folder: StageFolder) -> None:
         table_writer(folder.path / "judgements.parquet", JUDGEMENT) as judged,
         table_writer(folder.path / "failed.parquet", ANSWER) as failed,
     ):
-        for shelf in answers.shelves():
-            rows = judge_shelf(shelf.answers, config.perspectives.names, scheme)
-            unusable = shelf.answers.filter(pc.is_valid(shelf.answers["reason"]))
+        for joined in answers.by_pair():
+            rows = judge_pairs(joined.answers, config.perspectives.names, plan.scheme)
+            unusable = joined.answers.filter(pc.is_valid(joined.answers["reason"]))
             judged.write_table(pa.Table.from_pylist(rows, JUDGEMENT))
             failed.write_table(unusable)
-            quality.add(rows, {row["pair_id"]: row for row in shelf.pairs.to_pylist()})
-            counts["requested"] += len(shelf.pairs)
+            quality.add(rows, {row["pair_id"]: row for row in joined.pairs.to_pylist()})
+            counts["requested"] += len(joined.pairs)
             counts["judged"] += len(rows)
-            counts["failed"] += len(shelf.pairs) - len(rows)
+            counts["failed"] += len(joined.pairs) - len(rows)
             counts["failed_answers"] += len(unusable)
     folder.finish(counts, {"quality": quality.figures()} | asked_figures([answers]))
 
 
-def judge_shelf(answers: pa.Table, perspectives: Sequence[str], scheme: Scheme) -> list[dict[str, Any]]:
-    """Return the judgements of the pairs that any perspective answered, sorted by pair."""
+def judge_pairs(answers: pa.Table, perspectives: Sequence[str], scheme: Scheme) -> list[dict[str, Any]]:
+    """Return the judgements of the pairs to which any perspective has an answer, sorted by pair."""
     by_pair: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in answers.to_pylist():
         by_pair[row["pair_id"]].append(row)
@@ -69,11 +58,10 @@ def judge_shelf(answers: pa.Table, perspectives: Sequence[str], scheme: Scheme) 
 
 
 def judge(answers: Iterable[dict[str, Any]], perspectives: Sequence[str], scheme: Scheme) -> dict[str, Any] | None:
-    """Combine one pair's answers into a judgement, or None where no perspective answered.
+    """Combine the answers to one pair into a judgement; return None if no perspective has answered.
 
-    The vote is the majority's; ties go to the label with the higher mean log-probability. A perspective that was asked
-    several times has the verdict of most of its samples, the mean of their distributions, and the first rationale with
-    that verdict.
+    The vote is the verdict of most perspectives (see `majority`). A perspective that was asked several times has the
+    verdict of most of its samples, the mean of their distributions, and the first rationale with that verdict.
     """
     by_perspective: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in answers:
@@ -100,14 +88,14 @@ def judge(answers: Iterable[dict[str, Any]], perspectives: Sequence[str], scheme
 
 
 class Quality:
-    """Accuracy and macro-F1 per split, of each perspective and of the vote, from counts alone."""
+    """Computes accuracy and macro-F1 per split, of each perspective and of the vote, from counts."""
 
     def __init__(self, perspectives: Sequence[str]) -> None:
         self.perspectives = perspectives
         self.counts: dict[tuple[str, str], Counter[tuple[str, str]]] = defaultdict(Counter)
 
     def add(self, rows: Iterable[Mapping[str, Any]], truth: Mapping[str, Mapping[str, Any]]) -> None:
-        """Count judgements. `truth` has `label` and `split` by pair id."""
+        """Count judgements. `truth` has the `label` and `split` of each pair, by its id."""
         for row in rows:
             label, split = truth[row["pair_id"]]["label"], truth[row["pair_id"]]["split"]
             if label is None:
@@ -117,7 +105,7 @@ class Quality:
             self.counts[split, "vote"][label, row["vote"]] += 1
 
     def figures(self) -> dict[str, Any]:
-        """Return the scores by split and judge."""
+        """Return the scores by split and by perspective or vote."""
         found: dict[str, Any] = {}
         for split in ("train", "dev", "test"):
             scores = {

@@ -1,6 +1,6 @@
-"""Stages 2 and 4: rationales from every perspective, kept where the verdict is the gold label.
+"""Stages 2 and 4: the teacher writes rationales from every perspective, and filters decide which are kept.
 
-Both stages ask in the same way; stage 2 asks the teacher as it came, stage 4 the one after SFT.
+Both stages ask in the same way. Stage 2 asks the teacher before its training, stage 4 asks it after SFT.
 """
 
 from __future__ import annotations
@@ -16,46 +16,34 @@ import pyarrow.compute as pc
 
 from cluster.base.stage_folder import StageFolder
 from cluster.base.tables import table_writer
-from cluster.models.folders import check_model, model_fingerprint
+from cluster.models.folders import check_model
 from mpcot.asking.answers import Answers, asked_figures
 from mpcot.asking.failure_reasons import kind_of
 from mpcot.asking.generate import generate, select_pairs
 from mpcot.asking.hinted_retry import ask_with_hint
-from mpcot.asking.join_answers import Shelf
+from mpcot.asking.join_answers import AnsweredPairs
 from mpcot.asking.plan import GenerationPlan
-from mpcot.config import RationaleStage, SampleStage, SortedSettings
-from mpcot.filters.chain import Chain, Said
-from mpcot.perspectives.perspective import load_perspectives
-from mpcot.records import SORTED
-from mpcot.schemes.scheme import load_scheme
+from mpcot.config import AskingStage, RationaleStage, SampleStage, SortedSettings
+from mpcot.filters.chain import Chain, WellFormed
+from mpcot.records import ANSWER, SORTED
 from mpcot.votes import wanted_verdicts
 
 OUTCOMES = ("kept", "filtered", "failed")
 
 
 def run_rationales(config: RationaleStage, folder: StageFolder) -> None:
-    """Stage 2: the teacher as it came writes `2-rationales/{kept,filtered,failed}.parquet`."""
+    """Stage 2: ask the untrained teacher, and write `2-rationales/{kept,filtered,failed}.parquet`."""
     model = check_model("teacher.model", config.teacher.model)
     _run(config, folder, model, config.rationales, "rationales")
 
 
 def run_samples(config: SampleStage, folder: StageFolder) -> None:
-    """Stage 4: the SFT teacher writes `4-samples/{kept,filtered,failed}.parquet`."""
+    """Stage 4: ask the teacher after SFT, and write `4-samples/{kept,filtered,failed}.parquet`."""
     _run(config, folder, str((folder.input("3-sft") / "model").resolve()), config.samples, "samples")
 
 
-def _run(
-    config: RationaleStage | SampleStage, folder: StageFolder, model: str, ask: SortedSettings, label: str
-) -> None:
-    plan = GenerationPlan(
-        model=model,
-        model_digest=model_fingerprint(model),
-        engine=config.engine,
-        scheme=load_scheme(config.labels.scheme),
-        perspectives=load_perspectives(config.perspectives),
-        ask=ask,
-        seed=config.seed,
-    )
+def _run(config: AskingStage, folder: StageFolder, model: str, ask: SortedSettings, label: str) -> None:
+    plan = GenerationPlan.of(config, model, ask)
     filters = Chain(ask.filters, plan.scheme)
     pairs = folder.input("1-pairs") / "pairs.parquet"
     rounds = [generate(plan, select_pairs(pairs, ask), folder.path, label)]
@@ -66,49 +54,48 @@ def _run(
     figures = tally.figures(rounds)
     if ask.hinted_retry:
         figures["hinted"] = tally.hinted_figures(retried[1] if retried else 0)
-    folder.finish(tally.counts(rounds), figures | {"model": model_fingerprint(model)})
+    folder.finish(tally.counts(rounds), figures | {"model": plan.model_digest})
 
 
 def write_outcomes(rounds: Sequence[Answers], filters: Chain, folder: StageFolder) -> Tally:
-    """Write `{kept,filtered,failed}.parquet` shelf by shelf and return what was counted on the way."""
+    """Write `{kept,filtered,failed}.parquet`, some pairs at a time, and return what was counted on the way."""
     tally = Tally()
     with ExitStack() as files:
         writers = {
             kind: files.enter_context(table_writer(folder.path / f"{kind}.parquet", SORTED)) for kind in OUTCOMES
         }
         for answers in rounds:
-            for shelf in answers.shelves():
-                parts = sort_out(shelf, filters, answers.hinted)
+            for joined in answers.by_pair():
+                parts = sort_out(joined, filters, answers.hinted)
                 tally.add(parts)
                 for kind, table in parts.items():
                     writers[kind].write_table(table)
     return tally
 
 
-def sort_out(shelf: Shelf, filters: Chain, hinted: bool = False) -> dict[str, pa.Table]:
-    """Deal answers to kept, filtered and failed, each with its reason; every row goes to exactly one."""
-    wanted = wanted_verdicts(shelf, filters.scheme)
-    answers = shelf.answers
+def sort_out(joined: AnsweredPairs, filters: Chain, hinted: bool = False) -> dict[str, pa.Table]:
+    """Sort answers into kept, filtered and failed ones, the last two with a reason. Every row goes to exactly one."""
+    wanted = wanted_verdicts(joined, filters.scheme)
+    answers = joined.answers
     reasons = answers["reason"].to_pylist()
-    outcome = ["failed" if reason else "kept" for reason in reasons]
-    columns = (answers[name].to_pylist() for name in ("pair_id", "perspective", "rationale", "verdict"))
-    for place, (pair_id, perspective, rationale, verdict) in enumerate(zip(*columns, strict=True)):
-        if outcome[place] == "failed":
-            continue
-        reasons[place] = filters.reason(Said(pair_id, perspective, rationale, verdict, wanted[pair_id], hinted))
-        outcome[place] = "filtered" if reasons[place] else "kept"
-    place = answers.schema.get_field_index("reason")
-    answers = answers.set_column(place, SORTED.field("reason"), pa.array(reasons, pa.string()))
-    answers = answers.append_column(SORTED.field("hinted"), pa.array([hinted] * len(answers), pa.bool_()))
+    outcomes = []
+    looked_at = (answers[name].to_pylist() for name in ("pair_id", "perspective", "rationale", "verdict"))
+    for row, (pair_id, perspective, rationale, verdict) in enumerate(zip(*looked_at, strict=True)):
+        failed = reasons[row] is not None
+        if not failed:
+            answer = WellFormed(pair_id, perspective, rationale, verdict, wanted[pair_id], hinted)
+            reasons[row] = filters.reason(answer)
+        outcomes.append("failed" if failed else "filtered" if reasons[row] else "kept")
     weights = [wanted[pair_id].weight for pair_id in answers["pair_id"].to_pylist()]
-    answers = answers.append_column(SORTED.field("weight"), pa.array(weights, pa.float32()))
-    kinds = pa.array(outcome)
-    return {kind: answers.filter(pc.equal(kinds, kind)) for kind in OUTCOMES}
+    columns = {name: answers[name] for name in ANSWER.names} | {"reason": pa.array(reasons, pa.string())}
+    columns |= {"hinted": pa.array([hinted] * len(answers), pa.bool_()), "weight": pa.array(weights, pa.float32())}
+    table = pa.table(columns, SORTED)
+    return {outcome: table.filter(pc.equal(pa.array(outcomes, pa.string()), outcome)) for outcome in OUTCOMES}
 
 
 @dataclass
 class Tally:
-    """Counts by outcome, reason and perspective, and sums of tokens, over all shelves."""
+    """Counts answers by outcome, reason and perspective, and their tokens."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
@@ -117,35 +104,25 @@ class Tally:
     tokens: Counter[str] = field(default_factory=Counter)
 
     def add(self, parts: dict[str, pa.Table]) -> None:
-        """Count one shelf's outcome."""
-        for kind, table in parts.items():
-            self.outcomes[kind] += len(table)
-            self.hinted[kind] += pc.sum(table["hinted"]).as_py() or 0
-            for reason, count in _counted(table["reason"].drop_null()).items():
-                self.reasons[kind_of(reason)] += count
+        """Count more answers, sorted by outcome."""
+        for outcome, table in parts.items():
+            self.outcomes[outcome] += len(table)
+            self.hinted[outcome] += pc.sum(table["hinted"]).as_py() or 0
+            self.reasons.update(map(kind_of, table["reason"].drop_null().to_pylist()))
             for name in ("output_tokens", "prompt_tokens"):
                 self.tokens[name] += pc.sum(table[name]).as_py() or 0
-        self.kept.update(_counted(parts["kept"]["perspective"]))
+        self.kept.update(parts["kept"]["perspective"].to_pylist())
 
     def counts(self, rounds: Sequence[Answers]) -> dict[str, int]:
         """Return the ledger: requested = kept + filtered + failed."""
-        return {"requested": sum(answers.requested for answers in rounds)} | {
-            kind: self.outcomes[kind] for kind in OUTCOMES
-        }
+        requested = sum(answers.requested for answers in rounds)
+        return {"requested": requested} | {outcome: self.outcomes[outcome] for outcome in OUTCOMES}
 
     def hinted_figures(self, pairs: int) -> dict[str, int]:
-        """Return what the hinted retry asked, of how many pairs, and kept."""
+        """Return how many requests had a hint, about how many pairs, and how many of their answers were kept."""
         return {"pairs": pairs, "requested": self.hinted.total(), "kept": self.hinted["kept"]}
 
     def figures(self, rounds: Sequence[Answers]) -> dict[str, Any]:
         """Return the counts by reason and perspective, and what was asked and reused."""
-        return {
-            **asked_figures(rounds),
-            "reasons": dict(self.reasons),
-            "kept_by_perspective": dict(self.kept),
-            **self.tokens,
-        }
-
-
-def _counted(values: pa.ChunkedArray) -> dict[str, int]:
-    return {row["values"]: row["counts"] for row in pc.value_counts(values).to_pylist()}
+        by_reason = {"reasons": dict(self.reasons), "kept_by_perspective": dict(self.kept)}
+        return asked_figures(rounds) | by_reason | dict(self.tokens)

@@ -1,4 +1,4 @@
-"""What several answers to one pair say together: the majority's verdict, and how many agree with it."""
+"""Combines several answers to one pair: the verdict of the majority, and how many agree with it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from mpcot.asking.join_answers import Shelf
+from mpcot.asking.join_answers import AnsweredPairs
 from mpcot.schemes.scheme import Scheme
 
 SURE = 0.9
 
 
 def distribution(logprobs: Sequence[float] | None, verdict: str, scheme: Scheme) -> np.ndarray:
-    """Return the distribution over labels at the verdict token; without log-probabilities, sure of the verdict."""
+    """Return the distribution over the labels at the verdict, or a fixed one if there are no log-probabilities."""
     if logprobs is None:
         rest = (1 - SURE) / (len(scheme.codes) - 1)
         return np.asarray([SURE if code == verdict else rest for code in scheme.codes])
@@ -25,13 +25,13 @@ def distribution(logprobs: Sequence[float] | None, verdict: str, scheme: Scheme)
 
 
 def majority(verdicts: Sequence[str], soft: Sequence[np.ndarray], scheme: Scheme) -> tuple[str, int]:
-    """Return the verdict of most answers and how many gave it.
+    """Return the verdict of most answers, and how many answers have it.
 
-    Ties go to the label with the higher mean log-probability over all answers, then to the one given first.
+    Of equally frequent verdicts the one with the higher mean log-probability wins, then the one given first.
 
     Args:
-        verdicts: one per answer, at least one.
-        soft: the answers' distributions over labels, likewise.
+        verdicts: one for each answer, at least one.
+        soft: the distribution over the labels of each answer.
     """
     log_mean = np.mean([np.log(np.maximum(shares, 1e-9)) for shares in soft], axis=0)
     votes = Counter(verdicts)
@@ -41,10 +41,10 @@ def majority(verdicts: Sequence[str], soft: Sequence[np.ndarray], scheme: Scheme
 
 @dataclass(frozen=True)
 class Wanted:
-    """The verdict that a pair's kept answers have, and their weight in training.
+    """The verdict that answers to a pair must have to be kept, and their weight in training.
 
-    That is the gold label with weight 1, or the majority's verdict with the share of the pair's answers that
-    gave it, failed ones among the others. Both are None where no answer of an unlabelled pair has a verdict.
+    It is the gold label, with weight 1. For an unlabelled pair it is the verdict of the majority, and the weight is the
+    share of the answers that have it, failed answers included. Both are None if no answer has a verdict.
     """
 
     verdict: str | None
@@ -52,14 +52,14 @@ class Wanted:
     labelled: bool
 
 
-def wanted_verdicts(shelf: Shelf, scheme: Scheme) -> dict[str, Wanted]:
-    """Return what is wanted of each pair of a shelf, by pair id."""
-    pairs = zip(shelf.pairs["pair_id"].to_pylist(), shelf.pairs["label"].to_pylist(), strict=True)
+def wanted_verdicts(joined: AnsweredPairs, scheme: Scheme) -> dict[str, Wanted]:
+    """Return the wanted verdict of each pair, by pair id."""
+    pairs = zip(joined.pairs["pair_id"].to_pylist(), joined.pairs["label"].to_pylist(), strict=True)
     found = {pair_id: Wanted(label, 1.0 if label else None, label is not None) for pair_id, label in pairs}
     if all(wanted.labelled for wanted in found.values()):
         return found
     said: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in shelf.answers.select(["pair_id", "verdict", "logprobs", "reason"]).to_pylist():
+    for row in joined.answers.select(["pair_id", "verdict", "logprobs", "reason"]).to_pylist():
         if not found[row["pair_id"]].labelled:
             said[row["pair_id"]].append(row)
     return found | {pair_id: _voted(rows, scheme) for pair_id, rows in said.items()}

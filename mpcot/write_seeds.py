@@ -1,4 +1,4 @@
-"""What one run's teacher wrote as another run's seed rationales: a large model's, for a small one to learn from."""
+"""Writes rationales of one run as seeds for another, such as those of a large model for a small one to learn from."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,17 @@ PIECE_ROWS = 4096
 def write_seeds(run_dir: Path, path: Path, origin: str | None = None) -> Counter[str]:
     """Write the rationales that a run kept of its training pairs as jsonl, which `source.seeds` reads.
 
-    One that the engine cut off ends with its last whole sentence; what has none, fewer than five words or no word of
-    the pair is left out.
+    A rationale that was cut off ends with its last whole sentence. One that then has fewer than five words, or none
+    about the pair, is left out.
 
     Args:
-        origin: who wrote them; without it the last part of the teacher's name.
+        origin: who wrote them. If left out, it is the last part of the teacher's name.
 
-    Returns: how many were written, and how many left out, by reason.
+    Returns:
+        How many were written, and how many were left out for each reason.
 
     Raises:
-        UsageError: no run folder, or its rationales are not finished.
+        UsageError: this is no run folder, or its rationales are not finished.
         UserError: the disk is full, read-only or closed to this user.
     """
     stage = run_dir / "2-rationales"
@@ -46,10 +48,11 @@ def write_seeds(run_dir: Path, path: Path, origin: str | None = None) -> Counter
         raise UsageError(f"{stage} is not finished: run broadfast with --to rationales first")
     config = read_json(run_dir / "config.json")
     origin = origin or Path(config["teacher"]["model"]).name
-    objections = (length(LengthFilter()), label_only(LabelOnlyFilter(), load_scheme(config["labels"]["scheme"])))
+    scheme = load_scheme(config["labels"]["scheme"])
+    objections = (partial(length, LengthFilter()), label_only(LabelOnlyFilter(), scheme))
     pairs = {row["pair_id"]: row for row in read_table(run_dir / "1-pairs" / "pairs.parquet", PAIR_COLUMNS).to_pylist()}
     counts: Counter[str] = Counter(written=0)
-    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+    with whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         for kept in _kept(stage / "kept.parquet"):
             pair, rationale = pairs[kept["pair_id"]], whole_sentences(kept["rationale"])
             reason = next((said for objection in objections if (said := objection(rationale))), None)
@@ -62,7 +65,7 @@ def write_seeds(run_dir: Path, path: Path, origin: str | None = None) -> Counter
 
 
 def whole_sentences(text: str) -> str:
-    """Return the text up to its last sentence's end; nothing where none ends."""
+    """Return the text up to the end of its last whole sentence, or "" if there is none."""
     found = SENTENCES.match(text.strip())
     return found.group() if found else ""
 

@@ -1,4 +1,4 @@
-"""The key of an answer: a digest of all that decides it, so that a rerun knows what was answered before."""
+"""The key of an answer: a digest of all that the answer depends on, so that a rerun knows what it already has."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mpcot.config import AnswerSettings, Engine
 from mpcot.records import ANSWER
 from mpcot.schemes.scheme import Scheme
 
-# Settings that decide which requests there are or what becomes of their answers, or that the prompt shows already.
+# Settings on which no answer depends, or which show in the prompt, which has a digest of its own.
 NOT_SAMPLING = {
     "splits", "pairs_per_split", "max_failed_share", "retries", "samples", "few_shot", "description_chars", "filters",
     "hinted_retry", "when_too_long", "retry_temperature",
@@ -18,18 +18,18 @@ NOT_SAMPLING = {
 
 
 def sampling_digest(model_digest: str, engine: Engine, scheme: Scheme, ask: AnswerSettings, seed: int) -> str:
-    """Return a digest of what decides an answer apart from its prompt: the model and how it is sampled."""
+    """Return a digest of what an answer depends on beside its prompt: the model and how it is sampled."""
     kept = {name: value for name, value in result_settings(ask).items() if name not in NOT_SAMPLING}
     if not ask.temperature:
         kept["retry_temperature"] = ask.retry_temperature
     regex = answer_regex(scheme, ask.min_chars, ask.max_chars)
     arguments = result_settings(engine)
-    if ask.when_too_long == "reject":  # a prompt that fits is answered alike, whatever the limit
+    if ask.when_too_long == "reject":  # the limit makes no difference to a prompt that fits
         arguments.pop("max_model_len", None)
     return digest([ANSWER.names, model_digest, kept, regex, engine.kind, arguments, seed])
 
 
 def answer_key(*texts: str) -> str:
-    """Return 32 hex digits of the texts; their lengths are hashed too, so that no border between them can move."""
+    """Return a digest of the texts, 32 hex digits. It includes their lengths, so that "ab", "c" is not "a", "bc"."""
     joined = "".join(f"{len(text)}:{text}" for text in texts)
     return hashlib.sha256(joined.encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""The parquet parts that workers append answers to, and what a worker that died had already written."""
+"""Writes answers to parquet files, called parts, and finds what a worker that died had already written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.base.id_sets import IdSet
-from cluster.base.shared_folder import Store
+from cluster.base.shared_folder import SharedFolder
 from mpcot.asking.join_answers import engine_failed
 from mpcot.config import Replicas
 from mpcot.records import ANSWER
@@ -18,16 +18,16 @@ CLOCKS_DIFFER_S = 5.0
 
 
 class PartWriter:
-    """Appends answers to numbered parts, bounded by rows and by seconds."""
+    """Writes answers to numbered parts, each as soon as it has enough rows or is old enough."""
 
-    def __init__(self, store: Store, worker: str, bounds: Replicas) -> None:
+    def __init__(self, store: SharedFolder, worker: str, bounds: Replicas) -> None:
         self.store, self.worker, self.bounds = store, worker, bounds
         self.rows: list[dict[str, Any]] = []
         self.number = 0
         self.flushed = time.monotonic()
 
     def add(self, row: dict[str, Any]) -> None:
-        """Take one answer; write the part when it is full or old enough."""
+        """Add an answer."""
         self.rows.append(row)
         if len(self.rows) >= self.bounds.flush_rows:
             self.flush()
@@ -35,16 +35,16 @@ class PartWriter:
             self.flush_old()
 
     def flush_old(self) -> None:
-        """Write what waits once it has waited long enough; called from time to time where no answer comes."""
+        """Write the answers that have waited long enough. Call it from time to time even if no answer comes."""
         if time.monotonic() - self.flushed >= self.bounds.flush_seconds:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write all answers that wait."""
         self.flushed = time.monotonic()
         if not self.rows:
             return
-        # Rows that could not be written, on a full disk say, are kept: the next flush may find room.
+        # If this fails, for instance on a full disk, the rows are kept: the next try may find room.
         rows = pa.Table.from_pylist(self.rows, ANSWER)
         self.store.write_table(f"{self.worker}-{self.number:06d}.parquet", rows)
         self.rows = []
@@ -52,22 +52,22 @@ class PartWriter:
 
 
 class Tries:
-    """Which workers began which file of missing requests.
+    """Remembers which workers have begun which files of missing requests.
 
-    Ray hands a file anew to another worker when one dies. What the first one had written by then must not be
-    asked, and paid for, again.
+    When a worker dies, Ray gives its files to another one. What the first had already written must not be asked, and
+    paid for, again.
     """
 
-    def __init__(self, store: Store, answers: Store, worker: str) -> None:
+    def __init__(self, store: SharedFolder, answers: SharedFolder, worker: str) -> None:
         self.store, self.answers, self.worker = store, answers, worker
         self.begun: set[str] = set()
 
     def begin(self, files: Iterable[str]) -> IdSet:
-        """Note that this worker begins `files`; return the keys that others answered since they began them."""
+        """Note that this worker begins `files`, and return the keys that others have answered since they did."""
         earlier: dict[str, float] = {}
         for name in set(files):
             place = self.store.child(name)
-            if name not in self.begun:  # a later mark would hide from others what was answered before it
+            if name not in self.begun:  # a second mark would hide what was answered before it
                 place.touch(self.worker)
                 self.begun.add(name)
             for other in place.files():

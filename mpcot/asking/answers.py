@@ -1,4 +1,4 @@
-"""What was asked of the teacher and answered, shelf by shelf, and the figures of it."""
+"""The answers of a generation, read some pairs at a time, and the figures about them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from typing import Any
 
 from cluster.base.errors import UserError
 from mpcot.asking.failure_reasons import kind_of
-from mpcot.asking.join_answers import Shelf, deal_answers, put_together
+from mpcot.asking.join_answers import AnsweredPairs, join_by_pair, split_answers
 
-ANSWERS, SHELVES = "answers", "shelves"
+ANSWERS, JOINED = "answers", "joined"
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What was asked and answered: read it shelf by shelf.
+    """The answers of one generation.
 
-    `requested` are all requests, `asked` those of them that this call asked; `hinted` as in the plan; `engine` what
-    the engines told, nothing where none was asked.
+    Attributes:
+        most_failed: the largest share of the requests that may fail.
+        requested: number of requests.
+        asked: number of requests that this run had to ask; the others had been answered before.
+        hinted: whether the prompts gave the gold label away.
+        engine: what the engines reported; empty if nothing had to be asked.
     """
 
     folder: Path
@@ -32,47 +36,42 @@ class Answers:
     hinted: bool = False
     engine: dict[str, float] = field(default_factory=dict)
 
-    def shelves(self, again: bool = False) -> Iterator[Shelf]:
-        """Yield every request's answer once, sorted by pair, perspective and sample; failed ones have a `reason`.
+    def by_pair(self, again: bool = False) -> Iterator[AnsweredPairs]:
+        """Yield the answer to every request once, sorted by pair, perspective and sample. Failed ones have a `reason`.
 
         Args:
-            again: they will be read once more.
+            again: whether they will be read once more.
 
         Raises:
-            UserError: after the last shelf, when answers are missing or too large a share of them failed: what
-                was written from the shelves must not be kept then.
+            UserError: at the end, if answers are missing or too many of them failed. What was written on the way
+                must not be kept then.
         """
-        place = shelves_of(self.folder, self.hinted)
-        deal_answers(self.folder / ANSWERS, place / "answers")
+        place = joined_folder(self.folder, self.hinted)
+        split_answers(self.folder / ANSWERS, place / "answers")
         lost, some = 0, list[str]()
         reasons: Counter[str] = Counter()
-        for shelf in put_together(place / "requests", place / "answers"):
-            lost, some = lost + len(shelf.lost), sorted([*some, *shelf.lost])[:3]
-            reasons.update(map(kind_of, shelf.answers["reason"].drop_null().to_pylist()))
-            yield shelf
+        for joined in join_by_pair(place / "requests", place / "answers"):
+            lost, some = lost + len(joined.lost), sorted([*some, *joined.lost])[:3]
+            reasons.update(map(kind_of, joined.answers["reason"].drop_null().to_pylist()))
+            yield joined
         if lost:
-            raise UserError(
-                f"{self.label}: {lost} answers are missing, first {', '.join(some)}. Run the command again."
-            )
-        self._check_failures(reasons)
-        if not again:
-            shutil.rmtree(place)
-
-    def _check_failures(self, reasons: Counter[str]) -> None:
+            raise UserError(f"{self.label}: {lost} answers are missing, first {', '.join(some)}. Run it again.")
         share = reasons.total() / self.requested
         if share > self.most_failed:
             raise UserError(f"{self.label}: {too_many_failed(share, self.most_failed, reasons)}")
+        if not again:
+            shutil.rmtree(place)
 
 
-def shelves_of(folder: Path, hinted: bool) -> Path:
-    """Return where requests and answers are put together."""
-    return folder / (f"{SHELVES}-hinted" if hinted else SHELVES)
+def joined_folder(folder: Path, hinted: bool) -> Path:
+    """Return the folder in which requests and answers are joined."""
+    return folder / (f"{JOINED}-hinted" if hinted else JOINED)
 
 
 def asked_figures(rounds: Sequence[Answers]) -> dict[str, Any]:
-    """Return what all rounds asked, found there and were told by the engines, for the manifest.
+    """Return the figures of all rounds for the manifest: how many requests were asked and how many answers reused.
 
-    Of the engines: the longest start in seconds, and what share of the prompts' tokens came from the prefix cache.
+    About the engines: the longest start in seconds, and the share of prompt tokens that the prefix cache had.
     """
     asked = sum(answers.asked for answers in rounds)
     figures = {"asked": asked, "reused": sum(answers.requested for answers in rounds) - asked}
@@ -85,7 +84,7 @@ def asked_figures(rounds: Sequence[Answers]) -> dict[str, Any]:
 
 
 class TooManyFailed(RuntimeError):
-    """So many answers have failed that the stage cannot end well."""
+    """Too many answers have failed already, whatever comes."""
 
 
 def too_many_failed(share: float, most: float, reasons: Counter[str]) -> str:

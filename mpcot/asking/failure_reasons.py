@@ -1,8 +1,8 @@
-"""Why an answer failed, as text: a kind that can be counted, then what is of the one request alone."""
+"""Why an answer failed, as text: a kind, by which reasons are counted, then what concerns this one request."""
 
 from __future__ import annotations
 
-# What a rerun asks again, and what no further try can mend.
+# A rerun asks again after an engine error. The others would fail in the same way.
 ENGINE_ERROR = "engine error"
 PROMPT_TOO_LONG = "prompt too long"
 STOPS_ENGINE = "stops the engine"
@@ -10,16 +10,16 @@ KINDS = (ENGINE_ERROR, PROMPT_TOO_LONG, STOPS_ENGINE)
 
 
 def kind_of(reason: str) -> str:
-    """Return the countable part of a reason."""
+    """Return the part of a reason by which reasons are counted."""
     kind, _, _ = reason.partition(":")
     return kind if kind in KINDS else reason
 
 
 def too_long(tokens: int, limit: int, cut: bool) -> str:
-    """Return the reason of a prompt of `tokens` tokens where `limit` are taken, `cut` if its description was."""
+    """Return the reason for a prompt of `tokens` tokens; `cut` says whether its description was cut."""
     return f"{PROMPT_TOO_LONG}: {tokens} tokens, {under(limit, cut)}"
 
 
 def under(limit: int, cut: bool) -> str:
-    """Return how that reason ends: under other settings the prompt is worth asking again."""
+    """Return the end of that reason. It tells whether the prompt may fit under other settings."""
     return f"limit {limit}" + (", description cut" if cut else "")

@@ -1,8 +1,8 @@
-"""Asking the teacher: pairs x perspectives x samples through Ray Data and an engine, shared by three stages.
+"""Asks the teacher about pairs, from every perspective and as often as configured. Three stages use it.
 
-Workers append answers to parquet parts as they finish, keyed by all that decides an answer. A rerun
-reads the parts and asks only for what is missing, however the rows are laid out or ordered. Of each
-answered request the driver holds 16 bytes while it finds out what is missing; all else is in pieces.
+Workers write answers to parquet parts as they finish, under keys that depend on all that an answer depends on. A rerun
+reads the parts and asks only for what is missing, in whatever order the rows come. To find what is missing, the driver
+keeps 16 bytes per answered request in memory, and nothing else that grows.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from cluster.base.errors import UserError
 from cluster.base.id_sets import IdSet
 from cluster.base.progress import Board, progress
 from cluster.base.ray_session import stream_parquet
-from cluster.base.shared_folder import Store
+from cluster.base.shared_folder import SharedFolder
 from cluster.base.tables import batches_of, rows_of, table_writer
-from mpcot.asking.answers import ANSWERS, Answers, TooManyFailed, shelves_of, too_many_failed
+from mpcot.asking.answers import ANSWERS, Answers, TooManyFailed, joined_folder, too_many_failed
 from mpcot.asking.engines.start import replica_resources
-from mpcot.asking.join_answers import REQUEST, deal
+from mpcot.asking.join_answers import REQUEST, split_by_pair
 from mpcot.asking.plan import GenerationPlan
 from mpcot.asking.worker import AnswerWorker
-from mpcot.config import AnswerSettings
+from mpcot.config import AnswerSettings, VllmEngine
 from mpcot.records import ANSWER, PAIR
 
 MISSING, TRIED = "missing", "tried"
 REQUESTED, REQUESTED_HINTED = "requested.parquet", "requested-hinted.parquet"
-TASKS_PER_FILE = 4  # as many as Ray Data has of one file in flight
-FILES_AT_A_TIME = 2  # that a replica works on: one begins while the other's last answers are awaited
+TASKS_PER_FILE = 4  # as many tasks of one file as Ray Data has in flight
+FILES_AT_A_TIME = 2  # per replica: one begins while the last answers of the other are awaited
 PAIRS_AT_A_TIME = 8192
 KEY = pa.schema([pa.field("key", pa.string())])
 MISSING_PAIR = PAIR.append(pa.field("keys", pa.list_(pa.string()))).append(pa.field("file", pa.string()))
 
 
 def select_pairs(pairs: Path, ask: AnswerSettings) -> Iterator[dict[str, Any]]:
-    """Yield the pairs of the asked splits; of each at most `pairs_per_split`, taken in the order of their ids."""
+    """Yield the pairs of the wanted splits, of each split at most the first `pairs_per_split` by id."""
     limit = ask.pairs_per_split
     if limit is None:
         yield from (row for row in rows_of(pairs) if row["split"] in ask.splits)
@@ -55,22 +55,20 @@ def select_pairs(pairs: Path, ask: AnswerSettings) -> Iterator[dict[str, Any]]:
 
 
 def generate(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path, label: str) -> Answers:
-    """Ask all that is missing.
+    """Ask all requests that have no answer yet.
 
     Args:
-        folder: the stage's folder; parts go to `folder/answers`, by way of `engine.replicas.store` where it is set.
+        folder: the stage's folder. Parts go to `folder/answers`, by way of `engine.replicas.store` if that is set.
 
     Raises:
-        UserError: no pairs, or the engine cannot start or stopped.
+        UserError: there are no pairs, or the engine cannot start or has stopped.
     """
     shared = _shared(plan, folder)
     shared.child(ANSWERS).bring(folder / ANSWERS, ".parquet")
     _remove_others(folder / ANSWERS, shared.child(ANSWERS))
     requested, missing = _write_missing(plan, pairs, folder)
     if not requested:
-        raise UserError(
-            f"{label}: no pairs in the splits {', '.join(plan.ask.splits)}. Look at 1-pairs and at `splits`."
-        )
+        raise UserError(f"{label}: no pairs in the splits {', '.join(plan.ask.splits)}. Check 1-pairs and `splits`.")
     told = {}
     if missing:
         failed, most = _given_up(plan, folder), plan.ask.max_failed_share
@@ -79,20 +77,20 @@ def generate(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path
             raise UserError(f"{label}: {said} Raise retries to ask them again, or max_failed_share to go on.")
         told = _run_workers(plan, shared, label, (requested, missing, failed))
     shared.child(ANSWERS).bring(folder / ANSWERS, ".parquet")
-    for left in (folder / ANSWERS).glob("*.partial"):  # by workers that were killed while they wrote
+    for left in (folder / ANSWERS).glob("*.partial"):  # workers were killed while they wrote these
         left.unlink(missing_ok=True)
     shared.child(MISSING).delete()
     return Answers(folder, label, plan.ask.max_failed_share, requested, missing, plan.hinted, told)
 
 
-def _shared(plan: GenerationPlan, folder: Path) -> Store:
-    """Return what driver and workers share: the stage's folder, or one of its name in the configured store."""
+def _shared(plan: GenerationPlan, folder: Path) -> SharedFolder:
+    """Return the folder that driver and workers share: the stage's, or one of its name in the configured store."""
     store = plan.engine.replicas.store
-    return Store.at(store).child(folder.name) if store else Store.at(folder)
+    return SharedFolder.at(store).child(folder.name) if store else SharedFolder.at(folder)
 
 
-def _remove_others(answers: Path, shared: Store) -> None:
-    """Remove the parts of another version, none of whose keys can be asked for, also where they were brought from."""
+def _remove_others(answers: Path, shared: SharedFolder) -> None:
+    """Remove the parts that another version wrote, here and in the shared folder: their keys are never asked for."""
     for part in answers.glob("*.parquet"):
         if pq.read_schema(part).names != ANSWER.names:
             part.unlink()
@@ -106,7 +104,7 @@ def _keys(answers: Path, chosen: Callable[[pa.RecordBatch], pa.Array]) -> IdSet:
 
 
 def _given_up(plan: GenerationPlan, folder: Path) -> int:
-    """Return how many requests failed as often as they may in earlier runs: they are not asked, but count."""
+    """Return how many requests failed too often in earlier runs. They are not asked again, but count as failed."""
     failed = _keys(folder / ANSWERS, lambda batch: pc.and_(plan.settled(batch), pc.is_valid(batch["reason"])))
     if not len(failed):
         return 0
@@ -116,7 +114,7 @@ def _given_up(plan: GenerationPlan, folder: Path) -> int:
 
 
 def _write_missing(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path) -> tuple[int, int]:
-    """Write all requests and the pairs that lack an answer; return the numbers of requests, all and missing."""
+    """Write all requests, and the pairs that lack answers. Return the number of requests and of missing answers."""
     missing = _shared(plan, folder).child(MISSING)
     missing.delete()
     (folder / REQUESTED_HINTED).unlink(missing_ok=True)
@@ -140,12 +138,12 @@ def _write_missing(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder
             yield pa.table([*([row[name] for row in rows] for name in REQUEST.names[:-1]), keys], schema=REQUEST)
 
     with table_writer(folder / (REQUESTED_HINTED if plan.hinted else REQUESTED), KEY) as written:
-        deal(requests(), REQUEST, shelves_of(folder, plan.hinted) / "requests")
+        split_by_pair(requests(), REQUEST, joined_folder(folder, plan.hinted) / "requests")
     return counts["requested"], counts["missing"]
 
 
-def _write_pairs(rows: list[dict[str, Any]], store: Store, first: int, per_file: int) -> int:
-    """Write pairs with their missing keys to files numbered from `first` on; return how many files."""
+def _write_pairs(rows: list[dict[str, Any]], store: SharedFolder, first: int, per_file: int) -> int:
+    """Write pairs with their missing keys to files that are numbered from `first` on. Return how many files."""
     starts = range(0, len(rows), per_file)
     for number, start in enumerate(starts, first):
         name = f"{number:06d}"
@@ -154,16 +152,20 @@ def _write_pairs(rows: list[dict[str, Any]], store: Store, first: int, per_file:
     return len(starts)
 
 
-def _run_workers(plan: GenerationPlan, shared: Store, label: str, counts: tuple[int, int, int]) -> dict[str, float]:
-    """Ask; `counts` are the requests, those that are missing, and those that were given up before."""
+def _run_workers(
+    plan: GenerationPlan, shared: SharedFolder, label: str, counts: tuple[int, int, int]
+) -> dict[str, float]:
+    """Run the workers. `counts` are the requests, those without an answer, and those that were given up before."""
     import ray.data
     import ray.exceptions
 
     replicas, (requested, missing, failed) = plan.engine.replicas, counts
-    # What a worker raises arrives as what it is, not as words of Ray Data about it.
+    # An error of a worker arrives as it is, without Ray Data's own words.
     ray.data.DataContext.get_current().raise_original_map_exception = True
     with progress(label, unit="answer", total=missing) as bar:
-        board = Board.start(bar)
+        board = Board.start(
+            bar, "vLLM to start and load the model" if isinstance(plan.engine, VllmEngine) else "the engine to start"
+        )
         try:
             dataset = stream_parquet(shared.child(MISSING)).map_batches(
                 AnswerWorker,
@@ -190,7 +192,7 @@ def _run_workers(plan: GenerationPlan, shared: Store, label: str, counts: tuple[
 
 
 def _told(batches: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """Return what the workers told of their engines: the longest start, and how many tokens the prompts had."""
+    """Return what the workers report about their engines: the longest start, and the tokens of the prompts."""
     start_s, prompt, cached = 0.0, 0, 0
     for batch in batches:
         start_s = max(start_s, float(batch["engine_start_s"].max()))
@@ -199,14 +201,14 @@ def _told(batches: Iterable[dict[str, Any]]) -> dict[str, float]:
 
 
 def _what_happened(error: BaseException) -> str:
-    """Return what the worker itself said, or the last line of what Ray says."""
+    """Return the error of the worker itself, or the last line of Ray's message."""
     import ray.exceptions
 
     said = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
     lines = [line.strip() for line in str(said).splitlines() if line.strip()] or [type(said).__name__]
-    # To what a worker raises Ray Data appends lines about its own retries.
+    # Ray Data appends lines about its own retries to an error of a worker.
     line = lines[-1] if said is error else lines[0]
-    if isinstance(said, TooManyFailed):  # to run again would only fail more
+    if isinstance(said, TooManyFailed):  # running again would only fail again
         return line
     what = line if isinstance(said, UserError) else f"the engine stopped: {line.rstrip('.')}."
     return f"{what} Finished answers are kept; run again."

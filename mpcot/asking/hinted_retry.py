@@ -1,7 +1,7 @@
-"""Hinted retry: training pairs whose every answer was wrong are asked once more, with the gold label as a hint.
+"""Asks once more about training pairs that got no right answer, this time with the gold label as a hint.
 
-This is the rationalisation of STaR (Zelikman et al. 2022, arXiv 2203.14465, section 3.2): without it, what the
-teacher gets wrong is never learnt from. Later prompts do not have the hint.
+This is the rationalisation of STaR (Zelikman et al. 2022, arXiv 2203.14465, section 3.2). Without it, the teacher would
+never learn from what it gets wrong. Later prompts do not have the hint.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from cluster.base.id_sets import IdSet
 from cluster.base.tables import batches_of
 from mpcot.asking.answers import Answers
 from mpcot.asking.generate import generate
-from mpcot.asking.join_answers import Shelf
+from mpcot.asking.join_answers import AnsweredPairs
 from mpcot.asking.plan import GenerationPlan
 
 
 def ask_with_hint(
     plan: GenerationPlan, plain: Answers, pairs: Path, folder: Path, label: str
 ) -> tuple[Answers, int] | None:
-    """Ask about the pairs that `plain` holds wrong answers of only, each perspective once.
+    """Ask once from each perspective about the pairs to which `plain` has only wrong answers.
 
-    `max_failed_share` stays that of both rounds together. Nothing is asked twice: the hint makes other keys.
+    `max_failed_share` applies to both rounds together.
 
     Returns:
-        The answers and the number of pairs; None where there is no such pair.
+        The answers and the number of pairs, or None if there are no such pairs.
 
     Raises:
-        UserError: as `generate` and `Answers.shelves`.
+        UserError: see `generate` and `Answers.by_pair`.
     """
     failed = 0
 
     def wrong() -> Iterator[list[str]]:
         nonlocal failed
-        for shelf in plain.shelves(again=True):
-            failed += len(shelf.answers) - shelf.answers["reason"].null_count
-            yield all_wrong(shelf)
+        for joined in plain.by_pair(again=True):
+            failed += len(joined.answers) - joined.answers["reason"].null_count
+            yield all_wrong(joined)
 
     ids = IdSet(wrong())
     if not len(ids):
@@ -52,11 +52,11 @@ def ask_with_hint(
     return generate(hinted, _pairs_in(pairs, ids), folder, f"{label} with a hint"), len(ids)
 
 
-def all_wrong(shelf: Shelf) -> list[str]:
-    """Return the labelled training pairs that have verdicts, none of them the gold label."""
-    columns = (shelf.pairs[name].to_pylist() for name in ("pair_id", "label", "split"))
+def all_wrong(joined: AnsweredPairs) -> list[str]:
+    """Return the labelled training pairs that have verdicts, but none that is the gold label."""
+    columns = (joined.pairs[name].to_pylist() for name in ("pair_id", "label", "split"))
     gold = {pair_id: label for pair_id, label, split in zip(*columns, strict=True) if split == "train" and label}
-    columns = (shelf.answers[name].to_pylist() for name in ("pair_id", "verdict", "reason"))
+    columns = (joined.answers[name].to_pylist() for name in ("pair_id", "verdict", "reason"))
     said = [(pair_id, verdict) for pair_id, verdict, reason in zip(*columns, strict=True) if reason is None]
     right = {pair_id for pair_id, verdict in said if gold.get(pair_id) == verdict}
     return sorted({pair_id for pair_id, _ in said if pair_id in gold} - right)

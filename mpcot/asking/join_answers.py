@@ -1,7 +1,7 @@
-"""Requests and answers dealt to shelves by pair id and put together shelf by shelf.
+"""Joins requests with their answers, some pairs at a time, so that memory does not grow with the number of rows.
 
-What is in memory at a time does not grow with the number of rows: a shelf is a folder on disk that holds
-the pairs whose ids begin alike, and a few shelves are read, sorted and handed on at a time.
+Both are first split on disk into buckets: folders of the pairs whose ids begin alike. Then a few buckets at a time
+are read, sorted and handed on.
 """
 
 from __future__ import annotations
@@ -18,30 +18,23 @@ import pyarrow.dataset as pads
 from cluster.base.tables import batches_of
 from cluster.base.whole_files import disk_error
 from mpcot.asking.failure_reasons import ENGINE_ERROR, PROMPT_TOO_LONG
-from mpcot.records import ANSWER
+from mpcot.records import ANSWER, texts
 
-# One row per pair: what is asked about it, and what the stages need to know to sort its answers.
-REQUEST = pa.schema(
-    [
-        pa.field("pair_id", pa.string(), nullable=False),
-        pa.field("label", pa.string()),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("keys", pa.list_(pa.string()), nullable=False),
-    ]
-)
-SHELF = "shelf"
-ID_START = 2  # pair ids are hex digits of a hash, so their beginnings make 256 shelves of like size
-DEALT_ROWS = 32768
+# One row per pair: the keys of its requests, and what stages need to know to sort its answers.
+REQUEST = pa.schema([*texts("pair_id", "label?", "split"), pa.field("keys", pa.list_(pa.string()), nullable=False)])
+BUCKET = "bucket"
+ID_START = 2  # pair ids are hex digits of a hash: their first two make 256 buckets of about the same size
+SPLIT_ROWS = 32768
 SORTED_ROWS = 16384
 IPC = pads.IpcFileFormat()
 
 
 @dataclass(frozen=True)
-class Shelf:
-    """Pairs with all their answers; no pair is on two shelves.
+class AnsweredPairs:
+    """Some pairs with all their answers. No pair comes twice.
 
-    `answers` has the schema ANSWER and is sorted by pair, perspective and sample; `pairs` has the columns
-    `pair_id`, `label`, `split`. `lost` are the keys of requests without an answer.
+    `answers` has the schema ANSWER and is sorted by pair, perspective and sample. `pairs` has the columns
+    `pair_id`, `label` and `split`. `lost` holds the keys of requests that have no answer.
     """
 
     answers: pa.Table
@@ -49,90 +42,86 @@ class Shelf:
     lost: list[str]
 
 
-def deal(tables: Iterable[pa.Table], schema: pa.Schema, folder: Path) -> None:
-    """Deal rows with a `pair_id` to shelves in `folder`, which is made anew.
+def split_by_pair(tables: Iterable[pa.Table], schema: pa.Schema, folder: Path) -> None:
+    """Write rows that have a `pair_id` into the buckets of `folder`, which is emptied first.
 
     Raises:
         UserError: the disk is full, read-only or closed to this user.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    shelved = schema.append(pa.field(SHELF, pa.string()))
+    with_bucket = schema.append(pa.field(BUCKET, pa.string()))
 
     def batches() -> Iterator[pa.RecordBatch]:
         for table in tables:
-            named = table.append_column(SHELF, pc.utf8_slice_codeunits(table["pair_id"], 0, ID_START))
-            yield from named.cast(shelved).combine_chunks().to_batches()
+            named = table.append_column(BUCKET, pc.utf8_slice_codeunits(table["pair_id"], 0, ID_START))
+            yield from named.cast(with_bucket).combine_chunks().to_batches()
 
     try:
         folder.mkdir(parents=True)
         pads.write_dataset(
             batches(),
             folder,
-            schema=shelved,
+            schema=with_bucket,
             format=IPC,
             file_options=IPC.make_write_options(compression="lz4"),
-            partitioning=pads.partitioning(pa.schema([shelved.field(SHELF)])),
+            partitioning=pads.partitioning(pa.schema([with_bucket.field(BUCKET)])),
             use_threads=False,
         )
     except OSError as error:
         raise disk_error(error, folder) from error
-    # What Arrow's pool keeps for later is memory that nothing else can have, and grows with the number of rows.
+    # Otherwise Arrow's pool keeps memory for later, more of it the more rows there are.
     pa.default_memory_pool().release_unused()
 
 
-def thick(batches: Iterable[pa.RecordBatch], schema: pa.Schema, rows: int = DEALT_ROWS) -> Iterator[pa.Table]:
-    """Yield the rows as tables of at least `rows` rows, the last one excepted."""
+def split_answers(parts: Path, folder: Path) -> None:
+    """Write the answers of all parts into the buckets of `folder`."""
+    split_by_pair(_gathered(batches_of(parts, batch=SPLIT_ROWS)), ANSWER, folder)
+
+
+def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Gather small batches into tables of at least `SPLIT_ROWS` rows: each table makes a block in every bucket."""
     waiting: list[pa.RecordBatch] = []
-    have = 0
     for batch in batches:
         waiting.append(batch)
-        have += len(batch)
-        if have >= rows:
-            yield pa.Table.from_batches(waiting, schema)
-            waiting, have = [], 0
+        if sum(map(len, waiting)) >= SPLIT_ROWS:
+            yield pa.Table.from_batches(waiting, ANSWER)
+            waiting = []
     if waiting:
-        yield pa.Table.from_batches(waiting, schema)
+        yield pa.Table.from_batches(waiting, ANSWER)
 
 
-def deal_answers(parts: Path, folder: Path) -> None:
-    """Deal the answers of all parts to shelves in `folder`."""
-    deal(thick(batches_of(parts, batch=DEALT_ROWS), ANSWER), ANSWER, folder)
+def join_by_pair(requests: Path, answers: Path) -> Iterator[AnsweredPairs]:
+    """Yield the requests with their answers in the order of pair ids.
 
-
-def put_together(requests: Path, answers: Path) -> Iterator[Shelf]:
-    """Yield what was asked with its answers, in the order of pair ids.
-
-    A key that was answered twice (a worker died after writing, an engine failed) counts once, an answer
-    that nobody asks for any more not at all.
+    A key that was answered twice (because a worker died after writing, or an engine failed) counts once. Answers to
+    requests that are no longer made are left out.
     """
-    wanted: list[pa.Table] = []
-    names: list[str] = []
-    for place in sorted(requests.iterdir()):
-        wanted.append(_read(place, REQUEST))
-        names.append(place.name)
-        if sum(pc.sum(pc.list_value_length(table["keys"])).as_py() for table in wanted) >= SORTED_ROWS:
-            yield _shelf(wanted, [_read(answers / name, ANSWER) for name in names])
-            wanted, names = [], []
-    if wanted:
-        yield _shelf(wanted, [_read(answers / name, ANSWER) for name in names])
+    wanted: dict[str, pa.Table] = {}
+    buckets = sorted(requests.iterdir())
+    for bucket in buckets:
+        wanted[bucket.name] = _read(bucket, REQUEST)
+        rows = sum(pc.sum(pc.list_value_length(table["keys"])).as_py() for table in wanted.values())
+        if rows >= SORTED_ROWS or bucket == buckets[-1]:
+            yield _join(list(wanted.values()), [_read(answers / name, ANSWER) for name in wanted])
+            wanted = {}
 
 
-def _read(shelf: Path, schema: pa.Schema) -> pa.Table:
+def _read(bucket: Path, schema: pa.Schema) -> pa.Table:
     tables = [schema.empty_table()]
-    for path in sorted(shelf.glob("*")):
+    for path in sorted(bucket.glob("*")):
         with pa.OSFile(str(path)) as file:
             tables.append(pa.ipc.open_file(file).read_all().cast(schema))
     return pa.concat_tables(tables)
 
 
-def _shelf(wanted: list[pa.Table], answered: list[pa.Table]) -> Shelf:
+def _join(wanted: list[pa.Table], answered: list[pa.Table]) -> AnsweredPairs:
     asked = pa.concat_tables(wanted)
     keys = pc.list_flatten(asked["keys"]).combine_chunks()
     found = pa.concat_tables(answered)
     found = _first_of_each(found.filter(pc.is_in(found["key"], keys)))
     lost = [] if len(found) == len(keys) else keys.filter(pc.invert(pc.is_in(keys, found["key"]))).to_pylist()
     order = [(name, "ascending") for name in ("pair_id", "perspective", "sample")]
-    return Shelf(found.sort_by(order), asked.select(["pair_id", "label", "split"]), lost)
+    return AnsweredPairs(found.sort_by(order), asked.select(["pair_id", "label", "split"]), lost)
 
 
 def _first_of_each(table: pa.Table) -> pa.Table:
@@ -146,22 +135,23 @@ def _first_of_each(table: pa.Table) -> pa.Table:
 
 
 def engine_failed(reasons: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Mark the rows that failed by no fault of their own: a rerun asks them again."""
-    return _begin(reasons, ENGINE_ERROR)
+    """Mark the answers that failed because of the engine, which a rerun asks for again."""
+    return _begins_with(reasons, ENGINE_ERROR)
 
 
 def settled(answers: pa.RecordBatch, retries: int, too_long: str = "") -> pa.Array:
-    """Mark the answers that a rerun takes over: usable ones, and those that failed as often as they may.
+    """Mark the answers that a rerun does not ask for again: usable ones, and those that failed too often.
 
     Args:
-        too_long: how the reason ends of prompts that are too long under the settings of now: others are asked again.
+        too_long: how the reason of a prompt ends that is too long under the present settings. Prompts that were too
+            long under other settings are asked again.
     """
     reasons = answers["reason"]
-    long = _begin(reasons, PROMPT_TOO_LONG)
-    hopeless = pc.and_(long, pc.fill_null(pc.ends_with(reasons, too_long), False))
-    tired = pc.and_(pc.greater(answers["tries"], retries), pc.invert(pc.or_(engine_failed(reasons), long)))
-    return pc.or_(pc.is_null(reasons), pc.or_(hopeless, tired))
+    long = _begins_with(reasons, PROMPT_TOO_LONG)
+    still_too_long = pc.and_(long, pc.fill_null(pc.ends_with(reasons, too_long), False))
+    failed_too_often = pc.and_(pc.greater(answers["tries"], retries), pc.invert(pc.or_(engine_failed(reasons), long)))
+    return pc.or_(pc.is_null(reasons), pc.or_(still_too_long, failed_too_often))
 
 
-def _begin(reasons: pa.Array | pa.ChunkedArray, how: str) -> pa.Array:
-    return pc.fill_null(pc.starts_with(reasons, how), False)
+def _begins_with(reasons: pa.Array | pa.ChunkedArray, start: str) -> pa.Array:
+    return pc.fill_null(pc.starts_with(reasons, start), False)

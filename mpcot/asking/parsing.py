@@ -1,4 +1,4 @@
-"""From the engine's text to rationale, verdict and the labels' log-probabilities."""
+"""Reads rationale, verdict and the log-probabilities of the labels from what the engine returns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mpcot.schemes.scheme import Scheme
 
 @dataclass(frozen=True)
 class Parsed:
-    """An answer taken apart. `reason` says why it cannot be used, else None."""
+    """The parts of an answer. `reason` says why it cannot be used, and is None if it can."""
 
     rationale: str | None
     verdict: str | None
@@ -21,7 +21,7 @@ class Parsed:
 
 
 def parse_answer(text: str, scheme: Scheme) -> Parsed:
-    """Take rationale and verdict out of an answer's text."""
+    """Split the text of an answer into rationale and verdict."""
     if not text.strip():
         return Parsed(None, None, "empty")
     rationale, marker, verdict = text.rpartition(f"\n{VERDICT}")
@@ -35,9 +35,9 @@ def parse_answer(text: str, scheme: Scheme) -> Parsed:
 
 @dataclass(frozen=True)
 class LabelTokens:
-    """The tokens that tell the labels apart at the verdict: one id per label, in scheme order.
+    """The tokens by which the labels differ at the verdict: one id per label, in the order of the scheme.
 
-    `spelt` are the codes without the space before them: an untrained model may write the space alone first.
+    `spelt` are the codes without the space in front, as an untrained model may write the space as a token of its own.
     """
 
     ids: tuple[int, ...]
@@ -45,22 +45,22 @@ class LabelTokens:
 
     @property
     def all(self) -> list[int]:
-        """Every id whose log-probability the engine is asked for."""
+        """All ids whose log-probabilities the engine is asked for."""
         return list(dict.fromkeys(self.ids + self.spelt))
 
     @classmethod
     def of(cls, tokenizer: Any, scheme: Scheme) -> LabelTokens:
-        """Find the first place at which the labels' tokens differ.
+        """Find the first place where the tokens of the labels differ.
 
         Raises:
-            UserError: two labels begin with the same token, so their log-probabilities cannot be read.
+            UserError: two labels begin with the same token, so that their log-probabilities cannot be read.
         """
         texts = [f"\n{VERDICT} {code}" for code in scheme.codes]
         tokens = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
         shortest = min(len(t) for t in tokens)
         place = next((i for i in range(shortest) if len({t[i] for t in tokens}) > 1), None)
         ids = [t[place] for t in tokens] if place is not None else []
-        # The codes must differ from their first token on, and no id may come again later in a code.
+        # The codes must differ in their first token, and no such token may come later in a code.
         shared = str(tokenizer.decode(tokens[0][:place])).strip()
         again = any(set(t[len(t) if place is None else place + 1 :]) & set(ids) for t in tokens)
         if len(set(ids)) != len(scheme.codes) or not VERDICT.startswith(shared) or again:
@@ -73,13 +73,13 @@ class LabelTokens:
         return cls(tuple(ids), tuple(t[0] for t in bare) if single else ())
 
     def logprobs(self, steps: Sequence[tuple[int, Mapping[int, float]]]) -> list[float] | None:
-        """Read the labels' log-probabilities where the verdict was written.
+        """Read the log-probabilities of the labels at the verdict.
 
         Args:
-            steps: per output token its id and the log-probabilities known there, by token id.
+            steps: for each output token its id, and the known log-probabilities at that place by token id.
 
         Returns:
-            One value per label in scheme order, or None where the verdict was spelt with other tokens.
+            One value per label in the order of the scheme, or None if the verdict was written with other tokens.
         """
         for token, known in reversed(steps):
             for ids in (self.ids, self.spelt):

@@ -1,4 +1,4 @@
-"""The plan of a generation: what the driver and every worker must know to ask the same requests under the same keys."""
+"""The plan of a generation, from which driver and workers derive the same requests with the same keys."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster.models.folders import model_fingerprint
 from mpcot.asking.answer_keys import answer_key, sampling_digest
 from mpcot.asking.engines.engine import Ask
 from mpcot.asking.failure_reasons import under
 from mpcot.asking.join_answers import settled
 from mpcot.asking.prompts import Message, messages
-from mpcot.config import AnswerSettings, Engine, VllmEngine
-from mpcot.perspectives.perspective import Perspective
+from mpcot.config import AnswerSettings, AskingStage, Engine, VllmEngine
+from mpcot.perspectives.perspective import Perspective, load_perspectives
 from mpcot.records import PAIR
-from mpcot.schemes.scheme import Scheme
+from mpcot.schemes.scheme import Scheme, load_scheme
 
 
 @dataclass(frozen=True)
 class GenerationPlan:
-    """All that a worker needs to ask; pickled to the workers. `hinted` gives the gold label away in the prompt."""
+    """What a worker needs to know. With `hinted`, prompts give the gold label away."""
 
     model: str
     model_digest: str
@@ -33,34 +34,40 @@ class GenerationPlan:
     seed: int
     hinted: bool = False
 
+    @classmethod
+    def of(cls, config: AskingStage, model: str, ask: AnswerSettings) -> GenerationPlan:
+        """Return the plan of a stage that asks `model`."""
+        scheme, perspectives = load_scheme(config.labels.scheme), load_perspectives(config.perspectives)
+        return cls(model, model_fingerprint(model), config.engine, scheme, perspectives, ask, config.seed)
+
     def __getstate__(self) -> dict[str, Any]:
-        # A worker comes to its own digest, so that another version of the code there is noticed.
+        # Each worker computes the digest itself, so that another version of the code on its node is noticed.
         return {name: value for name, value in vars(self).items() if name != "parameters"}
 
     @cached_property
     def parameters(self) -> str:
-        """Digest of what decides an answer apart from its prompt: the model and how it is sampled."""
+        """Digest of what an answer depends on beside its prompt: the model and how it is sampled."""
         return sampling_digest(self.model_digest, self.engine, self.scheme, self.ask, self.seed)
 
     def settled(self, answers: pa.RecordBatch) -> pa.Array:
-        """Mark the answers that are not asked again under these settings."""
+        """Mark the answers that need not be asked for again under these settings."""
         ending = ""
         if isinstance(self.engine, VllmEngine):
             ending = under(self.engine.prompt_tokens(self.ask), self.ask.when_too_long == "cut")
         return settled(answers, self.ask.retries, ending)
 
     def easy(self) -> Ask:
-        """Return a request that any engine which works can answer."""
+        """Return a request that every engine can answer, unless it is broken."""
         made = dict.fromkeys(PAIR.names) | {"pair_id": "easy", "query": "shoe", "title": "Shoe"}
         return next(self.asks(made | {"label": self.scheme.codes[0]}))[2]
 
     def asks(self, pair: dict[str, Any]) -> Iterator[tuple[Perspective, int, Ask]]:
-        """Yield every request of a pair: perspectives, then samples, so that they share the cached prompt."""
+        """Yield the requests of a pair, perspective by perspective and sample by sample."""
         for perspective in self.perspectives:
             chat = self._chat(pair, perspective, self.ask.description_chars)
             shorter = partial(self._chat, pair, perspective) if self.ask.when_too_long == "cut" else None
-            told = [text for message in chat for text in (message["role"], message["content"])]
-            base = answer_key(self.parameters, pair["pair_id"], perspective.name, *told)
+            texts = [text for message in chat for text in (message["role"], message["content"])]
+            base = answer_key(self.parameters, pair["pair_id"], perspective.name, *texts)
             for sample in range(self.ask.samples):
                 key = answer_key(base, str(sample))
                 yield perspective, sample, Ask(key, chat, int(key[:8], 16) & 0x7FFFFFFF, pair["label"], shorter)

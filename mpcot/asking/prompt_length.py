@@ -1,7 +1,8 @@
-"""The rule for prompts that are longer than the engine takes: the description is cut, never the title."""
+"""Shortens a prompt that is too long for the engine: the description is cut, never the title."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
 from mpcot.asking.prompts import Message
@@ -10,23 +11,13 @@ from mpcot.asking.prompts import Message
 def longest_that_fits(
     shorter: Callable[[int], list[Message]], most: int, encode: Callable[[list[Message]], Sequence[int]], limit: int
 ) -> Sequence[int] | None:
-    """Return the tokens of the chat with as much of the description as fits, or None where none of it helps.
+    """Return the tokens of the chat with as much of the description as fits, or None if the rest is too long.
 
     Args:
-        shorter: returns the chat with so many characters of the description.
+        shorter: returns the chat with this many characters of the description.
         most: characters of the description in the chat that is too long.
-        encode: returns a chat's token ids.
-        limit: the most tokens.
+        encode: returns the token ids of a chat.
+        limit: the most tokens that fit.
     """
-    fits = encode(shorter(0))
-    if len(fits) > limit:
-        return None
-    low, high = 0, most
-    while high - low > 1:
-        middle = (low + high) // 2
-        tokens = encode(shorter(middle))
-        if len(tokens) > limit:
-            high = middle
-        else:
-            low, fits = middle, tokens
-    return fits
+    chars = bisect_right(range(most), limit, key=lambda count: len(encode(shorter(count)))) - 1
+    return None if chars < 0 else encode(shorter(chars))

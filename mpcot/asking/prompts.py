@@ -1,7 +1,7 @@
-"""Prompts and answers as text.
+"""Writes prompts and answers as text.
 
-What the perspectives of a pair share (system text, query, product) comes first and the perspective's
-question last: the engine's prefix cache then serves all of them with one prefill.
+What all perspectives of a pair share (system text, query, product) comes first, and the question of the perspective
+comes last, so that the engine's prefix cache needs to read the shared part only once.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Message = dict[str, str]
 
 @lru_cache
 def system_text(scheme: Scheme) -> str:
-    """Return the task and the labels' meanings; kept, as every one of millions of prompts begins with it."""
+    """Return the task and the meanings of the labels. Cached, because every prompt begins with it."""
     lines = [f"{label.code} = {label.name}: {label.meaning}" for label in scheme.labels]
     return "Judge how well the product answers the query.\n" + "\n".join(lines)
 
 
 def pair_text(pair: Mapping[str, Any], description_chars: int = 0) -> str:
-    """Return query and product as the prompt shows them."""
+    """Return query and product in the form that prompts have."""
     lines = [f"Query: {pair['query']}", f"Product: {pair['title']}"]
     if pair.get("brand") and pair["brand"].lower() not in pair["title"].lower():
         lines.append(f"Brand: {pair['brand']}")
@@ -44,10 +44,10 @@ def messages(
     description_chars: int = 0,
     hint: str | None = None,
 ) -> list[Message]:
-    """Return the chat for one pair and perspective; examples without a verdict in `scheme` are left out.
+    """Return the chat for one pair and perspective. Examples without a verdict in `scheme` are left out.
 
     Args:
-        hint: the label to give away, at the end: what comes before it is the same as without.
+        hint: a label to give away. It comes at the end, so that the rest of the prompt stays the same.
     """
     shown = examples(perspective, scheme)[:few_shot] if few_shot else []
     parts = [pair_text(pair, description_chars), perspective.question]
@@ -63,27 +63,27 @@ def messages(
 
 
 def examples(perspective: Perspective, scheme: Scheme) -> list[str]:
-    """Return the perspective's worked examples that have a verdict of this scheme, as text."""
+    """Return, as text, the worked examples of the perspective that have a verdict in this scheme."""
     usable = [e for e in perspective.examples if e.verdicts.get(scheme.name) in scheme.codes]
     return [f"Query: {e.query}\nProduct: {e.title}\n{answer(e.rationale, e.verdicts[scheme.name])}" for e in usable]
 
 
 def answer(rationale: str, verdict: str) -> str:
-    """Return the answer that the teacher learns to give."""
+    """Return an answer in the form that the teacher learns."""
     return f"{rationale}\n{VERDICT} {verdict}"
 
 
 def answer_regex(scheme: Scheme, min_chars: int, max_chars: int) -> str:
-    """Return the form that the engine's structured outputs enforce: one line of rationale, then a label."""
+    """Return the form that the engine enforces: one line of rationale, then one of the labels."""
     codes = "|".join(re.escape(code) for code in scheme.codes)
     return f"[^\\n]{{{min_chars},{max_chars}}}\\n{VERDICT} ({codes})"
 
 
 def render(tokenizer: Any, chat: list[Message]) -> str:
-    """Return the chat as the model's own template writes it, up to where the answer starts.
+    """Return the chat in the form of the model's own template, up to where the answer starts.
 
-    A tokenizer without a template gets a plain one, so that base models work too. A template that can leave the
-    model's own thinking out does: the rationale is asked for, in a form that has no room for another.
+    Without a template the messages are joined by blank lines, so that base models work too. Where a template can turn
+    off the model's thinking, it is turned off: the rationale takes its place.
     """
     if not getattr(tokenizer, "chat_template", None):
         return "\n\n".join(m["content"] for m in chat) + "\n\n"

@@ -1,11 +1,12 @@
-"""The configured filters in order: the first that objects says why an answer is not kept."""
+"""Applies the configured filters in their order. The first one that objects says why an answer is not kept."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
-from mpcot.filters import objections as steps
+from mpcot.filters import objections
 from mpcot.filters.config import (
     Filter,
     FormFilter,
@@ -14,15 +15,16 @@ from mpcot.filters.config import (
     LengthFilter,
     NearDuplicateFilter,
     RepetitionFilter,
+    VerdictFilter,
 )
-from mpcot.filters.near_duplicates import kept_answers, shingles
+from mpcot.filters.near_duplicates import KeptOfPair, KeptOfStage, shingles
 from mpcot.records import NOT_GOLD, NOT_MAJORITY
 from mpcot.schemes.scheme import Scheme
 from mpcot.votes import Wanted
 
 
-class Said(NamedTuple):
-    """A well-formed answer; `wanted` is the verdict to keep, `hinted` says that the prompt gave it away."""
+class WellFormed(NamedTuple):
+    """A well-formed answer. `wanted` is the verdict to keep; `hinted` says that the prompt gave it away."""
 
     pair_id: str
     perspective: str
@@ -32,64 +34,63 @@ class Said(NamedTuple):
     hinted: bool = False
 
 
-Step = Callable[[Said], str | None]
+Step = Callable[[WellFormed], str | None]
+BY_RATIONALE: dict[type, Callable[[Any, str], str | None]] = {
+    FormFilter: objections.form,
+    LengthFilter: objections.length,
+    RepetitionFilter: objections.repetition,
+}
 
 
 class Chain:
-    """Filters of one stage, for its answers in the stage's order: sorted by pair, perspective and sample."""
+    """The filters of one stage. Its answers must come sorted by pair, perspective and sample."""
 
     def __init__(self, filters: Sequence[Filter], scheme: Scheme) -> None:
         self.scheme = scheme
-        self.remember: list[Callable[[Said], None]] = []
-        self.steps = [_hint, *(self._step(each, scheme) for each in filters)]
+        self.remember: list[Callable[[WellFormed], None]] = []
+        self.steps = [_mentions_hint, *map(self._step, filters)]
 
-    def reason(self, said: Said) -> str | None:
-        """Return why the answer is not kept, or None; then later ones are compared with it."""
+    def reason(self, answer: WellFormed) -> str | None:
+        """Return why the answer is not kept. If it is kept, return None, and compare later answers with it."""
         for step in self.steps:
-            if (found := step(said)) is not None:
+            if (found := step(answer)) is not None:
                 return found
         for remember in self.remember:
-            remember(said)
+            remember(answer)
         return None
 
-    def _step(self, settings: Filter, scheme: Scheme) -> Step:
+    def _step(self, settings: Filter) -> Step:
         if isinstance(settings, NearDuplicateFilter):
             return self._near_duplicate(settings)
-        objection = _objection(settings, scheme)
-        return _verdict if objection is None else lambda said: objection(said.rationale)
+        if isinstance(settings, VerdictFilter):
+            return _wrong_verdict
+        objection = _objection(settings, self.scheme)
+        return lambda answer: objection(answer.rationale)
 
     def _near_duplicate(self, settings: NearDuplicateFilter) -> Step:
-        kept = kept_answers(settings)
+        kept = KeptOfPair(settings) if settings.within == "pair" else KeptOfStage(settings)
 
-        def group(said: Said) -> tuple[str, ...]:
-            return said.pair_id, said.perspective, said.verdict
+        def group(answer: WellFormed) -> tuple[str, ...]:
+            return answer.pair_id, answer.perspective, answer.verdict
 
-        self.remember.append(lambda said: kept.add(group(said), shingles(said.rationale)))
-        return lambda said: "near-duplicate" if kept.has_like(group(said), shingles(said.rationale)) else None
-
-
-def _objection(settings: Filter, scheme: Scheme) -> steps.Objection | None:
-    """Return what a filter of the rationale alone objects to; None for the verdict's."""
-    match settings:
-        case FormFilter():
-            return steps.form(settings)
-        case LengthFilter():
-            return steps.length(settings)
-        case RepetitionFilter():
-            return steps.repetition(settings)
-        case LabelOnlyFilter():
-            return steps.label_only(settings, scheme)
-        case LanguageFilter():
-            return steps.language(settings)
-        case _:
-            return None
+        self.remember.append(lambda answer: kept.add(group(answer), shingles(answer.rationale)))
+        return lambda answer: "near-duplicate" if kept.has_like(group(answer), shingles(answer.rationale)) else None
 
 
-def _hint(said: Said) -> str | None:
-    return steps.hint(said.rationale) if said.hinted else None
+def _objection(settings: Filter, scheme: Scheme) -> objections.Objection:
+    """Return the objection of a filter that looks at the rationale alone."""
+    if isinstance(settings, LabelOnlyFilter):
+        return objections.label_only(settings, scheme)
+    if isinstance(settings, LanguageFilter):
+        return objections.language(settings)
+    return partial(BY_RATIONALE[type(settings)], settings)
 
 
-def _verdict(said: Said) -> str | None:
-    if said.verdict == said.wanted.verdict:
+def _mentions_hint(answer: WellFormed) -> str | None:
+    return objections.hint(answer.rationale) if answer.hinted else None
+
+
+def _wrong_verdict(answer: WellFormed) -> str | None:
+    if answer.verdict == answer.wanted.verdict:
         return None
-    return NOT_GOLD if said.wanted.labelled else NOT_MAJORITY
+    return NOT_GOLD if answer.wanted.labelled else NOT_MAJORITY

@@ -1,7 +1,7 @@
-"""Settings of the filters: which well-formed answers are not kept. Imports nothing heavy.
+"""Settings of the filters, which decide what well-formed answers are kept. Imports nothing heavy.
 
-A user puts steps in order; the first one that objects names the reason. A step without settings may be
-written as its name alone.
+Filters run in the order of the config, and the first one that objects gives the reason. A filter without settings may
+be written as its name alone.
 """
 
 from __future__ import annotations
@@ -14,78 +14,82 @@ from cluster.config import Settings
 
 
 class VerdictFilter(Settings):
-    """The verdict must be the gold label; of an unlabelled pair, that of most of its answers."""
+    """The verdict must be the gold label or, for an unlabelled pair, the verdict of most of its answers."""
 
     kind: Literal["verdict"] = "verdict"
 
 
 class FormFilter(Settings):
-    """A rationale is prose: no markup, no second verdict, whole sentences."""
+    """A rationale must be prose: whole sentences without markup or a second verdict."""
 
     kind: Literal["form"] = "form"
-    whole_sentences: bool = Field(True, description="the last one must end; turn off for languages without full stops")
+    whole_sentences: bool = Field(
+        True, description="the last sentence must end; turn it off for languages without stops"
+    )
 
 
 class LengthFilter(Settings):
-    """How many words a rationale has; characters are bounded by the engine already (min_chars, max_chars)."""
+    """Bounds the words of a rationale. The engine bounds its characters (min_chars, max_chars)."""
 
     kind: Literal["length"] = "length"
-    min_words: PositiveInt = Field(5, description="fewer are dropped")
-    max_words: PositiveInt | None = Field(None, description="more are dropped; empty bounds nothing")
+    min_words: PositiveInt = Field(5, description="the fewest words of a kept rationale")
+    max_words: PositiveInt | None = Field(None, description="the most words of a kept rationale; empty sets no limit")
 
     @model_validator(mode="after")
     def _check(self) -> LengthFilter:
         if self.max_words is not None and self.max_words < self.min_words:
-            raise ValueError(f"filters: length keeps nothing with min_words {self.min_words} > {self.max_words}")
+            raise ValueError(
+                f"filters: raise length.max_words {self.max_words}, it is below min_words {self.min_words}"
+            )
         return self
 
 
 class RepetitionFilter(Settings):
-    """Loops: a phrase three times or a word four times in a row; and, if asked for, much said twice."""
+    """A phrase three times in a row or a word four times; with `max_repeated_share`, also much repetition elsewhere."""
 
     kind: Literal["repetition"] = "repetition"
     max_repeated_share: float | None = Field(
-        None, gt=0, le=1, description="largest share of the words that lie in three words which come again"
+        None, gt=0, le=1, description="the largest share of words in runs of three words that come more than once"
     )
 
 
 class LabelOnlyFilter(Settings):
-    """A rationale that names the label and says nothing of the pair teaches nothing. The word list is English."""
+    """A rationale that names the label but says nothing about the pair. The word list is English."""
 
     kind: Literal["label_only"] = "label_only"
-    min_words: PositiveInt = Field(1, description="different words beside the label's, the task's and filler")
+    min_words: PositiveInt = Field(1, description="the fewest different words beside those of labels, task and filler")
 
 
 class LanguageFilter(Settings):
-    """The rationale is in another language than asked for. Titles quoted in it count too, hence `min_confidence`."""
+    """A rationale in another language. Titles that it quotes are looked at as well, hence `min_confidence`."""
 
     kind: Literal["language"] = "language"
     language: str = Field("en", pattern="^[a-z]{2,3}$", description="ISO 639 code")
-    min_confidence: float = Field(0.9, gt=0, le=1, description="an answer is dropped only where another is so sure")
+    min_confidence: float = Field(0.9, gt=0, le=1, description="how sure the detector must be of another language")
 
 
 class NearDuplicateFilter(Settings):
-    """An answer nearly like one that was kept adds nothing.
+    """An answer that is nearly the same as a kept one of the same perspective and verdict.
 
-    `pair`: like one of the same pair, perspective and verdict: samples that say the same thing. `stage`: like one
-    of any pair from the same perspective, for a teacher that writes by template.
+    With `pair`, answers to the same pair are compared: samples may say the same thing. With `stage`, answers to all
+    pairs are compared, for a teacher that follows a template.
     """
 
     kind: Literal["near_duplicate"] = "near_duplicate"
     within: Literal["pair", "stage"] = Field(
-        "pair", description="what an answer is compared with: kept ones of its pair, or of the stage"
+        "pair", description="whether kept answers of the same pair or of the whole stage are compared"
     )
-    similarity: float = Field(0.8, gt=0, le=1, description="least Jaccard similarity of the sets of three words")
+    similarity: float = Field(0.8, gt=0, le=1, description="the least Jaccard similarity of the runs of three words")
     remembered: PositiveInt | None = Field(
         None,
-        description="with within = 'stage': the newest kept answers that later ones are compared with, 20,000 if "
-        "left out, about 8 kB each",
+        description="with within = 'stage', how many of the newest kept answers are compared; 20,000 if left out, "
+        "about 8 kB each",
     )
 
     @model_validator(mode="after")
     def _check(self) -> NearDuplicateFilter:
         if self.within == "pair" and self.remembered is not None:
-            raise ValueError("filters: remembered has no effect with within = 'pair': leave it out")
+            raise ValueError("filters: remembered has no effect with within = 'pair'. Leave it out")
         return self
 
 
@@ -101,7 +105,7 @@ Filter = (
 
 
 def _named(value: Any) -> Any:
-    """Take a name alone for the step with that name and its defaults."""
+    """Replace a name alone with the filter of that name and its defaults."""
     if not isinstance(value, list | tuple):
         return value
     return [{"kind": step} if isinstance(step, str) else step for step in value]
@@ -111,7 +115,7 @@ def _once(filters: tuple[Filter, ...]) -> tuple[Filter, ...]:
     kinds = [step.kind for step in filters]
     twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
     if twice:
-        raise ValueError(f"filters: {', '.join(twice)} is there twice")
+        raise ValueError(f"filters: {', '.join(twice)} is given twice. Keep one of them")
     return filters
 
 

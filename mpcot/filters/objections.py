@@ -1,4 +1,4 @@
-"""What each filter objects to: pure functions of one rationale. Words are runs of letters and digits."""
+"""What each filter objects to, as pure functions of one rationale. A word is a run of letters and digits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MARKUP = re.compile(r"```|</?[a-zA-Z|][^<>]*>|\*\*|^\s*[#*-]\s")
 STOP = r"[.!?…。！？]['\"”’»)\]]*"
 SENTENCE_END = re.compile(STOP + "$")
 WORD = re.compile(r"\w+")
-HINT_SPOKEN_OF = re.compile(
+MENTION_OF_HINT = re.compile(
     r"\bhint|\b(told|given|provided|stated|correct|right) (verdict|label|answer)\b", re.IGNORECASE
 )
 REPEATED_WORDS = 3
@@ -35,54 +35,41 @@ def words_of(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
 
-def form(step: FormFilter) -> Objection:
-    """Object to markup, to a second verdict within the rationale, and to an end in mid-sentence."""
-
-    def objection(rationale: str) -> str | None:
-        if VERDICT in rationale:
-            return "form: a verdict within the rationale"
-        if MARKUP.search(rationale):
-            return "form: markup"
-        if step.whole_sentences and not SENTENCE_END.search(rationale):
-            return "form: ends in mid-sentence"
-        return None
-
-    return objection
+def form(step: FormFilter, rationale: str) -> str | None:
+    """Object to markup, to a second verdict inside the rationale, and to an end in mid-sentence."""
+    if VERDICT in rationale:
+        return "form: a verdict within the rationale"
+    if MARKUP.search(rationale):
+        return "form: markup"
+    if step.whole_sentences and not SENTENCE_END.search(rationale):
+        return "form: ends in mid-sentence"
+    return None
 
 
 def hint(rationale: str) -> str | None:
-    """Object to words about the hint, which no later prompt has."""
-    return "speaks of the hint" if HINT_SPOKEN_OF.search(rationale) else None
+    """Object to a mention of the hint, which no later prompt has."""
+    return "speaks of the hint" if MENTION_OF_HINT.search(rationale) else None
 
 
-def length(step: LengthFilter) -> Objection:
+def length(step: LengthFilter, rationale: str) -> str | None:
     """Object to too few or too many words."""
-
-    def objection(rationale: str) -> str | None:
-        count = len(words_of(rationale))
-        if count < step.min_words:
-            return "length: too few words"
-        return "length: too many words" if step.max_words is not None and count > step.max_words else None
-
-    return objection
+    count = len(words_of(rationale))
+    if count < step.min_words:
+        return "length: too few words"
+    return "length: too many words" if step.max_words is not None and count > step.max_words else None
 
 
-def repetition(step: RepetitionFilter) -> Objection:
-    """Object to loops, and to too large a share of words that are said again."""
-
-    def objection(rationale: str) -> str | None:
-        if loops(rationale):
-            return "repetition"
-        share = step.max_repeated_share
-        return "repetition" if share is not None and repeated_share(words_of(rationale)) > share else None
-
-    return objection
+def repetition(step: RepetitionFilter, rationale: str) -> str | None:
+    """Object to loops, and to too large a share of repeated words."""
+    most = step.max_repeated_share
+    much = most is not None and repeated_share(words_of(rationale)) > most
+    return "repetition" if much or loops(rationale) else None
 
 
 def loops(text: str) -> bool:
     """Return whether a phrase comes three times in a row, or a word four times.
 
-    The patterns are slow on text that does not loop, so they are tried only where some words come twice in a row.
+    The patterns are slow on a text without loops, so they are tried only if some words come twice in a row.
     """
     return _twice_in_a_row(words_of(text)) and bool(PHRASE_LOOP.search(text) or WORD_LOOP.search(text))
 
@@ -99,9 +86,9 @@ def _twice_in_a_row(words: list[str]) -> bool:
 
 
 def repeated_share(words: list[str]) -> float:
-    """Return the share of words that lie within three words which come more than once.
+    """Return the share of the words that are part of a run of three words which comes more than once.
 
-    The repetition measure of Rae et al. 2021 (arXiv 2112.11446, appendix A), for one length and over words.
+    This is the measure of repetition of Rae et al. 2021 (arXiv 2112.11446, appendix A), for one length, over words.
     """
     starts = range(len(words) - REPEATED_WORDS + 1)
     grams = [tuple(words[i : i + REPEATED_WORDS]) for i in starts]
@@ -111,7 +98,7 @@ def repeated_share(words: list[str]) -> float:
 
 
 def label_only(step: LabelOnlyFilter, scheme: Scheme) -> Objection:
-    """Object to a rationale whose words are all the scheme's, the task's or filler."""
+    """Object to a rationale that has no words of its own beside those of the scheme, the task and filler."""
     known = _filler() | {
         word for label in scheme.labels for word in words_of(f"{label.code} {label.name} {label.meaning}")
     }
@@ -129,16 +116,14 @@ def _filler() -> frozenset[str]:
 
 
 def language(step: LanguageFilter) -> Objection:
-    """Object where py3langid is sure of another language.
+    """Object if py3langid is sure that the rationale is in another language.
 
     Raises:
-        UserError: it does not know the one asked for.
+        UserError: py3langid does not know the configured language.
     """
     identifier = _identifier()
     if step.language not in identifier.labels:
-        raise UserError(
-            f"filters: language {step.language!r} is not one that py3langid knows, which takes ISO 639 codes"
-        )
+        raise UserError(f"filters: py3langid does not know the language {step.language!r}. Give another ISO 639 code")
 
     def objection(rationale: str) -> str | None:
         found, confidence = identifier.classify(rationale)

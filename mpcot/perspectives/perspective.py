@@ -1,4 +1,4 @@
-"""Perspectives: the kinds of reasoning that a pair is judged from. They are data, see `perspectives/`."""
+"""Loads perspectives, the points of view from which a pair is judged. Each is a TOML file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHIPPED = Path(__file__).parent
 
 
 class Example(Settings):
-    """A worked example for the prompt; `verdicts` maps a scheme's name to the label in that scheme."""
+    """A worked example for the prompt. `verdicts` has the label in each scheme, by the name of the scheme."""
 
     query: str
     title: str
@@ -24,16 +24,15 @@ class Example(Settings):
 
 
 class Perspective(Settings):
-    """One kind of reasoning: its question to the teacher, and worked examples."""
+    """A point of view: the question to the teacher, and worked examples."""
 
     name: str
-    title: str
     question: str
     examples: tuple[Example, ...] = ()
 
 
 def load_perspectives(settings: PerspectiveSettings) -> tuple[Perspective, ...]:
-    """Load the perspectives in config order; one's own folder is looked through before the shipped files.
+    """Load the perspectives in the order of the config. Files in `perspectives.folder` come before shipped ones.
 
     Raises:
         UserError: a name without a file, or a file that does not describe a perspective.
@@ -52,9 +51,9 @@ def _load(name: str, folders: list[Path]) -> Perspective:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
             raise UserError(f"perspectives: {path} does not describe a perspective: {error}") from error
         if perspective.name != name:
-            raise UserError(f"perspectives: {path} calls itself {perspective.name!r}; name it as its file, {name!r}")
+            raise UserError(f"perspectives: {path} has the name {perspective.name!r}. Name it as the file, {name!r}")
         return perspective
     known = sorted(p.stem for folder in folders for p in folder.glob("*.toml"))
     raise UserError(
-        f"perspectives.names: no file {name}.toml; there are {', '.join(known)}. Add it to perspectives.folder."
+        f"perspectives.names: there is no file {name}.toml, only {', '.join(known)}. Add it to perspectives.folder."
     )

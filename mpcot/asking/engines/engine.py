@@ -1,4 +1,4 @@
-"""What an engine is asked, what it says, and what every kind of engine can do."""
+"""The requests and replies of an engine, and what every kind of engine can do."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from mpcot.asking.prompts import Message
 
 
 class EngineStopped(RuntimeError):
-    """The engine's own processes are gone: nothing more can be asked of this replica."""
+    """The engine is gone, and no more requests can be asked on this replica."""
 
 
 @dataclass(frozen=True)
 class Ask:
-    """One request to the engine. `shorter` is set where the rule is to cut: the chat with so much description.
+    """One request to the engine.
 
-    `tried` counts the tries before this one.
+    `shorter` returns the chat with a shorter description, if descriptions may be cut. `tried` counts earlier tries.
     """
 
     key: str
@@ -30,9 +30,9 @@ class Ask:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the engine said. `error` is set when it said nothing usable; `logprobs` is per label, or None.
+    """The engine's reply. `error` is set if it is not usable. `logprobs` has one value per label, or is None.
 
-    `cached_tokens` are those of the prompt that the engine took from its prefix cache, by its own account.
+    `cached_tokens` is how many tokens of the prompt were in the engine's prefix cache.
     """
 
     text: str
@@ -44,12 +44,12 @@ class Reply:
 
 
 class AnswerEngine(Protocol):
-    """An engine on a replica: many asks at a time."""
+    """An engine on a replica. It takes many requests at a time."""
 
     async def reply(self, ask: Ask) -> Reply:
-        """Answer one request; a request that cannot be answered gives a reply with `error`.
+        """Answer one request. If it cannot be answered, the reply has an `error`.
 
         Raises:
-            EngineStopped: no request can be answered any more.
+            EngineStopped: the engine cannot answer any request any more.
         """
         ...

@@ -1,4 +1,4 @@
-"""A scripted engine, which needs no model: for tests and benchmarks of everything around one."""
+"""An engine that needs no model, for tests and benchmarks of everything else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mpcot.schemes.scheme import Scheme
 
 
 class Scripted:
-    """Answers by rule: right with a given share, each answer a function of its key and seed alone."""
+    """Answers by rule, a given share of them right. Each answer depends only on its key and seed."""
 
     def __init__(self, engine: ScriptedEngine, scheme: Scheme) -> None:
         self.engine, self.scheme = engine, scheme
@@ -35,7 +35,7 @@ class Scripted:
         return Reply(answer(rationale, verdict), logprobs, 60, 20)
 
     async def _misbehave(self, ask: Ask) -> None:
-        """Do what the settings ask for: log, take time, hang, or be gone."""
+        """Do what the settings ask for: log the request, take time, hang, or stop."""
         script = self.engine
         self.asked += 1
         number = self.asked

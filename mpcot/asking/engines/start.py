@@ -1,4 +1,4 @@
-"""Which engine a config asks for, and what Ray reserves for one replica of it."""
+"""Starts the engine that the config names, and says what Ray reserves for a replica of it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def start_engine(engine: Engine, model: str, scheme: Scheme, ask: AnswerSettings
 
 
 def replica_resources(engine: Engine) -> Mapping[str, float]:
-    """Return what Ray reserves for one replica; tensor parallel takes that many GPUs."""
+    """Return what Ray reserves for one replica. With tensor parallelism that is as many GPUs."""
     replicas = engine.replicas
     gpus = replicas.gpus
     if isinstance(engine, VllmEngine) and gpus:

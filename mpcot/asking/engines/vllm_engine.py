@@ -1,4 +1,4 @@
-"""vLLM inside a Ray Data actor: its arguments and environment as plain data, and the engine itself."""
+"""The engine vLLM, and its arguments and environment as plain data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mpcot.asking.prompts import Message, answer_regex, render
 from mpcot.config import AnswerSettings, VllmEngine
 from mpcot.schemes.scheme import Scheme
 
-# Prefixes are cached in whole blocks, and vLLM's default on a CPU is 128 tokens: a pair's prompts share fewer.
+# Prefixes are cached in whole blocks. vLLM's default on a CPU is 128 tokens, more than the prompts of a pair share.
 CPU_BLOCK_TOKENS = 32
 # Turns of a waiting OpenMP thread, some 30 ms: where Ray's processes hold up one thread for a moment, the others are
 # back at once. Asleep they would come back late, at every one of a step's many barriers.
@@ -23,7 +23,7 @@ SPIN = "10000000"
 
 
 def engine_arguments(engine: VllmEngine, model: str, gpu: bool) -> dict[str, Any]:
-    """Return vLLM's engine arguments as plain data: the plan that tests and `--dry-run` look at."""
+    """Return vLLM's engine arguments as plain data, so that tests and `--dry-run` can look at them."""
     shared: dict[str, Any] = {
         "model": model,
         "dtype": engine_dtype(engine, gpu),
@@ -42,7 +42,7 @@ def engine_arguments(engine: VllmEngine, model: str, gpu: bool) -> dict[str, Any
 
 
 def engine_dtype(engine: VllmEngine, gpu: bool) -> str:
-    """Return the number format: on a CPU, `auto` is bf16 only where the processor multiplies it."""
+    """Return the number format. On a CPU, `auto` is bf16 only if the processor multiplies it."""
     if engine.dtype != "auto" or gpu:
         return engine.dtype
     return {"fp32": "float32", "bf16": "bfloat16"}[inference_precision("auto", gpu=False)]
@@ -66,7 +66,7 @@ def engine_environment(engine: VllmEngine, gpu: bool, cores: list[int], shared_n
 
 
 def sampling(ask: AnswerSettings, regex: str, labels: list[int], seed: int | None, tried: int = 0) -> Any:
-    """Return vLLM's parameters of one request: the enforced form, and log-probabilities of the `labels` tokens."""
+    """Return vLLM's parameters for a request, with the enforced form and log-probabilities of `labels`."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     return SamplingParams(
@@ -81,7 +81,7 @@ def sampling(ask: AnswerSettings, regex: str, labels: list[int], seed: int | Non
 
 
 def temperature_of(ask: AnswerSettings, tried: int) -> float:
-    """Return the temperature of a request that was tried `tried` times."""
+    """Return the temperature of a request after `tried` tries."""
     return ask.retry_temperature if tried and not ask.temperature else ask.temperature
 
 
@@ -103,11 +103,11 @@ class Vllm:
         self.regex = answer_regex(scheme, ask.min_chars, ask.max_chars)
         self.ask, self.gpu = ask, gpu
         arguments = AsyncEngineArgs(**engine_arguments(engine, model, gpu))
-        # As an engine for many prompts at once it prefills more of them in a step than as a server.
+        # In the class for many prompts at once it prefills more of them in a step than in the one for a server.
         self.engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
 
     def _sampling(self, ask: Ask) -> Any:
-        # On a CPU, vLLM's per-request generators die when a prompt is prefilled in pieces (no offset).
+        # On a CPU, vLLM's generators per request fail if a prompt is prefilled in pieces (they have no offset).
         own = ask.seed if self.gpu and temperature_of(self.ask, ask.tried) else None
         return sampling(self.ask, self.regex, self.labels.all, own, ask.tried)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpcot.asking.join_answers import Shelf
+from mpcot.asking.join_answers import AnsweredPairs
 from mpcot.filters.chain import Chain
 from mpcot.filters.config import VerdictFilter
 from mpcot.rationales import sort_out
@@ -25,7 +25,7 @@ PAIRS = pa.table(
 )
 
 
-def answers(**said: str) -> Shelf:
+def answers(**said: str) -> AnsweredPairs:
     """Answers by pair: a letter is a verdict, a dot a failed answer. `g` has a gold label."""
     rows: list[dict[str, Any]] = [
         {"key": f"{pair}{n}", "pair_id": pair, "perspective": "rules", "sample": n, "rationale": "It is a drill."}
@@ -33,7 +33,7 @@ def answers(**said: str) -> Shelf:
         for pair, verdicts in said.items()
         for n, verdict in enumerate(verdicts)
     ]
-    return Shelf(pa.Table.from_pylist(rows, ANSWER), PAIRS, [])
+    return AnsweredPairs(pa.Table.from_pylist(rows, ANSWER), PAIRS, [])
 
 
 def test_a_gold_label_is_wanted_whatever_was_said() -> None:

@@ -11,11 +11,10 @@ import pyarrow as pa
 import pytest
 
 from cluster.base.errors import UserError
-from cluster.base.shared_folder import Store
+from cluster.base.shared_folder import SharedFolder
 from cluster.base.tables import read_table, write_table
-from mpcot.asking import generate
-from mpcot.asking import join_answers as shelves
-from mpcot.asking.answers import ANSWERS, SHELVES, Answers
+from mpcot.asking import generate, join_answers
+from mpcot.asking.answers import ANSWERS, JOINED, Answers
 from mpcot.asking.generate import (
     MISSING,
     REQUESTED,
@@ -97,7 +96,7 @@ def test_engine_settings_of_speed_alone_keep_every_key() -> None:
 def test_more_samples_and_more_perspectives_keep_what_was_paid_for() -> None:
     more = keys(replace(PLAN, ask=AnswerSettings(samples=5)))
     assert len(more) == 15 and keys().items() <= more.items()
-    fourth = Perspective(name="season", title="Season", question="Is it of the season?")
+    fourth = Perspective(name="season", question="Is it of the season?")
     added = keys(replace(PLAN, perspectives=(fourth, *PLAN.perspectives)))
     assert len(added) == 8 and keys().items() <= added.items()
 
@@ -132,8 +131,8 @@ def answer_all(folder: Path, name: str, rows: list[dict[str, Any]], **changes: A
 
 
 def collected(folder: Path, requested: int, most_failed: float = 1.0) -> list[dict[str, Any]]:
-    shelves = Answers(folder, "rationales", most_failed, requested, 0).shelves()
-    return [row for shelf in shelves for row in shelf.answers.to_pylist()]
+    found = Answers(folder, "rationales", most_failed, requested, 0).by_pair()
+    return [row for joined in found for row in joined.answers.to_pylist()]
 
 
 def test_only_what_lacks_an_answer_is_to_be_asked(tmp_path: Path) -> None:
@@ -158,25 +157,25 @@ def test_answers_of_other_settings_are_left_out_and_doubles_count_once(tmp_path:
     places = [(row["pair_id"], row["perspective"], row["sample"]) for row in found]
     assert places == sorted((row["pair_id"], *place) for row in pairs for place in keys(row=row))
     assert {row["rationale"] for row in found} == {"r"}
-    assert not (tmp_path / SHELVES).exists()
+    assert not (tmp_path / JOINED).exists()
 
 
 def test_no_pair_is_cut_in_two_and_their_order_is_by_id_whatever_the_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shelves, "SORTED_ROWS", 40)
-    monkeypatch.setattr(shelves, "DEALT_ROWS", 50)
+    monkeypatch.setattr(join_answers, "SORTED_ROWS", 40)
+    monkeypatch.setattr(join_answers, "SPLIT_ROWS", 50)
     monkeypatch.setattr(generate, "PAIRS_AT_A_TIME", 7)
     pairs = [pair(pair_id=f"{n * 37 % 256:02x}{n:04x}") for n in range(60)]
     answer_all(tmp_path, "w1-0", pairs[:30])
     answer_all(tmp_path, "w2-0", pairs[30:])
     assert _write_missing(PLAN, pairs, tmp_path) == (360, 0)
-    found = list(Answers(tmp_path, "rationales", 0.0, 360, 0).shelves())
+    found = list(Answers(tmp_path, "rationales", 0.0, 360, 0).by_pair())
     assert len(found) > 3
-    by_shelf = [sorted(set(shelf.answers["pair_id"].to_pylist())) for shelf in found]
-    assert by_shelf == [sorted(shelf.pairs["pair_id"].to_pylist()) for shelf in found]
-    assert [i for ids in by_shelf for i in ids] == sorted(row["pair_id"] for row in pairs)
-    assert sum(len(shelf.answers) for shelf in found) == 360
+    together = [sorted(set(joined.answers["pair_id"].to_pylist())) for joined in found]
+    assert together == [sorted(joined.pairs["pair_id"].to_pylist()) for joined in found]
+    assert [i for ids in together for i in ids] == sorted(row["pair_id"] for row in pairs)
+    assert sum(len(joined.answers) for joined in found) == 360
 
 
 def test_a_request_without_an_answer_is_named_at_the_end(tmp_path: Path) -> None:
@@ -188,7 +187,7 @@ def test_a_request_without_an_answer_is_named_at_the_end(tmp_path: Path) -> None
         collected(tmp_path, 12)
 
 
-def test_a_share_of_failures_stops_after_the_last_shelf(tmp_path: Path) -> None:
+def test_a_share_of_failures_stops_after_the_last_pair(tmp_path: Path) -> None:
     pairs = [pair(n) for n in range(4)]
     answer_all(tmp_path, "w1-0", pairs[:3])
     answer_all(tmp_path, "w2-0", pairs[3:], reason="empty", verdict=None)
@@ -272,7 +271,7 @@ def test_parts_of_another_version_are_removed(tmp_path: Path) -> None:
     write_part(tmp_path, "w1-0", *map(answer_row, keys(row=one).values()))
     (part,) = (tmp_path / ANSWERS).iterdir()
     write_table(part, read_table(part).drop_columns("tries"))
-    shared = Store.at(tmp_path / "shared")
+    shared = SharedFolder.at(tmp_path / "shared")
     (tmp_path / "shared").mkdir()
     copy(part, tmp_path / "shared" / part.name)
     _remove_others(part.parent, shared)

@@ -14,7 +14,7 @@ from cluster.base.tables import write_table
 from mpcot.asking import hinted_retry as hinted
 from mpcot.asking.answers import Answers
 from mpcot.asking.hinted_retry import all_wrong, ask_with_hint
-from mpcot.asking.join_answers import Shelf
+from mpcot.asking.join_answers import AnsweredPairs
 from mpcot.asking.plan import GenerationPlan
 from mpcot.asking.prompts import HINT
 from mpcot.config import RationaleSettings
@@ -25,7 +25,7 @@ PLAN = scripted_plan(RationaleSettings(samples=2, max_failed_share=0.1))
 GOLD = {"right": "E", "mixed": "E", "wrong": "E", "failed": "E", "partly": "E", "dev": "E", "unlabelled": None}
 
 
-def shelf() -> Shelf:
+def joined() -> AnsweredPairs:
     """Pairs by what was said of them: a letter is a verdict, a dot a failed answer."""
     verdicts = {"right": "EE", "mixed": "SE", "wrong": "SI", "failed": "..", "partly": ".C", "dev": "SS"}
     rows = [
@@ -36,17 +36,17 @@ def shelf() -> Shelf:
     ]
     splits = [pair if pair in ("dev", "unlabelled") else "train" for pair in GOLD]
     pairs = pa.table({"pair_id": list(GOLD), "label": list(GOLD.values()), "split": splits})
-    return Shelf(pa.Table.from_pylist(rows, ANSWER), pairs, [])
+    return AnsweredPairs(pa.Table.from_pylist(rows, ANSWER), pairs, [])
 
 
 def test_only_labelled_training_pairs_with_nothing_but_wrong_verdicts() -> None:
-    assert all_wrong(shelf()) == ["partly", "wrong"]
+    assert all_wrong(joined()) == ["partly", "wrong"]
 
 
 class Plain(Answers):
-    def shelves(self, again: bool = False) -> Iterator[Shelf]:
+    def by_pair(self, again: bool = False) -> Iterator[AnsweredPairs]:
         assert again, "they are read once more when the outcomes are written"
-        yield shelf()
+        yield joined()
 
 
 @pytest.fixture
@@ -85,8 +85,8 @@ def test_failures_are_counted_over_both_rounds(asked: dict[str, Any]) -> None:
 
 def test_nothing_is_asked_where_no_pair_is_all_wrong(tmp_path: Path) -> None:
     class Right(Answers):
-        def shelves(self, again: bool = False) -> Iterator[Shelf]:
-            yield Shelf(shelf().answers.slice(0, 4), shelf().pairs, [])
+        def by_pair(self, again: bool = False) -> Iterator[AnsweredPairs]:
+            yield AnsweredPairs(joined().answers.slice(0, 4), joined().pairs, [])
 
     plain = Right(tmp_path, "rationales", 0.1, 4, 4)
     assert ask_with_hint(PLAN, plain, tmp_path / "pairs.parquet", tmp_path, "rationales") is None

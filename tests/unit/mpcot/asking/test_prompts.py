@@ -133,7 +133,7 @@ def test_a_model_without_a_chat_template_gets_plain_text() -> None:
 
 def write_perspective(folder: Path, name: str, called: str | None = None, body: str = "") -> None:
     folder.mkdir(exist_ok=True)
-    (folder / f"{name}.toml").write_text(f'name = "{called or name}"\ntitle = "T"\nquestion = "Why?"\n{body}')
+    (folder / f"{name}.toml").write_text(f'name = "{called or name}"\nquestion = "Why?"\n{body}')
 
 
 def test_ones_own_perspective_is_a_file(tmp_path: Path) -> None:
@@ -142,13 +142,13 @@ def test_ones_own_perspective_is_a_file(tmp_path: Path) -> None:
     settings = PerspectiveSettings(names=("rules", "season", "intent"), folder=str(tmp_path / "own"))
     loaded = load_perspectives(settings)
     assert [p.name for p in loaded] == ["rules", "season", "intent"]
-    assert loaded[2] == Perspective(name="intent", title="T", question="Why?")
+    assert loaded[2] == Perspective(name="intent", question="Why?")
 
 
 @pytest.mark.parametrize(
     ("name", "called", "body", "says"),
     [
-        ("season", "winter", "", "calls itself 'winter'"),
+        ("season", "winter", "", "has the name 'winter'. Name it as the file, 'season'"),
         ("season", None, "colour = 1", "colour"),
         ("season", None, "[[examples]]\nquery = 1", "does not describe a perspective"),
         ("season", None, "broken =", "does not describe a perspective"),
@@ -162,7 +162,7 @@ def test_a_file_that_is_no_perspective(tmp_path: Path, name: str, called: str | 
 
 def test_a_perspective_without_a_file_names_those_there_are(tmp_path: Path) -> None:
     write_perspective(tmp_path, "season")
-    with pytest.raises(UserError, match=r"no file wether\.toml; there are attributes, intent, rules, season"):
+    with pytest.raises(UserError, match=r"there is no file wether\.toml, only attributes, intent, rules, season"):
         load_perspectives(PerspectiveSettings(names=("wether",), folder=str(tmp_path)))
 
 

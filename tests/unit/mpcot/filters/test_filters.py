@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cluster.base.errors import UserError
-from mpcot.asking.join_answers import Shelf
+from mpcot.asking.join_answers import AnsweredPairs
 from mpcot.config import RationaleSettings, SampleSettings
-from mpcot.filters.chain import Chain, Said
+from mpcot.filters.chain import Chain, WellFormed
 from mpcot.filters.config import NearDuplicateFilter
 from mpcot.filters.near_duplicates import REMEMBERED, KeptOfStage, jaccard, shingles
 from mpcot.filters.objections import PHRASE_LOOP, WORD_LOOP, loops
@@ -32,10 +32,12 @@ def chain(*filters: Step) -> Chain:
     return Chain(RationaleSettings(filters=filters).filters, ESCI)
 
 
-def said(rationale: str, verdict: str = "E", gold: str | None = "E", pair: str = "p", view: str = "rules") -> Said:
+def said(
+    rationale: str, verdict: str = "E", gold: str | None = "E", pair: str = "p", view: str = "rules"
+) -> WellFormed:
     """An answer; without a gold label the majority is of its verdict."""
     wanted = Wanted(gold, 1.0, True) if gold else Wanted(verdict, 0.5, False)
-    return Said(pair, view, rationale, verdict, wanted)
+    return WellFormed(pair, view, rationale, verdict, wanted)
 
 
 def reason(rationale: str, *filters: Step, verdict: str = "E", gold: str | None = "E") -> str | None:
@@ -123,17 +125,17 @@ def test_steps_are_written_as_names_or_with_settings_and_a_wrong_one_is_refused(
     found = RationaleSettings(filters=["verdict", {"kind": "length", "min_words": 9}]).filters
     assert [step.kind for step in found] == ["verdict", "length"] and found[1].min_words == 9
     assert RationaleSettings.model_validate(RationaleSettings(filters=found).model_dump(mode="json")).filters == found
-    with pytest.raises(ValidationError, match="length is there twice"):
+    with pytest.raises(ValidationError, match="length is given twice"):
         RationaleSettings(filters=["length", "verdict", "length"])
     with pytest.raises(ValidationError, match="min_wrds"):
         RationaleSettings(filters=[{"kind": "length", "min_wrds": 9}])
     with pytest.raises(ValidationError, match="'lenth'"):
         RationaleSettings(filters=["lenth"])
-    with pytest.raises(ValidationError, match="keeps nothing"):
+    with pytest.raises(ValidationError, match=r"raise length\.max_words 8, it is below min_words 9"):
         RationaleSettings(filters=[{"kind": "length", "min_words": 9, "max_words": 8}])
     with pytest.raises(ValidationError, match="remembered has no effect"):
         RationaleSettings(filters=[{"kind": "near_duplicate", "remembered": 8}])
-    with pytest.raises(UserError, match="language 'xq' is not one"):
+    with pytest.raises(UserError, match="does not know the language 'xq'"):
         chain({"kind": "language", "language": "xq"})
 
 
@@ -212,7 +214,7 @@ def test_over_a_stage_near_duplicates_are_found_among_many_others() -> None:
 
 
 def test_an_unlabelled_pair_keeps_the_verdict_of_most() -> None:
-    minority = Said("p", "rules", DRILL, "S", Wanted("E", 0.6, False))
+    minority = WellFormed("p", "rules", DRILL, "S", Wanted("E", 0.6, False))
     assert chain("verdict").reason(minority) == "verdict is not the majority's"
     assert chain("form").reason(minority) is None
 
@@ -227,10 +229,10 @@ def test_a_rationale_that_speaks_of_the_hint_is_no_rationale() -> None:
         "I was told the verdict, as the right verdict is E.",
         "The given label fits.",
     ):
-        assert filters.reason(Said("p", "rules", text, "E", GOLD, hinted=True)) == "speaks of the hint"
-        assert filters.reason(Said("p", "rules", text, "E", GOLD)) is None
-    assert filters.reason(Said("p", "rules", DRILL, "E", GOLD, hinted=True)) is None
-    assert filters.reason(Said("p", "rules", DRILL, "S", GOLD, hinted=True)) == "verdict is not gold"
+        assert filters.reason(WellFormed("p", "rules", text, "E", GOLD, hinted=True)) == "speaks of the hint"
+        assert filters.reason(WellFormed("p", "rules", text, "E", GOLD)) is None
+    assert filters.reason(WellFormed("p", "rules", DRILL, "E", GOLD, hinted=True)) is None
+    assert filters.reason(WellFormed("p", "rules", DRILL, "S", GOLD, hinted=True)) == "verdict is not gold"
 
 
 PAIRS = pa.table({"pair_id": ["p", "q"], "label": ["E", None], "split": ["train", "unlabelled"]})
@@ -254,7 +256,7 @@ def test_every_row_goes_to_one_outcome_with_its_reason(kinds: list[str], rows: l
         ],
         ANSWER,
     )
-    parts = sort_out(Shelf(table, PAIRS, []), chain(*kinds))
+    parts = sort_out(AnsweredPairs(table, PAIRS, []), chain(*kinds))
     assert sorted(key for part in parts.values() for key in part["key"].to_pylist()) == sorted(table["key"].to_pylist())
     assert parts["kept"]["reason"].null_count == len(parts["kept"])
     assert parts["filtered"]["reason"].null_count == parts["failed"]["reason"].null_count == 0

@@ -1,4 +1,4 @@
-"""Dealing queries to splits: by a hash of the query and the seed, never by row, whatever the rows' order."""
+"""Assigns queries to splits by a hash of query and seed, so that neither rows nor their order matter."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ LABELLED = ("train", "dev", "test")
 
 @dataclass(frozen=True)
 class QuerySplits:
-    """query_id -> split of its labelled rows; and the queries whose rows the source puts into two splits."""
+    """The split of each query's labelled rows, and the queries that the source puts into two splits."""
 
     splits: Mapping[str, str]
     in_two: frozenset[str]
 
 
 def unit_hash(*parts: object) -> float:
-    """Return a number in [0, 1) that depends on nothing but `parts`."""
+    """Return a number in [0, 1) that depends only on `parts`."""
     return int(digest(list(parts), 13), 16) / 16**13
 
 
@@ -30,12 +30,12 @@ def split_queries(given: Mapping[str, Iterable[str]], settings: SplitSettings, s
     """Return the split of every query.
 
     Args:
-        given: query_id -> splits that the source names for its labelled rows; empty where it names none.
-        settings: shares; those of splits that the source has itself are used only for the other queries.
-        seed: the run's seed.
+        given: the splits that the source names for the labelled rows of each query, if any.
+        settings: the shares. If the source has a dev or test split itself, its training queries are not moved there.
+        seed: the seed of the run.
 
     Raises:
-        UserError: fewer queries than splits with a share.
+        UserError: there are fewer queries than splits that have a share.
     """
     named = {query: frozenset(splits) & set(LABELLED) for query, splits in given.items()}
     in_two = frozenset(query for query, splits in named.items() if len(splits) > 1)
@@ -67,7 +67,7 @@ def _deal(point: float, choices: Iterable[str], settings: SplitSettings) -> str:
 def _fill_empty(
     result: dict[str, str], named: Mapping[str, frozenset[str]], settings: SplitSettings, seed: int
 ) -> None:
-    """Give a split that the hash left empty one training query: small sets need dev and test splits too."""
+    """Move a training query to each split that is still empty, as small data needs dev and test splits as well."""
     for name in LABELLED:
         if getattr(settings, name) == 0 or name in result.values():
             continue

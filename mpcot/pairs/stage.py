@@ -1,6 +1,6 @@
-"""Stage `1-pairs`: source rows -> validated pairs, split by query, and the source's seed rationales.
+"""Stage 1: makes pairs from the rows of the source, splits them by query, and takes over its seed rationales.
 
-Every source row ends in `pairs.parquet` or, with its reason, in `failed.parquet`.
+Every row of the source ends in `pairs.parquet` or, with a reason, in `failed.parquet`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ KEYS = ["source_row", "query", "product_id", "locale", "label", "split", "error"
 
 
 def run(config: PairsStage, folder: StageFolder) -> None:
-    """Read the source and write pairs, seeds and failed rows.
+    """Read the source, and write pairs, seeds and failed rows.
 
     Raises:
-        UserError: a source that cannot be read, no usable rows, too many failed rows, a query in two splits.
+        UserError: the source cannot be read, too many rows failed, or a query is in two splits.
     """
     scheme = load_scheme(config.labels.scheme)
     source = read_source(config.source, scheme)
@@ -56,28 +56,28 @@ def run(config: PairsStage, folder: StageFolder) -> None:
 
 
 def check(config: PairsStage) -> None:
-    """Check scheme and paths before anything is started.
+    """Check label scheme and paths before anything is started.
 
     Raises:
-        UserError: an unknown label scheme, or a path that does not exist.
+        UserError: the label scheme is unknown, or a path does not exist.
     """
     load_scheme(config.labels.scheme)
     preflight(config.source)
 
 
 def plan_rows(config: PairsStage) -> int | None:
-    """Return how many pairs the stage will read where that is known without reading, for the plan."""
+    """Return how many pairs the stage will read, if that is known without reading them."""
     source = config.source
     return source.pairs if isinstance(source, CatalogueSource) else source.limit
 
 
 def query_id(locale: str, query: str) -> str:
-    """Return the id of a query; case does not count."""
+    """Return the id of a query. Case makes no difference."""
     return digest(["query", locale, query.casefold()])
 
 
 def pair_id(locale: str, query: str, product_id: str) -> str:
-    """Return the id of a pair: 16 hex digits of locale, query (case does not count) and product id."""
+    """Return the id of a pair: 16 hex digits. The case of the query makes no difference."""
     return digest(["pair", locale, query.casefold(), product_id])
 
 
@@ -93,7 +93,7 @@ def _identify(rows: Iterable[Row]) -> None:
 
 
 def _fail_duplicates(rows: Iterable[Row]) -> None:
-    """Keep one row per pair: the first labelled one. A pair with two labels loses all its rows."""
+    """Keep one row per pair, the first one with a label. If rows have different labels, all of them fail."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if not row["error"]:
@@ -109,7 +109,7 @@ def _fail_duplicates(rows: Iterable[Row]) -> None:
 
 
 def _assign_splits(rows: list[Row], settings: SplitSettings, seed: int) -> None:
-    """Set `split` of every good row; rows without a label, or whose label is held back, are unlabelled."""
+    """Set the `split` of every good row. Rows without a label, or whose label is not used, are unlabelled."""
     good = [row for row in rows if not row["error"]]
     given: dict[str, set[str]] = defaultdict(set)
     for row in good:
@@ -146,7 +146,7 @@ def _two_splits(dealt: QuerySplits, rows: Iterable[Row]) -> str:
 
 
 def _source_rows(source: pa.Table, rows: list[Row]) -> pa.Table:
-    """Return the source's texts of the rows, which are in its order. `take` would join the chunks of a column."""
+    """Return the texts of the rows, which have the order of the source. `take` would join the chunks of columns."""
     wanted = np.zeros(len(source), bool)
     wanted[[row["source_row"] for row in rows]] = True
     return source.filter(pa.array(wanted))
@@ -167,7 +167,7 @@ def _failed_table(source: pa.Table, failed: list[Row]) -> pa.Table:
 
 
 def _pair_table(source: pa.Table, pairs: list[Row]) -> pa.Table:
-    """Put what was decided of each pair beside its texts, which never leave Arrow."""
+    """Return the pairs: what was decided about each, and its texts, which never leave Arrow."""
     texts = _source_rows(source, pairs)
     decided = ("pair_id", "query_id", "label", "split")
     columns = {name: pa.array([row[name] for row in pairs], pa.string()) for name in decided}
@@ -180,10 +180,10 @@ def _reasons(failed: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def _settle_failed(config: PairsStage, source: pa.Table, rows: list[Row], folder: StageFolder) -> list[Row]:
-    """Write and return the failed rows; stop where too few are left, with `failed.parquet` to look at."""
+    """Write and return the failed rows. If they are too many, stop, so that the user can look at them."""
     failed = [row for row in rows if row["error"]]
     write_table(folder.path / "failed.parquet", _failed_table(source, failed))
-    # Such a row is no fault of the data: only a pair with a label can be held out.
+    # Such rows do not count, as the data is not at fault: only pairs with a label can be held out.
     share = sum(reason_of(row["error"]) != HELD_OUT for row in failed) / len(rows)
     reasons = "; ".join(f"{reason}: {count}" for reason, count in _reasons(failed).items())
     if len(failed) == len(rows):
@@ -198,7 +198,7 @@ def _settle_failed(config: PairsStage, source: pa.Table, rows: list[Row], folder
 
 
 def _seeds(source: SourceRows, pairs: list[Row], config: PairsStage) -> tuple[list[Row], Counter[str]]:
-    """Return the seed rationales of training pairs, and why the others are left out, counted."""
+    """Return the seed rationales of training pairs, and the reasons of those that are left out, counted."""
     by_id = {row["pair_id"]: row for row in pairs}
     share = config.source.seed_rationale_share if isinstance(config.source, CatalogueSource) else 1.0
     seeded = _seeded([row for row in pairs if row["split"] == "train"], share, config.seed)
@@ -206,26 +206,19 @@ def _seeds(source: SourceRows, pairs: list[Row], config: PairsStage) -> tuple[li
     refused: Counter[str] = Counter()
     seen: set[tuple[str | None, ...]] = set()
     for seed in source.seeds.to_pylist() if source.seeds is not None else ():
-        if not seed["query"] or not seed["product_id"]:
-            refused["query or product_id missing"] += 1
-            continue
-        key = pair_id(seed["locale"], seed["query"], seed["product_id"])
-        reason = _refusal(seed, by_id.get(key))
-        if reason is None and key not in seeded:
-            reason = "beyond seed_rationale_share"
-        same = (key, seed["perspective"], seed["rationale"])
-        if reason is None and same in seen:
-            reason = "duplicate"
+        key = pair_id(seed["locale"], seed["query"] or "", seed["product_id"] or "")
+        text = (key, seed["perspective"], seed["rationale"])
+        reason = _refusal(seed, by_id.get(key), key in seeded, text in seen)
         if reason:
             refused[reason] += 1
         else:
-            seen.add(same)
+            seen.add(text)
             kept.append({"pair_id": key} | {name: seed[name] for name in SEED.names[1:]})
     return kept, refused
 
 
 def _seeded(train: list[Row], share: float, seed: int) -> set[str]:
-    """Draw the pairs with seed rationales, in turn from every label: who writes a few covers the rare cases too."""
+    """Draw the pairs that have seed rationales, label by label, as a person would cover rare labels as well."""
     drawn: Counter[str] = Counter()
     order: list[tuple[int, str, str]] = []
     for row in sorted(train, key=lambda row: unit_hash("seed rationale", row["pair_id"], seed)):
@@ -234,18 +227,22 @@ def _seeded(train: list[Row], share: float, seed: int) -> set[str]:
     return {pair for _, _, pair in sorted(order)[: round(share * len(order))]}
 
 
-def _refusal(seed: Mapping[str, Any], pair: Row | None) -> str | None:
+def _refusal(seed: Mapping[str, Any], pair: Row | None, drawn: bool, again: bool) -> str | None:
+    if not seed["query"] or not seed["product_id"]:
+        return "query or product_id missing"
     if pair is None:
         return "no such pair"
     if pair["split"] != "train":
         return "pair not in train"
     if not seed["rationale"] or not seed["perspective"]:
         return "rationale or perspective missing"
-    return None if seed["verdict"] == pair["label"] else "verdict differs from label"
+    if seed["verdict"] != pair["label"]:
+        return "verdict differs from label"
+    return "beyond seed_rationale_share" if not drawn else "duplicate" if again else None
 
 
 def _check_ledger(read: int, pairs: list[Row], failed: list[Row]) -> None:
-    """Every source row is in pairs or in failed, exactly once."""
+    """Check that every row of the source is in pairs or in failed, exactly once."""
     ids = [row["source_row"] for row in pairs] + [row["source_row"] for row in failed]
     doubled = [row for row, count in Counter(ids).items() if count > 1]
     assert len(ids) == read and not doubled, f"1-pairs: {read} rows read, {len(ids)} out, doubled {doubled[:5]}"

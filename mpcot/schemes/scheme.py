@@ -1,4 +1,4 @@
-"""Label schemes: which labels exist, what they mean, what they gain. Schemes are data, see `schemes/`."""
+"""Loads label schemes: which labels there are, what they mean and what they gain. Each is a TOML file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCHEMES = Path(__file__).parent
 
 
 class Label(Settings):
-    """One label: the code that the data and the verdict use, its meaning for the prompt, its gain in NDCG."""
+    """A label: its code in data and verdicts, its meaning for the prompt, and its gain in NDCG."""
 
     code: str
     name: str
@@ -24,7 +24,7 @@ class Label(Settings):
 
 
 class Scheme(Settings):
-    """An ordered set of labels, most relevant first. Label ids are positions in `labels`."""
+    """The labels, the most relevant first. The id of a label is its position in `labels`."""
 
     name: str
     labels: tuple[Label, ...]
@@ -33,7 +33,7 @@ class Scheme(Settings):
     def _check(self) -> Scheme:
         codes = self.codes
         if len(codes) < 2 or len(set(codes)) != len(codes):
-            raise ValueError(f"labels.{self.name}: needs two or more labels with different codes, has {codes}")
+            raise ValueError(f"labels.{self.name}: give two or more labels with different codes, not {codes}")
         if odd := [code for code in codes if not code or code == "-" or any(c.isspace() for c in code)]:
             raise ValueError(f"labels.{self.name}: code {odd[0]!r} must be one word, and not a dash")
         if min(self.gains) < 0 or max(self.gains) == 0:
@@ -51,17 +51,23 @@ class Scheme(Settings):
         return tuple(label.gain for label in self.labels)
 
     def index(self, code: str) -> int:
-        """Return the label id of `code`; KeyError-free: an unknown code is a `UserError`."""
+        """Return the id of the label with this code.
+
+        Raises:
+            UserError: the scheme has no such code.
+        """
         if code not in self.codes:
-            raise UserError(f"label {code!r} is not in scheme {self.name!r}, which has {', '.join(self.codes)}")
+            raise UserError(
+                f"label {code!r} is not in scheme {self.name!r}, which has {', '.join(self.codes)}. Correct the label"
+            )
         return self.codes.index(code)
 
 
 def load_scheme(name_or_path: str) -> Scheme:
-    """Load a shipped scheme by name (`esci`, `graded`, `binary`) or one's own from a TOML file.
+    """Load a shipped scheme by its name (`esci`, `graded`, `binary`), or a scheme of your own from a TOML file.
 
     Raises:
-        UserError: no such scheme, or the file does not describe one.
+        UserError: there is no such scheme, or the file does not describe one.
     """
     path = Path(name_or_path) if name_or_path.endswith(".toml") else SCHEMES / f"{name_or_path}.toml"
     if not path.is_file():

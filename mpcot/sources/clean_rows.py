@@ -1,4 +1,4 @@
-"""The rows that every source yields, and their cleaning, the same for all. Knows nothing of Ray."""
+"""The rows that every source yields, and how they are cleaned, the same for all sources. Knows nothing of Ray."""
 
 from __future__ import annotations
 
@@ -12,30 +12,32 @@ from typing import Any
 
 import pyarrow as pa
 
-TITLE_LIMIT = 2_000  # characters; a longer title is a broken row, not a title
+from mpcot.records import texts
+
+TITLE_LIMIT = 2_000  # characters; a longer title comes from a broken row
 QUERY_LIMIT = 500
 DESCRIPTION_LIMIT = 2_000  # a longer description is cut
 FAILED_ROW_LIMIT = 2_000  # characters of a failed row that are kept
 
-# `source_row` counts the source's rows from 0. `error` is set where a row cannot become a pair, as
-# "reason" or "reason: detail"; `raw` is the row as JSON, kept only then.
-_TEXTS = ("query", "product_id", "locale", "title", "brand", "description", "label", "split", "error", "raw")
-ROW = pa.schema([pa.field("source_row", pa.int64(), nullable=False), *(pa.field(name, pa.string()) for name in _TEXTS)])
-
-# Seed rationales as a source brings them, keyed by what names a pair in the source.
-SOURCE_SEED = pa.schema(
+# `source_row` counts the rows of the source from 0. `error` is set if a row cannot become a pair, as "reason" or
+# "reason: detail". Only then `raw` has the row as JSON.
+ROW = pa.schema(
     [
-        pa.field(name, pa.string())
-        for name in ("query", "product_id", "locale", "perspective", "rationale", "verdict", "origin")
+        pa.field("source_row", pa.int64(), nullable=False),
+        *texts("query?", "product_id?", "locale?", "title?", "brand?", "description?"),
+        *texts("label?", "split?", "error?", "raw?"),
     ]
 )
+
+# Seed rationales as a source brings them, with what identifies a pair in the source.
+SOURCE_SEED = pa.schema(texts("query?", "product_id?", "locale?", "perspective?", "rationale?", "verdict?", "origin?"))
 
 SPLIT_NAMES = {
     "train": "train", "training": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev",
     "test": "test", "unlabelled": "unlabelled", "unlabeled": "unlabelled",
 }  # fmt: skip
 
-# Control characters (tab and line ends are white space), zero-width marks, lone surrogates.
+# Control characters other than white space, zero-width marks and lone surrogates.
 _NOISE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff\u200b\u2060-\u2064\ud800-\udfff\ufffe\uffff]")
 
 
@@ -49,20 +51,21 @@ class SourceRows:
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What cleaning needs to know of the config; small enough to travel to every worker."""
+    """What cleaning needs to know of the config. It is sent to every worker. `locales` are kept; None keeps all."""
 
     codes: tuple[str, ...]
     label_map: Mapping[str, str]
     default_locale: str
+    locales: frozenset[str] | None = None
 
 
 def clean_text(value: Any) -> str | None:
-    """Return `value` as NFC text without control characters, white space collapsed; None if empty."""
+    """Return `value` as NFC text without control characters and with single spaces, or None if nothing is left."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, bytes):  # parquet of writers that do not mark text as such
+    if isinstance(value, bytes):  # some writers of parquet do not mark text as text
         value = value.decode("utf-8", errors="replace")
     text = unicodedata.normalize("NFC", _NOISE.sub("", str(value)))
     return " ".join(text.split()) or None
@@ -71,7 +74,7 @@ def clean_text(value: Any) -> str | None:
 def describe(*parts: Any) -> str | None:
     """Join description, bullet points and attributes into one text of at most `DESCRIPTION_LIMIT` characters.
 
-    A mapping becomes "key: value; key: value", of a list each entry is a part; empty parts are left out.
+    A mapping becomes "key: value; key: value", and each entry of a list is a part. Empty parts are left out.
     """
     flat = (one for p in parts for one in (p if isinstance(p, list | tuple) else [p]))
     texts = (_attributes(p) if isinstance(p, Mapping) else clean_text(p) for p in flat)
@@ -85,11 +88,11 @@ def _attributes(mapping: Mapping[str, Any]) -> str:
 
 
 def make_row(source_row: int, raw: Mapping[str, Any], cleaning: Cleaning, error: str | None = None) -> dict[str, Any]:
-    """Return one `ROW` from a source row that already has our column names."""
+    """Return a row of the schema `ROW` from a row of the source that has our column names."""
     plain = ("query", "product_id", "title", "brand")
     row: dict[str, Any] = {name: clean_text(raw.get(name)) for name in plain}
     row["locale"] = (clean_text(raw.get("locale")) or cleaning.default_locale).lower()
-    row["description"] = describe(raw.get("description"), raw.get("bullets"), raw.get("attributes"))
+    row["description"] = describe(raw.get("description"), raw.get("bullets"))
     if colour := clean_text(raw.get("colour")):
         row["description"] = describe(f"colour: {colour};", row["description"])
     label = clean_text(raw.get("label"))
@@ -126,10 +129,10 @@ def failed_json(raw: Mapping[str, Any]) -> str:
 
 
 def rows_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """Return `ROW` dicts as a table."""
+    """Return rows of the schema `ROW` as a table."""
     return pa.Table.from_pylist(list(rows), schema=ROW)
 
 
 def reason_of(error: str) -> str:
-    """Return the countable part of an error: what stands before the detail."""
+    """Return the part of an error before the detail, by which errors are counted."""
     return error.split(":", 1)[0]

@@ -18,47 +18,47 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class LabelSettings(Settings):
     """Which label scheme the run uses."""
 
-    scheme: str = Field("esci", description="esci, graded, binary, or the path of one's own .toml")
+    scheme: str = Field("esci", description="esci, graded, binary, or the path of a .toml file of your own")
 
 
 class AnySource(Settings):
     """What every source has."""
 
-    label_map: dict[str, str] = Field({}, description="label in the source -> code of the scheme")
-    max_failed_share: Share = Field(0.2, description="stop when a larger share of the rows fails")
+    label_map: dict[str, str] = Field({}, description="which label of the source is which code of the scheme")
+    max_failed_share: Share = Field(0.2, description="the stage stops if a larger share of the rows fails")
 
 
 class CatalogueSource(AnySource):
-    """Our own deterministic shop catalogue; needs no data from outside."""
+    """An invented shop, which needs no data."""
 
     kind: Literal["catalogue"] = "catalogue"
-    world_seed: int = Field(5, description="makes another shop; the run's seed does not")
+    world_seed: int = Field(5, description="another seed makes another shop; the seed of the run does not")
     pairs: PositiveInt = Field(720, description="judged pairs to generate")
-    categories: PositiveInt | None = Field(None, description="only so many kinds of product, their accessories apart")
+    categories: PositiveInt | None = Field(None, description="the most kinds of product, accessories not counted")
     products_per_query: PositiveInt = Field(6, description="mean number of judged products of one query")
-    hard_share: Share = Field(0.5, description="share of S, C and I products that look alike")
+    hard_share: Share = Field(0.5, description="share of the S, C and I products that look like the query")
     seed_rationale_share: Share = Field(0.5, description="share of the training pairs with seed rationales")
 
 
 class FileSource(AnySource):
-    """What the sources that read files share. Paths are local or any pyarrow filesystem URI (s3://, gs://)."""
+    """What all sources that are files have. Paths are local, or URIs of a pyarrow filesystem (s3://, gs://)."""
 
     path: str = Field(min_length=1, description="local path or URI such as s3://bucket/folder")
-    limit: PositiveInt | None = Field(None, description="read only the first rows (after `locales`)")
-    locales: tuple[str, ...] | None = Field(None, description="keep only these locales; empty keeps all")
+    limit: PositiveInt | None = Field(None, description="the most rows to read, of the wanted locales")
+    locales: tuple[str, ...] | None = Field(None, description="locales to keep; empty keeps all")
     default_locale: str = Field("us", description="locale of rows that name none")
-    seeds: str | None = Field(None, description="file of seed rationales, see `files.SEED_COLUMNS`")
+    seeds: str | None = Field(None, description="file of seed rationales")
 
 
 class EsciSource(FileSource):
     """Shopping Queries Dataset: a folder with the two official parquet files, or one jsonl file."""
 
     kind: Literal["esci"] = "esci"
-    version: Literal["small", "large"] | None = Field(None, description="official version; empty keeps both")
+    version: Literal["small", "large"] | None = Field(None, description="version of the data set; empty keeps both")
 
 
 class ChorusSource(FileSource):
-    """A folder with judgments.jsonl and products.jsonl; ratings 0 to 3 (scheme `graded`)."""
+    """A folder with judgments.jsonl and products.jsonl. Ratings are 0 to 3 (scheme `graded`)."""
 
     kind: Literal["chorus"] = "chorus"
 
@@ -76,19 +76,19 @@ class WandsSource(FileSource):
 
 
 class TableSource(FileSource):
-    """One's own file or folder of files: parquet, csv, tsv or jsonl, one judged pair per row."""
+    """A file of your own or a folder of them: parquet, csv, tsv or jsonl, with one judged pair per row."""
 
     kind: Literal["table"] = "table"
     format: Literal["auto", "parquet", "csv", "tsv", "jsonl"] = Field(
         "auto", description="auto goes by the files' endings"
     )
-    columns: dict[str, str] = Field({}, description=f"our column -> yours; ours: {', '.join(COLUMNS)}")
+    columns: dict[str, str] = Field({}, description=f"your name of our column; ours are {', '.join(COLUMNS)}")
 
     @model_validator(mode="after")
     def _known_columns(self) -> TableSource:
         unknown = sorted(set(self.columns) - set(COLUMNS))
         if unknown:
-            raise ValueError(f"source.columns: {unknown} are not ours; ours are {', '.join(COLUMNS)}")
+            raise ValueError(f"source.columns: {unknown} are not columns of ours, which are {', '.join(COLUMNS)}")
         return self
 
 
@@ -98,19 +98,19 @@ SourceSettings = Annotated[
 
 
 class SplitSettings(Settings):
-    """How queries (never rows) are dealt to the splits. A `split` column of the source is respected."""
+    """How queries (never rows) are split. A `split` column of the source comes first."""
 
     train: Share = Field(0.7, description="share of the queries")
     dev: Share = Field(0.15, description="share of the queries")
     test: Share = Field(0.15, description="share of the queries")
-    unlabelled: Share = Field(0.0, description="share of the training queries whose labels are dropped")
-    query_in_two_splits: Literal["stop", "fail"] = Field("stop", description="stop, or fail such rows")
+    unlabelled: Share = Field(0.0, description="share of the training queries whose labels are not used")
+    query_in_two_splits: Literal["stop", "fail"] = Field("stop", description="stop, or fail the rows of the query")
 
     @model_validator(mode="after")
     def _sum(self) -> SplitSettings:
         total = self.train + self.dev + self.test
         if abs(total - 1) > 1e-6:
-            raise ValueError(f"split: train + dev + test must be 1, is {total:g}")
+            raise ValueError(f"split: train + dev + test must be 1, not {total:g}")
         if self.train == 0 or self.unlabelled == 1:
             raise ValueError("split: no labelled training pairs are left; raise train or lower unlabelled")
         return self

@@ -1,8 +1,8 @@
-"""Files of a source, local or on any pyarrow filesystem: finding, checking and reading them.
+"""Finds, checks and reads the files of a source, local or on any pyarrow filesystem.
 
-Where Ray is connected its Data readers do the work, one task per text file or parquet fragment; without
-Ray the same functions run here, so that readers are testable alone. Text files are read whole: give large
-data as parquet or in several files. On a cluster a local path must be visible to every node.
+Where Ray is connected, its Data readers do the work, one task for each text file or parquet fragment. Without Ray the
+same functions run in this process, so that readers can be tested alone. A text file is read as a whole, so large data
+should come as parquet or in several files. On a cluster every node must see a local path.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from mpcot.sources.parse_text import DELIMITERS, PARSE_ERROR, TEXT_FORMATS, pars
 
 SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 BATCH = 4096  # rows handed to a transform at a time
-PROBE_BYTES = 1 << 22  # what is read of a text file to learn its columns
+PROBE_BYTES = 1 << 22  # how much of a text file is read to learn its columns
 Transform = Callable[[list[dict[str, Any]]], pa.Table]
 
 
 @dataclass(frozen=True)
 class FileSet:
-    """Files of one format on one filesystem; `columns` is what the first of them has."""
+    """Files of one format on one filesystem. `columns` are those of the first file."""
 
     filesystem: pafs.FileSystem
     paths: tuple[str, ...]
@@ -39,7 +39,7 @@ class FileSet:
     columns: tuple[str, ...]
 
     def need(self, columns: Sequence[str], field: str) -> None:
-        """Raise a `UserError` that names the columns that are missing and those that are there."""
+        """Raise a `UserError` that names the missing columns and those that the file has."""
         missing = [name for name in columns if name not in self.columns and not self._mention(name)]
         if missing:
             raise UserError(
@@ -48,7 +48,7 @@ class FileSet:
             )
 
     def _mention(self, name: str) -> bool:
-        """Return whether a jsonl file has the key somewhere: the first lines need not have all that later ones have."""
+        """Return whether a jsonl file has the key anywhere, as its first lines need not have all keys."""
         keys = [json.dumps(name, ensure_ascii=plain).encode() for plain in (True, False)]
         for path in self.paths if self.format == "jsonl" else ():
             with self.filesystem.open_input_stream(path) as stream:
@@ -59,16 +59,16 @@ class FileSet:
 
 
 def find(path: str, form: str = "auto", field: str = "source.path") -> FileSet:
-    """Return the files at `path` (a file or a folder) after checking that they exist, decode and have rows.
+    """Return the files at `path`, a file or a folder, after checking that they can be decoded and have rows.
 
     Raises:
-        UserError: nothing there, an unknown or mixed format, a wrong encoding, an empty or broken file.
+        UserError: there is nothing at `path`, the format is unknown or mixed, or a file is not UTF-8, empty or broken.
     """
     filesystem, found = _resolve(path, field)
     files = _files(filesystem, found, path, form, field)
     formats = {form if form != "auto" else _format(file, field) for file in files}
     if len(formats) > 1:
-        raise UserError(f"{field}: {path} mixes {', '.join(sorted(formats))}; give a folder of one format")
+        raise UserError(f"{field}: {path} mixes {', '.join(sorted(formats))}. Give a folder of one format")
     (form,) = formats
     if form in TEXT_FORMATS:
         blank = [_check_encoding(filesystem, file, field) for file in files]
@@ -79,12 +79,12 @@ def find(path: str, form: str = "auto", field: str = "source.path") -> FileSet:
 
 
 def check_path(path: str, field: str) -> None:
-    """Raise a `UserError` where there is nothing at `path`."""
+    """Raise a `UserError` if there is nothing at `path`."""
     _resolve(path, field)
 
 
 def state(path: str, field: str) -> list[tuple[str, int, int]]:
-    """Return name, size in bytes and time in nanoseconds of the file at `path`, or of all files below the folder.
+    """Return name, size in bytes and modification time in nanoseconds of the file, or of all files in the folder.
 
     Raises:
         UserError: there is nothing at `path`.
@@ -97,20 +97,19 @@ def state(path: str, field: str) -> list[tuple[str, int, int]]:
 
 
 def exists(path: str, name: str, field: str = "source.path") -> str | None:
-    """Return the path of file `name` in folder `path`, or None where the folder has none of that name."""
+    """Return the path of file `name` in folder `path`, or None if there is no such file."""
     filesystem, found = _resolve(path, field)
     inside = f"{found.rstrip('/')}/{name}"
     return f"{path.rstrip('/')}/{name}" if filesystem.get_file_info(inside).is_file else None
 
 
 def collect(files: FileSet, transform: Transform, columns: Sequence[str], limit: int | None = None) -> pa.Table:
-    """Return the concatenated tables that `transform` makes of batches of rows, in the files' order.
+    """Return one table of what `transform` makes of the rows, batch by batch, in the order of the files.
 
     Args:
-        files: what to read.
-        transform: pure and picklable; list of plain rows -> table.
-        columns: read only these of a parquet file.
-        limit: stop after so many rows of the result.
+        transform: a pure function that can be pickled, from a list of plain rows to a table.
+        columns: the columns to read of a parquet file.
+        limit: stop after this many rows of the result.
     """
     ray = sys.modules.get("ray")
     tables = _ray_tables if ray is not None and ray.is_initialized() else _local_tables
@@ -126,9 +125,9 @@ def _resolve(path: str, field: str) -> tuple[pafs.FileSystem, str]:
             filesystem, found = pafs.LocalFileSystem(), str(Path(path).expanduser().absolute())
         info = filesystem.get_file_info(found)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{field}: cannot open {path!r}: {error}. Check address and credentials") from error
+        raise UserError(f"{field}: cannot open {path!r}: {error}. Check the address and the credentials") from error
     if info.type == pafs.FileType.NotFound:
-        raise UserError(f"{field}: {path!r} does not exist. Give a file, a folder or a URI (s3://)")
+        raise UserError(f"{field}: {path!r} does not exist. Give a file, a folder or a URI such as s3://bucket/folder")
     return filesystem, found
 
 
@@ -158,10 +157,7 @@ def _format(path: str, field: str) -> str:
 
 
 def _check_encoding(filesystem: pafs.FileSystem, path: str, field: str) -> bool:
-    """Decode a text file once, block by block, so that a wrong byte is named before any work starts.
-
-    Returns whether it is blank.
-    """
+    """Decode a text file block by block, to name a wrong byte before any work starts; return whether it is blank."""
     decoder, offset, blank = codecs.getincrementaldecoder("utf-8")(), 0, True
     with filesystem.open_input_stream(path) as stream:
         while block := stream.read(1 << 22):
@@ -191,7 +187,7 @@ def _encoding_message(path: str, offset: int, block: bytes, field: str) -> str:
 def _columns(filesystem: pafs.FileSystem, files: Sequence[str], form: str, field: str) -> tuple[str, ...]:
     if form == "parquet":
         return _parquet_columns(filesystem, files, field)
-    for file in files:  # the first of a folder's may have none, as Spark writes them
+    for file in files:  # Spark may write files without rows
         with filesystem.open_input_stream(file) as stream:
             head = stream.read(PROBE_BYTES).decode("utf-8", errors="ignore")
         if rows := list(itertools.islice(parse_text(head, form), 200)):
@@ -246,36 +242,25 @@ def _batches(content: bytes, form: str) -> Iterator[list[dict[str, Any]]]:
 def _ray_tables(files: FileSet, transform: Transform, columns: list[str], limit: int | None) -> list[pa.Table]:
     import ray
 
-    context = ray.data.DataContext.get_current()
-    options = context.execution_options
+    form = files.format
+
+    def typed(batch: pa.Table) -> pa.Table:
+        return transform(batch.to_pylist())
+
+    def parsed(batch: pa.Table) -> Iterator[pa.Table]:
+        for content in batch["bytes"].to_pylist():
+            yield from map(transform, _batches(content, form))
+
+    options = ray.data.DataContext.get_current().execution_options
     ordered, options.preserve_order = options.preserve_order, True  # source_row counts in the files' order
     try:
-        if files.format == "parquet":
+        if form == "parquet":
             read = ray.data.read_parquet(list(files.paths), filesystem=files.filesystem, columns=columns)
-            made = read.map_batches(_Typed(transform), batch_format="pyarrow", batch_size=BATCH)
+            made = read.map_batches(typed, batch_format="pyarrow", batch_size=BATCH)
         else:
             read = ray.data.read_binary_files(list(files.paths), filesystem=files.filesystem)
-            made = read.map_batches(_Parsed(transform, files.format), batch_format="pyarrow", batch_size=1)
+            made = read.map_batches(parsed, batch_format="pyarrow", batch_size=1)
         blocks = ray.get((made if limit is None else made.limit(limit)).to_arrow_refs())
     finally:
         options.preserve_order = ordered
     return [block for block in blocks if block.num_columns] or [transform([])]
-
-
-@dataclass(frozen=True)
-class _Typed:
-    transform: Transform
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        return self.transform(batch.to_pylist())
-
-
-@dataclass(frozen=True)
-class _Parsed:
-    transform: Transform
-    format: str
-
-    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        for content in batch["bytes"].to_pylist():
-            for rows in _batches(content, self.format):
-                yield self.transform(rows)

@@ -1,4 +1,4 @@
-"""Opens the source that the config names."""
+"""Checks and reads the source that the config names."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from mpcot.sources.config import CatalogueSource, SourceSettings
 
 
 def preflight(source: SourceSettings) -> None:
-    """Check that the source's paths exist, before anything is started.
+    """Check that the paths of the source exist, before anything is started.
 
     Raises:
-        UserError: a path that does not exist or cannot be opened, by field.
+        UserError: a path does not exist or cannot be opened.
     """
     if isinstance(source, CatalogueSource):
         return
@@ -24,14 +24,14 @@ def preflight(source: SourceSettings) -> None:
 
 
 def read_source(source: SourceSettings, scheme: Scheme) -> SourceRows:
-    """Read every row of the source, each cleaned or marked with its error.
+    """Read every row of the source. A row is cleaned or has an error.
 
     Raises:
-        UserError: a path that does not exist, a missing column, a wrong encoding, no rows.
+        UserError: a path does not exist, a column is missing, the encoding is wrong, or there are no rows.
     """
-    cleaning = Cleaning(scheme.codes, dict(source.label_map), getattr(source, "default_locale", "us").lower())
     if isinstance(source, CatalogueSource):
-        return read_catalogue(source, cleaning)
-    from mpcot.sources.files import read_files  # pyarrow's file systems and Ray: only where files are read
+        return read_catalogue(source, Cleaning(scheme.codes, source.label_map, "us"))
+    from mpcot.sources.files import read_files  # loads pyarrow's file systems, which the catalogue does not need
 
-    return read_files(source, cleaning)
+    locales = None if source.locales is None else frozenset(name.lower() for name in source.locales)
+    return read_files(source, Cleaning(scheme.codes, source.label_map, source.default_locale.lower(), locales))

@@ -1,4 +1,4 @@
-"""Text to plain rows: jsonl, csv and tsv. A line that cannot be parsed becomes a row with `PARSE_ERROR`."""
+"""Parses jsonl, csv and tsv into plain rows. A line that cannot be parsed becomes a row with `PARSE_ERROR`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-PARSE_ERROR = "__parse_error__"  # key of the reason in a row that could not be parsed
+PARSE_ERROR = "__parse_error__"  # the key of the reason why a line could not be parsed
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 TEXT_FORMATS = ("jsonl", *DELIMITERS)
 
 
 def parse_text(text: str, form: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a jsonl, csv or tsv text; blank lines are no rows."""
+    """Yield the rows of a jsonl, csv or tsv text. Blank lines are skipped."""
     return _json_rows(text) if form == "jsonl" else _csv_rows(text, DELIMITERS[form])
 
 
@@ -32,7 +32,7 @@ def _json_rows(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _csv_rows(text: str, delimiter: str) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(sys.maxsize)  # an over-long title is reported as such, not as a broken file
+    csv.field_size_limit(sys.maxsize)  # too long a title must not look like a broken file
     reader = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), delimiter=delimiter)
     header = next(reader, [])
     for fields in reader:

@@ -1,1 +1,1 @@
-"""Our own deterministic shop: products, queries, labels that follow from the structure, rationales."""
+"""An invented shop: its products, queries, labels and rationales, the same for the same seed."""

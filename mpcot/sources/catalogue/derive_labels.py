@@ -1,38 +1,24 @@
-"""Labels that follow from the structure: what a query asks for against what a product is.
+"""Derives the label of a pair by comparing what the query asks for with what the product is.
 
-- E: the type and every point asked for match.
-- S: the type matches and exactly one point misses (for an accessory, never the model that it must fit).
-- C: an accessory of the product asked for, or the product that the accessory asked for is made for.
-- I: everything else; so also an accessory that does not fit, and two or more points that miss.
+- E: the product has the type that was asked for, and every point that was asked for.
+- S: the type is right and exactly one point is not (for an accessory, never the model that it has to fit).
+- C: the product is an accessory of what was asked for, or what the accessory that was asked for is made for.
+- I: everything else, such as an accessory that does not fit, or two points that are not as asked.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from mpcot.sources.catalogue.world import Product
 
-Case = Literal[
-    "exact", "one_miss", "accessory_of_asked", "host_of_asked",
-    "does_not_fit", "many_misses", "foreign_accessory", "foreign_host", "other_type",
-]  # fmt: skip
-LABELS: dict[str, str] = {
-    "exact": "E",
-    "one_miss": "S",
-    "accessory_of_asked": "C",
-    "host_of_asked": "C",
-    "does_not_fit": "I",
-    "many_misses": "I",
-    "foreign_accessory": "I",
-    "foreign_host": "I",
-    "other_type": "I",
-}
+# case -> label; the label of all other cases is I.
+LABELS = {"exact": "E", "one_miss": "S", "accessory_of_asked": "C", "host_of_asked": "C"}
 
 
 @dataclass(frozen=True)
 class Want:
-    """One point that a query asks for; `negated` says that the value must not be there."""
+    """One point that a query asks for. If `negated`, the product must not have the value."""
 
     slot: str
     value: str
@@ -44,7 +30,7 @@ class Want:
 
 @dataclass(frozen=True)
 class Query:
-    """A query's text and its meaning. `type` is None for a bare brand; `fits` names a host model."""
+    """A query's text and what it means. `type` is None for a bare brand, `form` the way it was made."""
 
     text: str
     type: str | None
@@ -56,7 +42,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Check:
-    """One point compared: what was asked, what is offered, and whether that is as asked."""
+    """One point of the comparison: what was asked for, what the product has, and whether that is as asked."""
 
     slot: str
     asked: str
@@ -66,14 +52,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The label of a query and a product, the case that it follows from, and the points compared."""
+    """The case that a query and a product are, from which the label follows, and the points that were compared."""
 
-    case: Case
+    case: str
     checks: tuple[Check, ...]
 
     @property
     def label(self) -> str:
-        return LABELS[self.case]
+        return LABELS.get(self.case, "I")
 
     @property
     def misses(self) -> tuple[Check, ...]:
@@ -81,7 +67,7 @@ class Judgement:
 
 
 def judge(query: Query, product: Product) -> Judgement:
-    """Return the label of `product` for `query` with its grounds."""
+    """Compare `product` with what `query` asks for."""
     checks = _checks(query, product)
     if query.type == product.type:
         return Judgement(_same_type(query, product, checks), checks)
@@ -101,11 +87,11 @@ def _checks(query: Query, product: Product) -> tuple[Check, ...]:
         asked = f"not {want.value}" if want.negated else want.value
         checks.append(Check(want.slot, asked, offered or "none", want.met(offered)))
     other_brand = any(check.slot == "brand" and not check.met for check in checks)
-    # A model belongs to its brand: another brand is one miss, not two.
+    # A model belongs to its brand, so another brand is one difference and not two.
     return tuple(check for check in checks if not (other_brand and check.slot == "model"))
 
 
-def _same_type(query: Query, product: Product, checks: tuple[Check, ...]) -> Case:
+def _same_type(query: Query, product: Product, checks: tuple[Check, ...]) -> str:
     if query.fits and not _part_fits(query.fits, product):
         return "does_not_fit"
     misses = sum(not check.met for check in checks)
@@ -119,14 +105,14 @@ def _part_fits(fits: tuple[str, str], part: Product) -> bool:
 
 
 def _fits(query: Query, part: Product) -> bool:
-    """Whether `part` fits what is asked for, as far as brand and model are asked for."""
+    """Return whether `part` fits the brand and model that the query names, if it names any."""
     assert part.fits is not None
     host = {"brand": part.fits[1], "model": part.fits[2]}
     return all(want.met(host[want.slot]) for want in query.wants if want.slot in host)
 
 
 def _hosts(query: Query, host: Product) -> bool:
-    """Whether the accessory asked for goes with `host`."""
+    """Return whether the accessory that was asked for fits `host`."""
     if not query.fits:
         return True
     brand, model = query.fits

@@ -1,4 +1,4 @@
-"""Queries as shoppers type them: categories, attributes, brands, models, "X for Y", negations, typos."""
+"""Queries as shoppers type them: categories, attributes, brands, models, "X for Y", negations and typing errors."""
 
 from __future__ import annotations
 
@@ -11,39 +11,21 @@ from mpcot.sources.catalogue.world import Accessory, Category, World
 
 TYPO_SHARE = 0.06
 
-# form -> weight; the forms are functions below, named alike
-FORMS = {
-    "category": 5,
-    "attribute": 18,
-    "two_attributes": 8,
-    "brand": 14,
-    "brand_attribute": 12,
-    "model": 14,
-    "model_attribute": 5,
-    "accessory": 5,
-    "accessory_for_brand": 6,
-    "accessory_for_model": 10,
-    "accessory_attribute": 4,
-    "without": 5,
-    "like": 3,
-    "bare_brand": 3,
-}
-
 
 def make_queries(world: World, seed: int) -> Iterator[Query]:
-    """Yield queries without end, no text twice, until the world has no more of them."""
+    """Yield queries with different texts until the world has hardly any new ones to give."""
     rng = random.Random(f"queries/{seed}")
     seen: set[str] = set()
     tries = 0
     while tries < 2000:
         form = rng.choices(list(FORMS), list(FORMS.values()))[0]
-        query = MAKERS[form](rng.choice(world.categories), rng)
+        query = form(rng.choice(world.categories), rng)
         if query is None or query.text in seen:
             tries += 1
             continue
         tries = 0
         seen.add(query.text)
-        yield _with_typo(replace(query, form=form), seen, rng)
+        yield _with_typo(replace(query, form=form.__name__), seen, rng)
 
 
 def _with_typo(query: Query, seen: set[str], rng: random.Random) -> Query:
@@ -165,19 +147,20 @@ def bare_brand(c: Category, rng: random.Random) -> Query:
     return Query(_text(name), None, (Want("brand", name),))
 
 
-MAKERS: dict[str, Callable[[Category, random.Random], Query | None]] = {
-    "category": category,
-    "attribute": attribute,
-    "two_attributes": two_attributes,
-    "brand": brand,
-    "brand_attribute": brand_attribute,
-    "model": model,
-    "model_attribute": model_attribute,
-    "accessory": accessory,
-    "accessory_for_brand": accessory_for_brand,
-    "accessory_for_model": accessory_for_model,
-    "accessory_attribute": accessory_attribute,
-    "without": without,
-    "like": like,
-    "bare_brand": bare_brand,
+# How often each form comes, in parts of all draws.
+FORMS: dict[Callable[[Category, random.Random], Query | None], int] = {
+    category: 5,
+    attribute: 18,
+    two_attributes: 8,
+    brand: 14,
+    brand_attribute: 12,
+    model: 14,
+    model_attribute: 5,
+    accessory: 5,
+    accessory_for_brand: 6,
+    accessory_for_model: 10,
+    accessory_attribute: 4,
+    without: 5,
+    like: 3,
+    bare_brand: 3,
 }

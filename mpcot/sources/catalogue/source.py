@@ -1,4 +1,4 @@
-"""The catalogue as a source: its pairs as rows, its seed rationales beside them."""
+"""Reads the catalogue as a source of pairs, with a seed rationale for each pair and perspective."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ LOCALE = "us"
 
 
 def read_catalogue(source: CatalogueSource, cleaning: Cleaning) -> SourceRows:
-    """Generate the catalogue's rows and a rationale of every pair and perspective.
+    """Return the catalogue's pairs as rows, and a rationale for every pair and perspective.
 
     Raises:
-        UserError: the label scheme has no place for E, S, C and I.
+        UserError: the label scheme lacks codes for the catalogue's labels E, S, C and I.
     """
     missing = sorted({cleaning.label_map.get(label, label) for label in MIX} - set(cleaning.codes))
     if missing:

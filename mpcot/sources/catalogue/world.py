@@ -1,4 +1,4 @@
-"""The invented shop: categories read from `world.toml`, and every product made from them."""
+"""The products of an invented shop, made from the categories in `world.toml`."""
 
 from __future__ import annotations
 
@@ -16,31 +16,30 @@ VARIANTS = 4  # products of one model
 
 @dataclass(frozen=True)
 class Accessory:
-    """A kind of accessory or spare part; each of its products fits one model of the host."""
+    """A kind of accessory or spare part. Each product of it fits one model of the host product."""
 
     name: str
     plural: str
     colours: tuple[str, ...]
     purpose: str
-    host: str
 
 
 @dataclass(frozen=True)
 class Category:
-    """A kind of main product with its brands, models and the attributes that its variants differ in."""
+    """A kind of product: its brands and models, the attributes in which variants differ, its accessories."""
 
     name: str
     plural: str
     purpose: str
     brands: dict[str, tuple[str, ...]]
     variants: dict[str, tuple[str, ...]]  # slot -> values, in title order; slots: feature, size, colour
-    names: dict[str, str]  # slot -> what it is called here: size -> "storage"
+    names: dict[str, str]  # slot -> its name in this category: size -> "storage"
     accessories: tuple[Accessory, ...]
 
 
 @dataclass(frozen=True)
 class Product:
-    """One product. `attributes` holds brand, model, feature, size, colour; `fits` is (host, brand, model)."""
+    """One product. `attributes` may have brand, model, feature, size and colour; `fits` is (host, brand, model)."""
 
     product_id: str
     type: str
@@ -57,7 +56,7 @@ class Product:
 
 @dataclass(frozen=True)
 class World:
-    """Categories and the brands that make accessories for any of them."""
+    """The categories, and the brands that make accessories for all of them."""
 
     categories: tuple[Category, ...]
     accessory_brands: tuple[str, ...]
@@ -80,14 +79,13 @@ def _category(entry: dict[str, Any]) -> Category:
         variants={slot: tuple(entry[key]) for slot, key in slots.items() if entry.get(key)},
         names={slot: entry.get(slot, slot) for slot in slots},
         accessories=tuple(
-            Accessory(a["name"], a["plural"], tuple(a["colours"]), a["purpose"], entry["name"])
-            for a in entry["accessories"]
+            Accessory(a["name"], a["plural"], tuple(a["colours"]), a["purpose"]) for a in entry["accessories"]
         ),
     )
 
 
 def make_products(world: World, seed: int) -> list[Product]:
-    """Return the shop's products; the same seed gives the same list."""
+    """Return the shop's products. The same seed gives the same list."""
     rng = random.Random(f"products/{seed}")
     products: list[Product] = []
     for category in world.categories:
@@ -132,7 +130,7 @@ def _parts(category: Category, brands: tuple[str, ...], rng: random.Random) -> I
     for part in category.accessories:
         for host_brand, model in _models(category):
             for colour in rng.sample(part.colours, min(2, len(part.colours))) or [""]:
-                # Half of the parts carry the host's own brand: title words alone must not decide.
+                # Half of the parts have the host's brand, so that the title's words alone do not decide the label.
                 brand = host_brand if rng.random() < 0.5 else rng.choice(brands)
                 attributes = {"brand": brand} | ({"colour": colour} if colour else {})
                 yield {

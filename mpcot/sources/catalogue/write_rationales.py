@@ -1,7 +1,7 @@
-"""Seed rationales: what a person would write about a pair, for each of the three shipped perspectives.
+"""Writes seed rationales: what a person might say about a pair from each of the three shipped perspectives.
 
-They state facts of the pair's structure and lead to the label without naming its code. The wording is
-drawn from `rationales.toml` by a digest of query and product, so it varies and never changes.
+They state facts about the pair that lead to the label, but do not name the label. A digest of query and product picks
+the wording from `rationales.toml`, so that wordings vary from pair to pair but not from run to run.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def _wordings() -> dict[str, dict[str, list[str]]]:
 
 @cache
 def _nouns() -> dict[str, tuple[str, str, Category]]:
-    """Return type -> (plural, purpose, category that it belongs to)."""
+    """Return plural, purpose and category of each type of product."""
     categories = load_world().categories
     nouns = {c.name: (c.plural, c.purpose, c) for c in categories}
     return nouns | {a.name: (a.plural, a.purpose, c) for c in categories for a in c.accessories}
 
 
 def rationale(pair: Pair, perspective: str) -> str:
-    """Return one or two short sentences on `pair` from `perspective` (intent, attributes or rules)."""
+    """Return one or two short sentences about `pair` from `perspective` (intent, attributes or rules)."""
     case = pair.judgement.case
     options = _wordings()[perspective]
     pick = int(digest([pair.query.text, pair.product.product_id, perspective]), 16)
@@ -64,7 +64,7 @@ def _slot(check: Check, pair: Pair) -> str:
 
 
 def _value(check: Check, value: str, pair: Pair) -> str:
-    """Drop a word that the value shares with its slot: "size size 42"."""
+    """Return the value without the name of its slot, which would otherwise come twice: "size size 42"."""
     return value.removeprefix(f"{_slot(check, pair)} ")
 
 
@@ -77,7 +77,7 @@ def _facts(pair: Pair) -> dict[str, str]:
 
 
 def _wanted(pair: Pair) -> str:
-    """Return the brand and model that the query names, of the product or of the accessory's host."""
+    """Return the brand and model that the query names for the product or for the accessory's host."""
     if pair.query.fits:
         brand, model = pair.query.fits
         return f"{brand} {model}" if model else _a(pair.query.host or "", brand)
@@ -96,7 +96,7 @@ def _asked(pair: Pair) -> str:
 
 
 def _offered(pair: Pair) -> str:
-    """Return the product as a phrase with the same points, or with what links it to another type."""
+    """Return the product as a phrase that names what the query asks about, or how it relates to another type."""
     query, product = pair.query, pair.product
     other_type = query.type not in (None, product.type)
     if product.fits and (other_type or query.fits):
@@ -116,7 +116,7 @@ def _named(product: Product) -> str:
 
 
 def _comparisons(pair: Pair) -> list[str]:
-    """Return one clause per point compared: type first, then the fit, then what the query names."""
+    """Return a clause for each point of the comparison: the type, then the fit, then what else the query names."""
     query, product = pair.query, pair.product
     same = query.type == product.type
     clauses = []
@@ -138,7 +138,7 @@ def _comparison(slot: str, asked: str, offered: str, met: bool) -> str:
 
 
 def _link(pair: Pair) -> str:
-    """Say which host the accessory fits, whichever of the two is asked."""
+    """Return which host the accessory fits, whichever of the two was asked for."""
     wanted, product = _wanted(pair), pair.product
     if product.fits:
         return f"made for {_fitted(product)}" + (f" and {wanted} asked" if wanted else "")

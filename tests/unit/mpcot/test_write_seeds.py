@@ -14,7 +14,7 @@ from cluster.base.stage_folder import StageFolder
 from cluster.base.tables import write_table
 from mpcot.records import SORTED
 from mpcot.sources.clean_rows import Cleaning
-from mpcot.sources.files import SEED_COLUMNS, ToSeeds
+from mpcot.sources.files import SEED_COLUMNS, _to_seeds
 from mpcot.write_seeds import whole_sentences, write_seeds
 from tests.helpers.command import broadfast, text
 from tests.helpers.inspect_run import write_run
@@ -74,14 +74,14 @@ def test_a_source_reads_them(run_dir: Path, tmp_path: Path) -> None:
     assert said.exit_code == 0 and "2 written" in text(said)
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert set(SEED_COLUMNS) < set(rows[0])
-    read = ToSeeds(Cleaning(tuple("ESCI"), {}, "us"))(rows).to_pylist()
+    read = _to_seeds(rows, Cleaning(tuple("ESCI"), {}, "us")).to_pylist()
     assert [(row["locale"], row["verdict"], row["origin"]) for row in read] == [
         ("us", "E", "large"),
         ("us", "S", "large, hinted"),
     ]
     # What is written is in the scheme's codes, one of which the source may use for another label.
-    mapped = ToSeeds(Cleaning(tuple("ESCI"), {"E": "I", "exact": "E"}, "us"))
-    found = mapped([*rows, rows[0] | {"verdict": "exact"}]).to_pylist()
+    cleaning = Cleaning(tuple("ESCI"), {"E": "I", "exact": "E"}, "us")
+    found = _to_seeds([*rows, rows[0] | {"verdict": "exact"}], cleaning).to_pylist()
     assert [row["verdict"] for row in found] == ["E", "S", "E"]
 
 

@@ -1,4 +1,4 @@
-"""Which pairs and answers are shown: labels in turn, then by pair id, which is a hash; nobody looks at who is right."""
+"""Chooses pairs and answers to show: label by label, then by pair id, which is a hash, so that no choice is made."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ANSWERS_PER_REASON = 2
 
 
 def in_turn(pairs: pd.DataFrame, wanted: int) -> list[str]:
-    """Return pair ids of a frame with `pair_id` and `label`: the first of each label, then the second, and so on."""
+    """Return pair ids: the first of each label, then the second of each, and so on."""
     one_each = pairs.drop_duplicates("pair_id").sort_values("pair_id")
     groups = [group["pair_id"].tolist() for _, group in one_each.groupby("label", dropna=False)]
     turns = chain.from_iterable(zip_longest(*groups))
@@ -27,7 +27,7 @@ def in_turn(pairs: pd.DataFrame, wanted: int) -> list[str]:
 
 
 def in_conflict(answers: pd.DataFrame) -> pd.DataFrame:
-    """Return the answers of pairs whose perspectives' first samples differ, at least one of them being right."""
+    """Return the first samples of pairs on which the perspectives differ and at least one is right."""
     first = answers[answers["verdict"].notna() & answers["label"].notna()].sort_values("sample")
     first = first.drop_duplicates(["pair_id", "perspective"])
     right = first["verdict"] == first["label"]
@@ -37,7 +37,7 @@ def in_conflict(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def removed(answers: pd.DataFrame) -> dict[str, list[tuple[str, str, int]]]:
-    """Return a few answers per frequent reason, as (pair, perspective, sample)."""
+    """Return a few answers that were not kept for each frequent reason, as (pair, perspective, sample)."""
     gone = answers[answers["outcome"] != "kept"].sort_values(["pair_id", "perspective", "sample"])
     frequent = gone["reason"].value_counts().index[:REASONS_SHOWN]
     keys = ["pair_id", "perspective", "sample"]
@@ -49,7 +49,7 @@ def removed(answers: pd.DataFrame) -> dict[str, list[tuple[str, str, int]]]:
 
 
 def examples(answers: pd.DataFrame, folder: Path, perspectives: Sequence[str], wanted: int) -> dict[str, Any]:
-    """Return `samples`, `conflicts` (up to `wanted` pairs each) and `removed` (answers by reason), with texts."""
+    """Return up to `wanted` pairs each as `samples` and `conflicts`, and answers by reason as `removed`, with texts."""
     chosen = {"samples": in_turn(answers, wanted), "conflicts": in_turn(in_conflict(answers), wanted)}
     gone = removed(answers)
     ids = {*chain(*chosen.values()), *(place[0] for places in gone.values() for place in places)}
@@ -75,7 +75,7 @@ def _shown(pair: Row) -> Row:
 
 
 def _pair(pair: Row, answers: list[Row], perspectives: Sequence[str]) -> Row:
-    """A pair with its first answer per perspective, and how many of its samples are right."""
+    """Return a pair with its first answer from each perspective, and how many of the samples are right."""
     views = []
     for name in perspectives:
         own = sorted((a for a in answers if a["perspective"] == name), key=lambda a: a["sample"])

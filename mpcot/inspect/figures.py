@@ -1,4 +1,4 @@
-"""What is counted over a stage's answers: kept rates, verdicts, agreement, lengths, reasons. Plain data comes out."""
+"""Computes the numbers that `inspect` shows about the answers of a stage, as plain data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_REASONS = 12
 
 
 def counts(answers: pd.DataFrame) -> dict[str, int]:
-    """Answers by outcome, pairs, pairs with a gold label, and how many of these have an answer that was kept."""
+    """Return the number of answers by outcome, of pairs, of pairs with gold labels and of these with kept answers."""
     by_outcome = answers["outcome"].value_counts()
     gold = answers[answers["label"].notna()]
     return {
@@ -29,32 +29,25 @@ def counts(answers: pd.DataFrame) -> dict[str, int]:
 
 
 def kept_rates(answers: pd.DataFrame, perspectives: Sequence[str], codes: Sequence[str]) -> list[dict[str, Any]]:
-    """One cell per gold label and perspective: kept and asked; "all" stands for the whole row or column."""
-    gold = answers[answers["label"].notna()]
-    return [
-        {"label": code, "perspective": name, "kept": int((cell["outcome"] == "kept").sum()), "asked": len(cell)}
-        for code in (*codes, "all")
-        for name in (*perspectives, "all")
-        for cell in [_cell(gold, code, name)]
-    ]
-
-
-def _cell(gold: pd.DataFrame, code: str, name: str) -> pd.DataFrame:
-    picked = gold if code == "all" else gold[gold["label"] == code]
-    return picked if name == "all" else picked[picked["perspective"] == name]
+    """Return kept and asked answers per gold label and perspective; "all" stands for a whole row or column."""
+    cells = []
+    for code in (*codes, "all"):
+        row = answers[answers["label"].notna() if code == "all" else answers["label"] == code]
+        for name in (*perspectives, "all"):
+            kept = row.loc[(row["perspective"] == name) | (name == "all"), "outcome"] == "kept"
+            cells.append({"label": code, "perspective": name, "kept": int(kept.sum()), "asked": len(kept)})
+    return cells
 
 
 def confusion(answers: pd.DataFrame, codes: Sequence[str]) -> dict[str, list[int]]:
-    """Gold label -> answers by verdict in scheme order, those without a verdict last."""
-    said = answers["verdict"].fillna("")
-    return {
-        code: [int(((answers["label"] == code) & (said == verdict)).sum()) for verdict in (*codes, "")]
-        for code in codes
-    }
+    """Return the number of answers by verdict for each gold label, those without a verdict last."""
+    table = pd.crosstab(answers["label"], answers["verdict"].fillna(""))
+    table = table.reindex(index=list(codes), columns=[*codes, ""], fill_value=0)
+    return {code: table.loc[code].tolist() for code in codes}
 
 
 def verdict_accuracy(answers: pd.DataFrame, perspectives: Sequence[str]) -> dict[str, Any]:
-    """Share of right verdicts among those given, by perspective and in all; and the majority label's share."""
+    """Return the share of right verdicts, by perspective and in all, and the most frequent label and verdict."""
     given = answers[answers["verdict"].notna() & answers["label"].notna()]
     right = given["verdict"] == given["label"]
     labels = answers.drop_duplicates("pair_id")["label"].value_counts(normalize=True)
@@ -76,10 +69,10 @@ def _top(shares: pd.Series) -> dict[str, Any] | None:
 
 
 def agreement(answers: pd.DataFrame, perspectives: Sequence[str], codes: Sequence[str]) -> dict[str, Any]:
-    """How often two perspectives give the same verdict on a pair, as a mean over the pairs that both judged.
+    """Return how often two perspectives give the same verdict, as a mean over the pairs that both have judged.
 
-    With several samples: the chance that an answer of one and an answer of the other agree. On the diagonal
-    two different samples of one perspective are compared; it is None where there is one sample only.
+    With several samples it is the chance that an answer of one perspective and an answer of the other agree. The
+    diagonal compares different samples of one perspective, and is None if there is only one sample.
     """
     given = answers[answers["verdict"].isin(codes)]
     pair, ids = pd.factorize(given["pair_id"])
@@ -103,7 +96,7 @@ def _agreeing(votes: np.ndarray, totals: np.ndarray, a: int, b: int) -> float | 
 
 
 def lengths(answers: pd.DataFrame, perspectives: Sequence[str]) -> dict[str, Any]:
-    """Characters of the rationales that have a verdict: a few quantiles and a histogram per perspective."""
+    """Return quantiles and a histogram of the characters of rationales with a verdict, per perspective."""
     chars = answers.loc[answers["verdict"].notna() & answers["chars"].notna(), ["perspective", "chars"]]
     if not len(chars):
         return {"edges": [], "perspectives": {}}
@@ -119,7 +112,7 @@ def lengths(answers: pd.DataFrame, perspectives: Sequence[str]) -> dict[str, Any
 
 
 def reasons(answers: pd.DataFrame, outcome: str) -> dict[str, int]:
-    """Why answers were not kept, the most frequent reason first; beyond some the rest is one entry."""
+    """Return why answers were not kept, the most frequent reason first. Rare reasons are one entry together."""
     ranked = answers.loc[answers["outcome"] == outcome, "reason"].map(kind_of).value_counts()
     shown = {str(reason): int(n) for reason, n in ranked.iloc[:MOST_REASONS].items()}
     rest = int(ranked.iloc[MOST_REASONS:].sum())
@@ -127,7 +120,7 @@ def reasons(answers: pd.DataFrame, outcome: str) -> dict[str, int]:
 
 
 def hinted(answers: pd.DataFrame) -> dict[str, int] | None:
-    """What the retry with a hint asked and kept, or None where there was none."""
+    """Return how many answers to prompts with a hint there are and were kept, or None without such prompts."""
     own = answers[answers["hinted"].astype(bool)]
     if not len(own):
         return None

@@ -1,4 +1,4 @@
-"""Reads what a run folder holds of the teacher's answers into one plain dict, for the terminal and for the page."""
+"""Gathers what a run folder has of the teacher's answers into one plain dict, for the terminal and for the page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mpcot.schemes.scheme import Scheme, load_scheme
 
 @dataclass(frozen=True)
 class Kind:
-    """A stage that asks the teacher: its config section, and how the page calls it and an answer that is right."""
+    """A stage that asks the teacher: its section in the config, its title, and names for good and bad answers."""
 
     section: str
     title: str
@@ -34,13 +34,13 @@ KINDS = {
 
 
 def collect(run_dir: Path, wanted: int) -> dict[str, Any]:
-    """Return what the finished stages 2, 4 and 7 of a run hold, and what is missing of them.
+    """Return what there is to show of the stages 2, 4 and 7 of a run, and which of them are missing.
 
     Args:
-        wanted: at most so many pairs are shown as samples, and as many as conflicts, of each stage.
+        wanted: the most pairs to show as samples, and as conflicts, of each stage.
 
     Raises:
-        UsageError: not a run folder, or none of the three stages has finished.
+        UsageError: this is no run folder, or none of the three stages has finished.
     """
     saved = run_dir / "config.json"
     if not saved.is_file():

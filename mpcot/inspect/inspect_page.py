@@ -1,4 +1,4 @@
-"""Turns what `collect` gathers into one self-contained page."""
+"""Writes what `collect` has gathered as one page without outside files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def write_page(found: Mapping[str, Any], path: Path) -> Path:
 
 
 def render(found: Mapping[str, Any]) -> str:
-    """Return the page. Texts of the data are escaped; only our own SVG is trusted."""
+    """Return the page. Texts of the data are escaped, only our own SVG is not."""
     template = page_environment(Path(__file__).parent).get_template("inspect.html.j2")
     drawn = {stage["stage"]: Markup(length_plot(stage)) for stage in found["stages"]}
     names = {label["code"]: label["name"] for label in found["scheme"]["labels"]}
@@ -38,7 +38,7 @@ def render(found: Mapping[str, Any]) -> str:
 
 
 def length_plot(stage: Mapping[str, Any]) -> str:
-    """Histogram of the rationales' lengths, one outline per perspective; nothing where there are no rationales."""
+    """Return a histogram of the rationales' lengths, with an outline per perspective, or "" without any."""
     edges, rows = stage["lengths"]["edges"], stage["lengths"]["perspectives"]
     if not rows:
         return ""

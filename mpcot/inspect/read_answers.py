@@ -1,6 +1,6 @@
-"""Reads what the teacher said in a finished stage into one table of small columns, whatever the stage is.
+"""Reads the answers of a finished stage into one table, in the same form for every stage.
 
-Texts stay on disk: only their lengths are kept, so that millions of answers fit into memory.
+Of the texts only the lengths are kept, so that millions of answers fit into memory.
 """
 
 from __future__ import annotations
@@ -29,18 +29,17 @@ def read_answers(folder: Path, perspectives: Sequence[str]) -> pd.DataFrame:
     Returns:
         pair_id, perspective, sample, verdict, reason, chars (of the rationale), outcome, label, split, hinted.
     """
-    read = _judgements if folder.name == JUDGEMENTS else _generated
-    frame = pd.concat(read(folder, perspectives), ignore_index=True)
+    if folder.name == JUDGEMENTS:
+        frames = _judgements(folder, perspectives)
+    else:
+        frames = [_file(folder / f"{outcome}.parquet", outcome) for outcome in OUTCOMES]
+    frame = pd.concat(frames, ignore_index=True)
     pairs = read_table(folder.parent / "1-pairs" / "pairs.parquet", ["pair_id", "label", "split"]).to_pandas()
     frame = frame.merge(pairs, on="pair_id", how="left")
     if folder.name == JUDGEMENTS:
         wrong = frame["label"].notna() & (frame["outcome"] == "kept") & (frame["verdict"] != frame["label"])
         frame.loc[wrong, ["outcome", "reason"]] = ["filtered", NOT_GOLD]
     return frame[frame["perspective"].isin(perspectives)]
-
-
-def _generated(folder: Path, perspectives: Sequence[str]) -> list[pd.DataFrame]:
-    return [_file(folder / f"{outcome}.parquet", outcome) for outcome in OUTCOMES]
 
 
 def _file(path: Path, outcome: str) -> pd.DataFrame:
@@ -57,7 +56,7 @@ def _file(path: Path, outcome: str) -> pd.DataFrame:
 
 
 def _judgements(folder: Path, perspectives: Sequence[str]) -> list[pd.DataFrame]:
-    """One answer per judged pair and perspective; what a perspective did not answer is among the failed ones."""
+    """Return one answer per judged pair and perspective, and the failed answers."""
     found = [_file(folder / "failed.parquet", "failed")]
     with pq.ParquetFile(folder / "judgements.parquet") as file:
         for batch in file.iter_batches(columns=["pair_id", "verdicts", "rationales"]):
@@ -78,7 +77,7 @@ def _judgements(folder: Path, perspectives: Sequence[str]) -> list[pd.DataFrame]
 
 
 def texts_of(folder: Path, perspectives: Sequence[str], pair_ids: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the answers of some pairs with their rationales, hinted ones left out."""
+    """Return the answers to some pairs with their rationales, but none to a prompt with a hint."""
     wanted = pc.field("pair_id").isin(list(pair_ids))
     if folder.name == JUDGEMENTS:
         rows = pq.read_table(folder / "judgements.parquet", filters=wanted).to_pylist()

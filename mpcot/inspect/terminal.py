@@ -1,4 +1,4 @@
-"""Shows what `collect` gathers in a terminal: the numbers as tables, one conflict and one sample as texts."""
+"""Prints what `collect` has gathered: the numbers as tables, and a few conflicts and samples as text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAIRS_SHOWN = 2
 
 
 def show(found: Mapping[str, Any], console: Console) -> None:
-    """Print every finished stage. Texts of the data are printed as they are, never as markup."""
+    """Print every finished stage. Texts of the data are never read as markup."""
     for stage, why in found["missing"].items():
         console.print(Text(f"{stage} {why}", style="dim"))
     for stage in found["stages"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +13,17 @@ import pytest
 import ray.train
 import torch.distributed as dist
 
+from cluster.training.driver import TrainResult, read_history
 from cluster.training.task import TrainTask
 from cluster.training.worker import TrainJob, train_worker
+
+
+def unheard(*_: object) -> None:
+    """Take no notice."""
+
+
+# Where workers tell how far they are, with nobody who listens.
+SILENT_BOARD = SimpleNamespace(put=SimpleNamespace(remote=unheard))
 
 
 @contextmanager
@@ -41,7 +49,15 @@ def train_here(task: TrainTask, out: Path, patch: pytest.MonkeyPatch) -> list[di
     patch.setattr(ray.train, "get_context", lambda: context)
     patch.setattr(ray.train, "get_checkpoint", lambda: ray.train.Checkpoint(str(saved)) if saved.exists() else None)
     patch.setattr(ray.train, "report", report)
-    board = SimpleNamespace(put=SimpleNamespace(remote=lambda *_: None))
     out.mkdir(parents=True, exist_ok=True)
-    train_worker({"job": TrainJob(task, str(out), str(out / "checkpoints"), board)})
-    return [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    train_worker({"job": TrainJob(task, str(out), str(out / "checkpoints"), SILENT_BOARD)})
+    return read_history(out / "history.jsonl")
+
+
+def training_here(task: TrainTask, out: Path, label: str = "") -> TrainResult:
+    """Stand for `run_training`: the same training in this process, with nothing left but what a reader needs."""
+    with pytest.MonkeyPatch.context() as patch:
+        history = train_here(task, out, patch)
+    for scratch in ("reported", "checkpoints"):
+        shutil.rmtree(out / scratch, ignore_errors=True)
+    return TrainResult(out / "model", history)

@@ -5,17 +5,23 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 
 from cluster.config import TrainSettings, Workers
 from cluster.training.arrow_rows import write_rows
+from cluster.training.checkpoints import storage_place
+from cluster.training.driver import CHECKPOINTS
 from teacher.config import Full, Lora, Tuning
 from teacher.sft import EXAMPLE, SftTask, to_sequences
 
+NOTED = "checkpoint_manager_snapshot.json"
+PATIENCE_S = 300.0
 SENTENCE = "the shopper wants a drill and this case only holds one so it is not what they asked for"
 
 
@@ -67,13 +73,18 @@ class Killed(SftTask):
         return super().loss(model, batch)
 
     def _wait_for_the_driver(self) -> None:
-        """Wait until Ray's controller has noted the checkpoint that was reported last; on S3, for two seconds."""
-        checkpoints = Path(self.folder) / "out" / ".checkpoints"
-        ends = time.monotonic() + (60 if self.settings.checkpoints is None else 2)
+        """Wait until Ray's controller has noted the checkpoint that was reported last."""
+        place = storage_place(self.settings.checkpoints, Path(self.folder) / "out" / CHECKPOINTS)
+        filesystem, folder = pafs.FileSystem.from_uri(place)
+        everything = pafs.FileSelector(folder, recursive=True)
+        ends = time.monotonic() + PATIENCE_S
         while time.monotonic() < ends:
-            if any('"step"' in path.read_text() for path in checkpoints.glob("*/checkpoint_manager_snapshot.json")):
-                return
+            with suppress(OSError):  # files come and go meanwhile
+                paths = [info.path for info in filesystem.get_file_info(everything) if info.base_name == NOTED]
+                if any(b'"step"' in filesystem.open_input_file(path).read() for path in paths):
+                    return
             time.sleep(0.2)
+        raise TimeoutError(f"no checkpoint was noted in {place}")
 
 
 @dataclass

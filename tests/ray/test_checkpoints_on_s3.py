@@ -11,17 +11,18 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cluster.base.errors import UserError
-from cluster.base.ray_session import ray_session
-from cluster.config import ClusterSettings, Workers
+from cluster.config import Workers
 from cluster.training.driver import run_training
 from tests.helpers.local_s3 import s3_folder, stored
+from tests.helpers.one_worker import training_here
 from tests.helpers.training_tasks import Killed, lora_with_dropout, settings, sft_task
+
+pytestmark = pytest.mark.usefixtures("local_ray", "group")
 
 
 @pytest.fixture(scope="module")
 def storage() -> Iterator[str]:
-    """Ray starts after the credentials are set: its workers inherit them."""
-    with s3_folder() as uri, ray_session(ClusterSettings(num_cpus=2, object_store_mb=100)):
+    with s3_folder() as uri:
         yield uri
 
 
@@ -35,7 +36,7 @@ def test_a_killed_training_goes_on_from_s3(storage: str, llama_folder: Path, tmp
     calm, rough = tmp_path / "calm", tmp_path / "rough"
     calm.mkdir()
     rough.mkdir()
-    expected = run_training(sft_task(calm, llama_folder, settings(), lora_with_dropout()), calm / "out", "sft")
+    expected = training_here(sft_task(calm, llama_folder, settings(), lora_with_dropout()), calm / "out")
     on_s3 = settings(checkpoints=storage).model_copy(update={"workers": Workers(max_failures=0)})
     task = Killed(**vars(sft_task(rough, llama_folder, on_s3, lora_with_dropout())), at=(15,))
     with pytest.raises(UserError, match="sft: the training failed"):

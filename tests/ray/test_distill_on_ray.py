@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cluster.base.ray_session import ray_session
 from cluster.base.stage_folder import read_manifest
 from cluster.base.tables import read_table
-from cluster.config import ClusterSettings, TrainSettings
+from cluster.config import TrainSettings
 from cluster.training.driver import read_history
 from distill import lrkd, targets
 from distill.config import MlpExtractor, StudentSettings, StudentStage, TargetSettings, TargetsStage
@@ -26,13 +24,7 @@ TRAIN = TrainSettings(epochs=6, learning_rate=5e-3, global_batch=8, micro_batch=
 
 
 @pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    with ray_session(ClusterSettings(num_cpus=2, object_store_mb=100)):
-        yield
-
-
-@pytest.fixture(scope="module")
-def run_dir(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_dir(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose stages 8 and 9 were made on Ray, with the tiny encoder's own vectors as targets."""
     root = make_run(tmp_path_factory.mktemp("run"))
     encoder = str(tiny_bert(root / "encoder"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.base.errors import UserError
-from cluster.base.ray_session import ray_session
 from cluster.base.stage_folder import MANIFEST, StageFolder, read_json
 from cluster.base.tables import read_table
-from cluster.config import ClusterSettings
 from mpcot.config import (
     PerspectiveSettings,
     RationaleSettings,
@@ -30,14 +27,9 @@ from mpcot.records import ANSWER, SORTED
 from mpcot.schemes.scheme import load_scheme
 from mpcot.sources.config import CatalogueSource, LabelSettings, PairsStage
 
+pytestmark = pytest.mark.usefixtures("local_ray")
 NAMES = PerspectiveSettings().names
 REPLICAS = Replicas(pairs_per_task=8, flush_rows=16)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_cluster() -> Iterator[None]:
-    with ray_session(ClusterSettings(num_cpus=2, object_store_mb=100)):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from moto.server import ThreadedMotoServer
 
 from cluster.base.errors import UserError
 from cluster.base.ray_session import ray_session
-from cluster.base.shared_folder import Store
+from cluster.base.shared_folder import SharedFolder
 from cluster.base.stage_folder import MANIFEST, StageFolder, read_json
 from cluster.base.tables import read_table
 from cluster.config import ClusterSettings
@@ -26,7 +26,7 @@ REPLICAS = {"pairs_per_task": 2, "flush_rows": 4, "store": f"s3://{BUCKET}/runs/
 
 
 @pytest.fixture(scope="module", autouse=True)
-def s3() -> Iterator[None]:
+def s3(no_ray: None) -> Iterator[None]:
     """A bucket with a source in it; where it is and who asks is in the environment, as on a cluster."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -71,7 +71,7 @@ def test_a_source_is_read_from_a_bucket(run_dir: Path) -> None:
 def test_an_engine_that_dies_leaves_its_answers_in_the_bucket(run_dir: Path) -> None:
     with pytest.raises(UserError, match="its processes are gone after 12 answers"):
         run_here(run_dir, {"stops_after": 12, "delay_s": 0.01, "replicas": REPLICAS | {"restarts": 0}})
-    there = Store.at(str(REPLICAS["store"])).child(STAGE).child("answers")
+    there = SharedFolder.at(str(REPLICAS["store"])).child(STAGE).child("answers")
     on_s3 = [
         key
         for entry in there.files(".parquet")
@@ -108,7 +108,7 @@ def test_both_rounds_of_a_hinted_retry_go_by_way_of_the_bucket(run_dir: Path, tm
     assert requested == 3 * PAIRS + first["hinted"]["requested"] > 3 * PAIRS
     assert first["asked"] == again["reused"] == requested and again["asked"] == first["reused"] == 0
     assert manifests[0]["counts"] == manifests[1]["counts"] and first["hinted"] == again["hinted"]
-    there = Store.at(f"s3://{BUCKET}/runs/hinted/{STAGE}/answers").files(".parquet")
+    there = SharedFolder.at(f"s3://{BUCKET}/runs/hinted/{STAGE}/answers").files(".parquet")
     assert [entry.name for entry in there] == [part.name for part in parts(tmp_path / "lost and made anew")]
 
 

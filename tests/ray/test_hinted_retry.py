@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.base.ray_session import ray_session
 from cluster.base.stage_folder import StageFolder, read_manifest
 from cluster.base.tables import read_table
-from cluster.config import ClusterSettings
 from mpcot.config import (
     PerspectiveSettings,
     RationaleSettings,
@@ -31,12 +28,11 @@ NAMES = PerspectiveSettings().names
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Path]:
+def shop(local_ray: None, tmp_path: Path) -> Path:
     """A run folder with the pairs of a small catalogue, and a Ray to work on them."""
     source = CatalogueSource(pairs=90, products_per_query=3)
-    with ray_session(ClusterSettings(num_cpus=2, object_store_mb=100)):
-        pairs_stage.run(PairsStage(seed=3, source=source), StageFolder(tmp_path, "1-pairs"))
-        yield tmp_path
+    pairs_stage.run(PairsStage(seed=3, source=source), StageFolder(tmp_path, "1-pairs"))
+    return tmp_path
 
 
 def run(run_dir: Path, model: Path, log: Path, **asked: Any) -> dict[str, Any]:

@@ -16,18 +16,6 @@ from mpcot.sources.config import ChorusSource, TableSource
 from mpcot.sources.open_source import read_source
 
 ray = pytest.importorskip("ray")
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def connected():
-    started = not ray.is_initialized()
-    if started:
-        environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
-        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, runtime_env=environment)
-    yield
-    if started:
-        ray.shutdown()
 
 
 def files(folder: Path) -> list[TableSource | ChorusSource]:
@@ -62,7 +50,7 @@ def files(folder: Path) -> list[TableSource | ChorusSource]:
     ]
 
 
-def test_ray_and_plain_reading_agree(tmp_path: Path, connected: None, monkeypatch: pytest.MonkeyPatch):
+def test_ray_and_plain_reading_agree(tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch):
     scheme = load_scheme("graded")
     for source in files(tmp_path):
         with_ray = read_source(source, scheme).rows
@@ -73,7 +61,7 @@ def test_ray_and_plain_reading_agree(tmp_path: Path, connected: None, monkeypatc
         assert with_ray.schema.equals(without.schema)
 
 
-def test_a_large_file_keeps_several_actors_at_work(tmp_path: Path, connected: None):
+def test_a_large_file_keeps_several_actors_at_work(tmp_path: Path, local_ray: None):
     """An actor is handed whole blocks; a file of one block would leave all actors but one idle."""
     rows = [{"number": number, "text": f"{number:06d}" * 500} for number in range(10_000)]
     write_table(tmp_path / "rows.parquet", pa.Table.from_pylist(rows))

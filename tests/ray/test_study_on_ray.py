@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cluster.base.errors import UserError
-from cluster.base.ray_session import ray_session
-from cluster.config import ClusterSettings
 from distill.study import study
 from distill.study.compare import compare
 from tests.helpers.study_run import shop_run, study_config
 from tests.helpers.tiny_bert import tiny_bert
 
 
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    with ray_session(ClusterSettings(num_cpus=2, object_store_mb=100)):
-        yield
-
-
-def test_runs_are_made_by_tasks_and_a_failing_one_is_named(ray_cluster: None, tmp_path: Path) -> None:
+def test_runs_are_made_by_tasks_and_a_failing_one_is_named(local_ray: None, tmp_path: Path) -> None:
     encoder = tiny_bert(tmp_path / "encoder")
     settings = study_config(encoder, tmp_path / "records", shop_run(tmp_path / "shop"), seeds=(1,))
     targets = tmp_path / "shop/8-targets/targets.parquet"

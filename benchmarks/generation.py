@@ -1,9 +1,9 @@
-"""The generation stage beside the bare engine, and its prompt order beside the usual one, on one job.
+"""Compares the generation stage with the bare engine, and its order of the prompt with the usual one.
 
 Three arms answer the same pairs with the same engine arguments, threads and sampling, each in a process of its own:
-`bare` hands the stage's prompts to vllm.LLM, `stage` is the stage from pairs to sorted tables, `perspective_first` is
-the stage with the perspective's question in front of the product. Times are without the start of the engine.
-`--distilabel-python` names an interpreter with distilabel and this vLLM: the job is then done by its pipeline, too.
+`bare` hands the stage's prompts to vllm.LLM, `stage` is the stage from pairs to sorted tables, and `perspective_first`
+is the stage with the perspective's question before the product. Times do not include the start of the engine.
+With `--distilabel-python`, an interpreter that has distilabel and this vLLM, distilabel's pipeline does the job too.
 """
 
 from __future__ import annotations
@@ -11,17 +11,15 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from results import Figure, write_results
+from results import Figure, in_own_process, write_results
 
 from cluster.base.ray_session import ray_session
-from cluster.base.stage_folder import StageFolder, digest, read_json, write_json
+from cluster.base.stage_folder import StageFolder, digest, write_json
 from cluster.config import ClusterSettings
 from cluster.models.folders import check_model, model_fingerprint
 from mpcot.asking.engines.vllm_engine import engine_arguments, engine_environment, sampling
@@ -41,7 +39,7 @@ ARMS = ("bare", "stage", "perspective_first")
 DISTILABEL, DISTILABEL_BATCH = "distilabel", 512
 DISTILABEL_SCRIPT = Path(__file__).parent / "contest" / "distilabel_arm.py"
 LEAST_TOKENS = 250
-# Greedy, so that the arms write as much as each other; answers are short, as when verdicts are what is wanted.
+# Greedy, so that all arms write the same amount. Answers are short, as in a run that needs verdicts most.
 ASK = AnswerSettings(temperature=0, max_tokens=40, min_chars=20, max_chars=60, description_chars=4000, retries=0)
 ENGINE = VllmEngine(max_model_len=1024, enforce_eager=True, replicas=Replicas(cpus=2))
 KINDS = ("cordless drill", "espresso machine", "hiking rucksack", "desk lamp", "water filter", "tool case")
@@ -51,7 +49,7 @@ GOODS = ("keeps its shape", "is easy to clean", "comes off without tools", "can 
 
 
 class PerspectiveFirst(GenerationPlan):
-    """The same requests with the question in front, as one prompt template per perspective has it."""
+    """The same requests with the question first, as a prompt template for each perspective would have it."""
 
     def _chat(self, pair: dict[str, Any], perspective: Perspective, description_chars: int) -> list[Message]:
         text = f"{perspective.question}\n\n{pair_text(pair, description_chars)}"
@@ -59,7 +57,7 @@ class PerspectiveFirst(GenerationPlan):
 
 
 def product(number: int) -> dict[str, Any]:
-    """Return a pair whose product has a long made-up description; no two begin alike."""
+    """Return a pair whose product has a long invented description; no two descriptions begin alike."""
     draw = random.Random(number)
     kind = draw.choice(KINDS)
     details = [
@@ -78,7 +76,7 @@ def plan(order: type[GenerationPlan]) -> GenerationPlan:
 
 
 def run_bare(pairs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Answer with vllm.LLM; building and encoding the prompts counts, as it does in the stage."""
+    """Answer with vllm.LLM. Building and encoding the prompts counts, as it does in the stage."""
     own = plan(GenerationPlan)
     os.environ.update(engine_environment(ENGINE, False, sorted(os.sched_getaffinity(0)), shared_node=False))
     from transformers import AutoTokenizer
@@ -105,7 +103,7 @@ def run_bare(pairs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def run_stage(pairs: list[dict[str, Any]], order: type[GenerationPlan]) -> dict[str, Any]:
-    """Answer with the stage: requests, workers, parts, sorted tables, manifest."""
+    """Answer with the stage, from the requests to the manifest."""
     own = plan(order)
     with tempfile.TemporaryDirectory(prefix="broadfast-generation-") as work:
         folder = StageFolder(Path(work), "2-rationales", {}, {"1-pairs": "made"})
@@ -123,7 +121,7 @@ def run_stage(pairs: list[dict[str, Any]], order: type[GenerationPlan]) -> dict[
 
 
 def distilabel_job(pairs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the job as `contest/distilabel_arm.py` takes it: the same prompts in the same order, engine and form."""
+    """Return the job for `contest/distilabel_arm.py`: the same prompts, order, engine and form of answer."""
     own = plan(GenerationPlan)
     chats = [ask.chat for pair in pairs for _, _, ask in own.asks(pair)]
     return {
@@ -146,15 +144,12 @@ def run_arm(arm: str, count: int) -> dict[str, Any]:
 def measure(arm: str, count: int, distilabel: str = "") -> dict[str, Any]:
     """Run one arm in a process of its own and return its row."""
     with tempfile.TemporaryDirectory(prefix="broadfast-generation-") as work:
-        # Through a file: what an engine prints as it ends is not in the way.
-        told = Path(work) / "told.json"
-        command = [sys.executable, __file__, "--pairs", str(count), "--arm", arm, "--told", str(told)]
         if arm == DISTILABEL:
-            job = Path(work) / "job.json"
-            write_json(job, distilabel_job([product(number) for number in range(count)]))
-            command = [distilabel, str(DISTILABEL_SCRIPT), str(job), str(told)]
-        subprocess.run(command, check=True)
-        row = {"arm": arm} | read_json(told)
+            write_json(job := Path(work) / "job.json", distilabel_job([product(number) for number in range(count)]))
+            row = in_own_process(DISTILABEL_SCRIPT, job, python=distilabel)
+        else:
+            row = in_own_process(__file__, "--pairs", count, "--arm", arm)
+    row = {"arm": arm} | row
     row["prefill_tokens"] = row["prompt_tokens"] - row["cached_tokens"]
     row["output_tokens_per_s"] = round(row["output_tokens"] / row["seconds"], 2)
     print(row, flush=True)
@@ -167,10 +162,10 @@ def figures(bare: dict[str, Any], stage: dict[str, Any], first: dict[str, Any]) 
     faster = first["seconds"] / stage["seconds"]
     hits = stage["cached_tokens"] / stage["prompt_tokens"]
     return [
-        Figure("pipeline_over_bare_engine", speed, "ratio of output tokens/s", "at least 0.97", speed >= 0.97),
-        Figure("prefill_tokens_over_perspective_first", prefill, "ratio of tokens", "at most 0.45", prefill <= 0.45),
-        Figure("speedup_over_perspective_first", faster, "ratio of times", "at least 1.3", faster >= 1.3),
-        Figure("prefix_cache_hit_rate", hits, "share of prompt tokens, as vLLM reports", "", None),
+        Figure("pipeline_over_bare_engine", speed, "ratio of output tokens/s", at_least=0.97),
+        Figure("prefill_tokens_over_perspective_first", prefill, "ratio of tokens", at_most=0.45),
+        Figure("speedup_over_perspective_first", faster, "ratio of times", at_least=1.3),
+        Figure("prefix_cache_hit_rate", hits, "share of prompt tokens, as vLLM reports"),
     ]
 
 
@@ -189,7 +184,7 @@ def main() -> None:
     if given.distilabel_python:
         rows.append(measure(DISTILABEL, given.pairs, given.distilabel_python))
         ratio = rows[1]["output_tokens_per_s"] / rows[-1]["output_tokens_per_s"]
-        found.append(Figure("pipeline_over_distilabel", ratio, "ratio of output tokens/s", "", None))
+        found.append(Figure("pipeline_over_distilabel", ratio, "ratio of output tokens/s"))
     write_results("generation", found, rows)
 
 

@@ -1,8 +1,8 @@
-"""The service under load: Ray Serve on this machine, asked over loopback by a process of its own.
+"""Measures the service under load: Ray Serve on this machine, with a load generator in a process of its own.
 
-Beside it, in the same run and in turn: the scorer in process, and sentence-transformers behind a plain `@serve.batch`
-deployment. Capacity is what `CLIENTS` callers who wait for their answers get; the open loop then sends shares of it.
-Generator, ingress and model share the machine's cores; each row says how many the generator took.
+The scorer in process and sentence-transformers behind a plain `@serve.batch` deployment take turns with it in the same
+run. Capacity is what `CLIENTS` callers get who wait for their answers; the open loop then sends shares of it.
+Generator, ingress and model share the machine's cores, and each row says how many of them the generator took.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from serve.on_ray.proxy import ingress_environment
 from serve.on_ray.running_service import wait_until_ready
 
 PRODUCTS = 10
-CLIENTS = 24  # requests under way while capacity is measured: one full batch of the service, nearly
+CLIENTS = 24  # requests at the same time while capacity is measured, nearly a full batch of the service
 SHARES = (0.25, 0.5, 0.8, 1.0, 1.5, 3.0)
-IN_PROCESS = 200  # pairs of one call of the scorer in process: what a full batch of the service holds
+IN_PROCESS = 200  # pairs in one call of the scorer in process, as many as in a full batch of the service
 Row = dict[str, Any]
 
 
@@ -52,11 +52,11 @@ def write_bodies(folder: Path, pairs: Pairs) -> Path:
 
 @contextmanager
 def serving(folder: Path, replicas: int) -> Iterator[tuple[str, str]]:
-    """Run both applications on one Ray Serve, ours on so many replicas; yield the addresses to post to, ours first."""
+    """Run both applications on one Ray Serve, ours on so many replicas; yield their addresses, ours first."""
     port = free_port()
     among = ReplicaSettings(min=replicas, max=replicas)
     settings = ServeSettings(port=port, cpus_per_replica=THREADS / replicas, replicas=among)
-    # More CPUs than there are, for Ray to count: the two models never work at the same time.
+    # Ray is told of more CPUs than there are, because the two models never work at the same time.
     ray.init(num_cpus=2 * THREADS + 1, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
     ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
@@ -71,7 +71,7 @@ def serving(folder: Path, replicas: int) -> Iterator[tuple[str, str]]:
 
 
 def in_process(scorer: Contestant, pairs: Pairs, seconds: float) -> float:
-    """Pairs per second of the scorer in process, over calls that fill about `seconds`."""
+    """Return the pairs per second of the scorer in process, over calls that take about `seconds` together."""
     starts = list(range(len(pairs) - HELD_OUT, len(pairs), IN_PROCESS))
     taken: list[float] = []
     while sum(taken) < seconds:
@@ -83,7 +83,7 @@ def in_process(scorer: Contestant, pairs: Pairs, seconds: float) -> float:
 def capacities(
     scorer: Contestant, generator: Contestant, urls: tuple[str, str], pairs: Pairs, seconds: float, rounds: int
 ) -> list[Row]:
-    """Let scorer, service and peer take turns; the first round warms up and does not count."""
+    """Let scorer, service and peer take turns. The first round warms them up and does not count."""
     rows = []
     for round_ in range(-1, rounds):
         found = {"scorer": in_process(scorer, pairs, seconds / 2)}
@@ -97,7 +97,7 @@ def capacities(
 
 
 def open_loop(generator: Contestant, url: str, capacity: float, seconds: float, rounds: int) -> list[Row]:
-    """Send each share of `capacity` (requests/s) `rounds` times; latencies of a share's rounds are pooled."""
+    """Send each share of `capacity` (requests/s) `rounds` times; the rounds of a share are one row."""
     said: dict[float, list[Row]] = {share: [] for share in SHARES}
     for round_ in range(rounds):
         for share in SHARES:
@@ -106,7 +106,7 @@ def open_loop(generator: Contestant, url: str, capacity: float, seconds: float, 
 
 
 def one_row(share: float, found: Sequence[Row], capacity: float) -> Row:
-    """A share's rounds as one row."""
+    """Return the rounds of a share as one row."""
     latencies = [ms for row in found for ms in row["latencies_ms"]]
     p50, p99 = (float(ms) for ms in np.percentile(latencies or [float("nan")], (50, 99)))
     total = {name: sum(row[name] for row in found) for name in ("good", "refused", "failed")}
@@ -125,20 +125,20 @@ def one_row(share: float, found: Sequence[Row], capacity: float) -> Row:
 
 
 def figures_of(turns: Sequence[Row], rows: Sequence[Row]) -> list[Figure]:
-    """What has a goal, and the machine's speed beside it."""
+    """Return the figures with goals, and how fast the machine was."""
     over_scorer = statistics.median(turn["service"] / turn["scorer"] for turn in turns)
     over_peer = statistics.median(turn["service"] / turn["peer"] for turn in turns)
     by_share = {row["share_of_capacity"]: row for row in rows}
     half, triple = by_share[0.5]["p99_ms"] / by_share[0.5]["p50_ms"], by_share[3.0]["goodput_share"]
     plain = "times sentence-transformers' pairs/s behind @serve.batch"
     figures = [
-        Figure("http_over_scorer", over_scorer, "of the pairs/s in process", "at least 0.85", over_scorer >= 0.85),
-        Figure("http_over_sentence_transformers_serve", over_peer, plain, "at least 2.5", over_peer >= 2.5),
-        Figure("p99_over_p50_at_half_load", half, "ratio of latencies", "at most 4", half <= 4),
-        Figure("goodput_at_triple_load", triple, "of capacity", "at least 0.9", triple >= 0.9),
+        Figure("http_over_scorer", over_scorer, "of the pairs/s in process", at_least=0.85),
+        Figure("http_over_sentence_transformers_serve", over_peer, plain, at_least=2.5),
+        Figure("p99_over_p50_at_half_load", half, "ratio of latencies", at_most=4),
+        Figure("goodput_at_triple_load", triple, "of capacity", at_least=0.9),
     ]
     for name, unit in (("scorer", "pairs/s"), ("service", "pairs/s"), ("peer", "pairs/s"), ("generator", "cores")):
-        figures.append(Figure(f"{name}_median", statistics.median(turn[name] for turn in turns), unit, "", None))
+        figures.append(Figure(f"{name}_median", statistics.median(turn[name] for turn in turns), unit))
     return figures
 
 
@@ -147,9 +147,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="length of one phase")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--ingress", choices=get_args(Ingress), default="haproxy")
-    parser.add_argument("--replicas", type=int, default=THREADS, help="among which the cores are divided")
+    parser.add_argument("--replicas", type=int, default=THREADS, help="replicas among which the cores are divided")
     options = parser.parse_args()
-    # As `broadfast serve` starts its Ray.
+    # The environment in which `broadfast serve` starts Ray.
     environment = LOCAL_ENVIRONMENT | ingress_environment(ServeSettings(ingress=options.ingress))
     if not environment.items() <= os.environ.items():  # Ray Serve was imported without it
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **environment})

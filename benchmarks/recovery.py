@@ -1,20 +1,18 @@
-"""A replica killed and an export rolled in, under load: how long until all is well, and what the callers saw.
+"""Kills a replica and rolls in an export under load, and measures the recovery and what the callers saw.
 
-Two replicas, asked over loopback by `CLIENTS` callers who wait for their answers, behind Ray Serve's own proxy and
-behind HAProxy in turn. A killed replica is back once both are among those that answer for the service's figures.
+Two replicas run behind Ray Serve's own proxy and then behind HAProxy, with `CLIENTS` callers who wait for their
+answers. A killed replica has recovered once two replicas are among those that report the service's metrics.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from argparse import ArgumentParser
+from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,17 +24,18 @@ import ray
 from contest.running import Contestant, free_port
 from contest.weights import make_pairs_of_real_length, prepare
 from load import write_bodies
-from results import Figure, write_results
+from results import Figure, in_own_process, write_results
 from safetensors.torch import load_file, save_file
 
 from cluster.base.ray_session import LOCAL_ENVIRONMENT
+from cluster.base.stage_folder import write_json
 from serve.config import Ingress, ReplicaSettings, ServeSettings
 from serve.on_ray.proxy import ingress_environment
 from serve.on_ray.rollout import roll_export
 from serve.on_ray.running_service import serve_export
 
 CLIENTS = 8
-LEAD_S = 3.0  # load before anything happens to it
+LEAD_S = 3.0  # of load before the event
 PATIENCE_S = 180.0
 INGRESSES: tuple[Ingress, ...] = get_args(Ingress)
 Row = dict[str, Any]
@@ -58,7 +57,7 @@ def serving(export: Path, ingress: Ingress) -> Iterator[str]:
 
 
 def replicas(url: str) -> set[str]:
-    """Return the replicas that answer for the service's figures; none where it was asked of one that is gone."""
+    """Return the replicas that report metrics; an empty set if the request went to one that is gone."""
     try:
         with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
             lines = answer.read().decode().splitlines()
@@ -68,7 +67,7 @@ def replicas(url: str) -> set[str]:
 
 
 def wait_for_two(url: str, gone: str = "") -> None:
-    """Wait until two replicas answer, `gone` not among them."""
+    """Wait until there are two replicas, not counting `gone`."""
     deadline = time.monotonic() + PATIENCE_S
     while len(found := replicas(url)) != 2 or any(gone.endswith(name) for name in found):
         assert time.monotonic() < deadline, f"still {found}"
@@ -84,7 +83,7 @@ def kill_one(url: str) -> None:
 
 
 def under_load(event: str, generator: Contestant, url: str, seconds: float, act: Callable[[], object]) -> Row:
-    """Let something happen while callers ask; return how long it took and how their requests ended."""
+    """Let something happen while callers ask; return how long it took, and how their requests ended."""
     with ThreadPoolExecutor(1) as pool:
         phase = pool.submit(generator.ask, url=f"{url}/v1/score", clients=CLIENTS, seconds=seconds)
         time.sleep(LEAD_S)
@@ -97,7 +96,7 @@ def under_load(event: str, generator: Contestant, url: str, seconds: float, act:
 
 
 def changed_copy(export: Path, folder: Path) -> Path:
-    """Return an export like the given one but for one weight: another model to the service."""
+    """Return a copy of the export in which one weight is changed, so that the service sees another model."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(export, folder)
     weights = load_file(folder / "model.safetensors")
@@ -108,7 +107,7 @@ def changed_copy(export: Path, folder: Path) -> Path:
 
 
 def one_ingress(ingress: Ingress, kills: int, seconds: float) -> list[Row]:
-    """Kill and roll behind one ingress, in this process."""
+    """Kill replicas and roll in exports behind one ingress, in this process."""
     pairs = make_pairs_of_real_length()
     folder = prepare(pairs)
     export = folder / "export"
@@ -126,37 +125,34 @@ def one_ingress(ingress: Ingress, kills: int, seconds: float) -> list[Row]:
 
 
 def figures_of(rows: list[Row]) -> Iterator[Figure]:
-    """Per ingress: the slowest recovery and the longest silence after a kill, and what a roll cost."""
+    """Yield for each ingress the slowest recovery, the longest silence after a kill, and what a roll cost."""
     for ingress in INGRESSES:
         own = [row for row in rows if row["ingress"] == ingress]
         kills, rolls = ([row for row in own if row["event"] == event] for event in ("kill", "roll"))
         failed = sum(row["failed"] for row in kills)
-        yield Figure(f"recovery_s_{ingress}", max(row["took_s"] for row in kills), "s until two replicas", "", None)
-        yield Figure(
-            f"silence_s_{ingress}", max(row["longest_gap_s"] for row in kills), "s without an answer", "", None
-        )
+        yield Figure(f"recovery_s_{ingress}", max(row["took_s"] for row in kills), "s until two replicas")
+        yield Figure(f"silence_s_{ingress}", max(row["longest_gap_s"] for row in kills), "s without an answer")
         asked = sum(row[end] for row in kills for end in ("good", "refused", "failed"))
-        yield Figure(f"failed_at_kills_{ingress}", failed, f"of {asked} requests", "", None)
+        yield Figure(f"failed_at_kills_{ingress}", failed, f"of {asked} requests")
         lost = sum(row["refused"] + row["failed"] for row in rolls)
-        yield Figure(f"failed_at_rolls_{ingress}", lost, "requests", "none", lost == 0)
-        yield Figure(f"roll_s_{ingress}", max(row["took_s"] for row in rolls), "s until both have it", "", None)
+        yield Figure(f"failed_at_rolls_{ingress}", lost, "requests", at_most=0)
+        yield Figure(f"roll_s_{ingress}", max(row["took_s"] for row in rolls), "s until both have it")
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=30.0, help="length of one phase")
-    parser.add_argument("--only", choices=INGRESSES, help="one ingress, its rows as JSON on the last line")
+    parser.add_argument("--only", choices=INGRESSES, help=SUPPRESS)
+    parser.add_argument("--told", type=Path, help=SUPPRESS)
     options = parser.parse_args()
     if options.only:
-        print(json.dumps(one_ingress(options.only, options.kills, options.seconds)))
+        write_json(options.told, one_ingress(options.only, options.kills, options.seconds))
         return
     rows: list[Row] = []
     for ingress in INGRESSES:  # Ray Serve takes its ingress from the environment when it is imported
         environment = {**os.environ, **LOCAL_ENVIRONMENT, **ingress_environment(ServeSettings(ingress=ingress))}
-        command = [sys.executable, *sys.argv, "--only", ingress]
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-        rows += json.loads(done.stdout.splitlines()[-1])
+        rows += in_own_process(__file__, *sys.argv[1:], "--only", ingress, environment=environment)
     write_results("recovery", list(figures_of(rows)), rows)
 
 

@@ -1,10 +1,10 @@
-"""The scorer beside other libraries' cross-encoders: same weights, pairs and cores, in one run.
+"""Compares the scorer with the cross-encoders of other libraries, on the same weights, pairs and cores.
 
-Each contestant is a process of its own; they take turns, so that a machine whose speed drifts slows all of them alike,
-and figures are medians over rounds. A pair's text goes in and its probabilities come out: tokenising is part of it.
-`--peer-python` names an interpreter whose environment has sentence-transformers with its ONNX and OpenVINO backends,
-`--infinity-python` one with infinity-emb: they ask for another transformers than this project. Who has none is left
-out, and the output says so.
+Each contestant is a process of its own. They take turns, so that a machine whose speed drifts slows all of them alike,
+and figures are medians over rounds. Tokenising counts: text goes in and probabilities come out.
+`--peer-python` names an interpreter with sentence-transformers and its ONNX and OpenVINO backends, `--infinity-python`
+one with infinity-emb; both need another version of transformers than this project. Contestants without an interpreter
+are left out, and the output says so.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ BULK = 200
 
 
 def start_all(folder: Path, interpreters: dict[str, str | None]) -> list[Contestant]:
-    """Start whoever can be, with an interpreter of its own where one is named; say who cannot, and why."""
+    """Start all contestants that can be started, and print why the others cannot."""
     running = []
     for kind in KINDS:
         python = interpreters.get(kind, sys.executable)
@@ -55,7 +55,7 @@ def start_all(folder: Path, interpreters: dict[str, str | None]) -> list[Contest
 
 
 def race(contestants: Sequence[Contestant], pairs: Pairs) -> None:
-    """One round: all take turns over the same requests, which are those of every round."""
+    """Run one round, in which all contestants take turns at the same requests."""
     for size, count in REQUESTS.items():
         asked = [len(pairs) - HELD_OUT + i * size for i in range(count)]
         for contestant in contestants:
@@ -63,9 +63,9 @@ def race(contestants: Sequence[Contestant], pairs: Pairs) -> None:
 
 
 def useful_flops(student: Student, pairs: Pairs) -> float:
-    """Floating-point operations of the encoder's products per pair, real tokens only.
+    """Return the floating-point operations of the encoder's matrix products per pair, without padding.
 
-    Per layer and token 2(4H^2 + 2HI) for the projections and 4TH for attention, a multiply-add being two.
+    Per layer and token they are 2(4H^2 + 2HI) for the projections and 4TH for attention; a multiply-add counts as two.
     """
     config = student.encoder.config
     width, inner = config.hidden_size, config.intermediate_size
@@ -77,7 +77,7 @@ def useful_flops(student: Student, pairs: Pairs) -> float:
 
 
 def macro_f1_loss(folder: Path, pairs: Pairs) -> float:
-    """Points of macro-F1 on the catalogue's own labels that the served precision loses against the float32 student."""
+    """Return the points of macro-F1 on the catalogue's labels that the served precision loses to float32."""
     student, gold = Student.load(folder / "export"), [pair["label"] for pair in pairs]
     codes = student.config.scheme.codes
     plain = predict(student, load_tokenizer(folder / "export"), pairs).probabilities
@@ -88,7 +88,7 @@ def macro_f1_loss(folder: Path, pairs: Pairs) -> float:
 
 
 def rows_of(contestants: Sequence[Contestant]) -> list[dict[str, Any]]:
-    """One row per contestant and size."""
+    """Return one row for each contestant and size."""
     rows = []
     for contestant in contestants:
         for size, rounds in contestant.taken.items():
@@ -100,7 +100,7 @@ def rows_of(contestants: Sequence[Contestant]) -> list[dict[str, Any]]:
 
 
 def figures_of(found: dict[str, Contestant], shares: Sequence[float], loss: float) -> list[Figure]:
-    """The ratios that have goals at 200 products a request, and those of smaller requests."""
+    """Return the ratios at 200 products a request, most of which have goals, and those of smaller requests."""
     ours = found[OURS]
 
     def over(other: Contestant, size: int) -> float:
@@ -111,26 +111,26 @@ def figures_of(found: dict[str, Contestant], shares: Sequence[float], loss: floa
     ratio, share = over(found[THEIRS], BULK), statistics.median(shares)
     unit = "times the pairs/s"
     figures = [
-        Figure("scorer_over_sentence_transformers", ratio, f"{unit} of fp32, 200 products", "at least 3", ratio >= 3),
-        Figure("scorer_over_best_peer", over(best, BULK), f"{unit} of {best.kind}, 200 products", "", None),
-        Figure("share_of_matrix_limit", share, "of a 2048 product's rate, real tokens", "at least 0.6", share >= 0.6),
-        Figure("macro_f1_loss_points", loss, "points against float32", "at most 0.3", loss <= 0.3),
+        Figure("scorer_over_sentence_transformers", ratio, f"{unit} of fp32, 200 products", at_least=3),
+        Figure("scorer_over_best_peer", over(best, BULK), f"{unit} of {best.kind}, 200 products"),
+        Figure("share_of_matrix_limit", share, "of a 2048 product's rate, real tokens", at_least=0.6),
+        Figure("macro_f1_loss_points", loss, "points against float32", at_most=0.3),
     ]
     for size in (1, 10, 50):
         near = max(peers, key=lambda c: c.rate(size))
-        figures.append(Figure(f"over_sentence_transformers_at_{size}", over(found[THEIRS], size), unit, "", None))
-        figures.append(Figure(f"over_best_peer_at_{size}", over(near, size), f"{unit} of {near.kind}", "", None))
+        figures.append(Figure(f"over_sentence_transformers_at_{size}", over(found[THEIRS], size), unit))
+        figures.append(Figure(f"over_best_peer_at_{size}", over(near, size), f"{unit} of {near.kind}"))
     return figures
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--peer-python", help="interpreter of an environment with the peer's ONNX and OpenVINO backends"
-    )
-    parser.add_argument("--infinity-python", help="interpreter of an environment with infinity-emb")
+    parser.add_argument("--peer-python", help="interpreter with sentence-transformers' ONNX and OpenVINO backends")
+    parser.add_argument("--infinity-python", help="interpreter with infinity-emb")
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--minutes", type=float, default=30.0, help="start no further round after that; one is run")
+    parser.add_argument(
+        "--minutes", type=float, default=30.0, help="start no further round after that; at least one is run"
+    )
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
     end = time.monotonic() + 60 * options.minutes

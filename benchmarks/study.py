@@ -1,6 +1,6 @@
-"""What LRKD is worth: the study's figures, from the finished runs in `benchmarks/study`.
+"""Writes the figures of the study of what LRKD is worth, from the finished runs in `benchmarks/study`.
 
-Trains nothing: `broadfast study workflows/configs/study.toml` makes the runs, in hours, and goes on where it stopped.
+It trains nothing. `broadfast study workflows/configs/study.toml` makes the runs, which takes hours and can be resumed.
 """
 
 from __future__ import annotations
@@ -31,25 +31,18 @@ GOALS = {
 
 
 def figures(found: Mapping[str, float]) -> Iterator[Figure]:
-    """Yield every figure, pooled or of one data set, with the goal that its kind has."""
+    """Yield every figure, pooled or of one data set, with the goal of its kind; a goal of 0 is to be above it."""
     for name, value in found.items():
         kind = next((kind for kind in GOALS if name.startswith(kind)), None)
-        goal = "" if kind is None else f"{'at least' if GOALS[kind] else 'above'} {GOALS[kind]:g}"
-        holds = None if kind is None else value >= GOALS[kind] if GOALS[kind] else value > 0
-        yield Figure(name, value, "points, best LRKD row on dev", goal, holds)
+        goal = {} if kind is None else {"at_least" if GOALS[kind] else "above": GOALS[kind]}
+        yield Figure(name, value, "points, best LRKD row on dev", **goal)
 
 
 def line(data: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return one row of a data set as one line of the raw table."""
+    """Return a row of a data set as a line of the raw table."""
     spread = {f"{metric}_{part}": row[metric][part] for metric in METRICS for part in ("mean", "sd")}
-    return {
-        "data": data,
-        "row": row["name"],
-        "best": row["best"],
-        **spread,
-        "auc": row["auc"],
-        "ndcg": row["ndcg_at_10"],
-    }
+    names = {"data": data, "row": row["name"], "best": row["best"]}
+    return names | spread | {"auc": row["auc"], "ndcg": row["ndcg_at_10"]}
 
 
 def main() -> None:
@@ -59,7 +52,7 @@ def main() -> None:
     try:
         report = compare(config, *run_study(config, make=False))
     except UserError as error:
-        console().print(f"study: no figures yet. {error}", highlight=False)
+        console().print(f"study: there are no figures yet. {error}", highlight=False)
         return
     rows = [line(part["name"], row) for part in report["data"] for row in part["rows"]]
     write_results("study", list(figures(report["figures"])), rows)

@@ -1,8 +1,9 @@
-"""Do the targets tell the label? A linear probe on the rationales' embeddings, beside one on query and title.
+"""Compares a linear probe of the label on the rationales' embeddings with one on query and title.
 
-LRKD pulls a student towards the embeddings of rationales. Where these say nothing of the label that query and title,
-read by the same frozen encoder, do not say already, there is nothing to gain. Logistic regression, five folds by query
-over the labelled train and test pairs of a finished run; macro-F1 with an interval from resampled queries.
+LRKD pulls a student towards the embeddings of rationales. If these say nothing about the label that query and title,
+read by the same frozen encoder, do not say already, there is nothing to gain. The probe is a logistic regression over
+five folds by query of the labelled train and test pairs of a finished run; macro-F1 has an interval from resampled
+queries.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ Row = dict[str, Any]
 
 
 def read(run: Path) -> tuple[list[Row], dict[str, np.ndarray]]:
-    """Return the labelled train and test pairs that have every rationale, and the features of each, NxF."""
+    """Return the labelled train and test pairs that have all rationales, and their features of each kind, NxF."""
     vectors = {row["pair_id"]: row["vectors"] for row in read_table(run / "8-targets/targets.parquet").to_pylist()}
     votes = {row["pair_id"]: row for row in read_table(run / "7-judgements/judgements.parquet").to_pylist()}
     pairs = [
@@ -49,13 +50,13 @@ def read(run: Path) -> tuple[list[Row], dict[str, np.ndarray]]:
 
 
 def probe(features: np.ndarray, labels: Sequence[str], queries: Sequence[str]) -> list[str]:
-    """Return the label of each pair as a probe says that never saw its query."""
+    """Return the label that a probe gives to each pair without having seen its query."""
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=200))
     return list(cross_val_predict(model, features, labels, groups=queries, cv=GroupKFold(5)))
 
 
 def one_run(name: str, run: Path) -> Iterator[Row]:
-    """Yield a row per kind of features; gains are of macro-F1, in points over query and title."""
+    """Yield a row for each kind of features; gains are points of macro-F1 over query and title."""
     scheme = load_scheme(read_json(run / "config.json")["labels"]["scheme"])
     pairs, features = read(run)
     labels, queries = ([pair[column] for pair in pairs] for column in ("label", "query_id"))
@@ -77,21 +78,17 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="NAME=RUN_DIR", help="finished up to 8-targets")
     options = parser.parse_args()
-    rows = [row for given in options.runs for row in one_run(*_named(given))]
+    rows = [
+        row for name, _, run in (given.partition("=") for given in options.runs) for row in one_run(name, Path(run))
+    ]
     figures = []
     for row in rows:
         kind = row["features"].replace(" ", "_")
-        figures.append(Figure(f"macro_f1_{kind}_{row['data']}", row["macro_f1"], "of a linear probe", "", None))
+        figures.append(Figure(f"macro_f1_{kind}_{row['data']}", row["macro_f1"], "of a linear probe"))
         if row["features"] == "both":
             unit = "points, lower end of the gain over query and title"
-            low = row["gain_low"]
-            figures.append(Figure(f"rationales_add_low_{row['data']}", low, unit, "above 0", low > 0))
+            figures.append(Figure(f"rationales_add_low_{row['data']}", row["gain_low"], unit, above=0))
     write_results("targets", figures, rows)
-
-
-def _named(given: str) -> tuple[str, Path]:
-    name, _, run = given.partition("=")
-    return name, Path(run)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""What the teacher takes per pair beside the student: the same pairs on the same cores, in one run.
+"""Compares the time that the teacher takes for a pair with the student's, on the same pairs and cores.
 
-The teacher answers every pair from three perspectives through the generation stage, batched by vLLM, without the start
-of its engine; the student scores all of them in process. Each works in a process of its own, one after the other.
-`--model` names another teacher than the demo's, and `--teacher-pairs` how many of the pairs a slow one answers.
+The teacher answers every pair from three perspectives through the generation stage, batched by vLLM; the start of its
+engine does not count. The student scores all pairs in process. They run one after the other in processes of their own.
+`--model` names another teacher than the demo's, and `--teacher-pairs` says how many pairs a slow one answers.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,10 +17,10 @@ from typing import Any
 
 from contest.running import Contestant
 from contest.weights import HELD_OUT, ROOT, Pairs, make_pairs_of_real_length, prepare
-from results import Figure, write_results
+from results import Figure, in_own_process, write_results
 
 from cluster.base.ray_session import ray_session
-from cluster.base.stage_folder import digest, read_json, write_json
+from cluster.base.stage_folder import digest, write_json
 from cluster.config import ClusterSettings
 from cluster.models.folders import check_model, model_fingerprint
 from mpcot.asking.generate import generate
@@ -31,7 +30,7 @@ from mpcot.perspectives.perspective import load_perspectives
 from mpcot.schemes.scheme import load_scheme
 
 MODEL = ROOT / "models" / "smollm2-135m-instruct"
-# As stage 7 asks in `workflows/configs/demo.toml`, but for the description, which the student reads too.
+# The answers of stage 7 in `workflows/configs/demo.toml`, but with the description, which the student reads too.
 ASK = AnswerSettings(temperature=0, max_tokens=64, max_chars=200, description_chars=400, max_failed_share=1)
 ENGINE = VllmEngine(max_model_len=640, max_num_seqs=256, enforce_eager=True, replicas=Replicas(cpus=2))
 AT_A_TIME = 200
@@ -45,7 +44,7 @@ def as_row(pair: dict[str, Any]) -> dict[str, Any]:
 
 
 def teacher(pairs: Pairs, folder: str) -> dict[str, Any]:
-    """Answer all pairs from every perspective; return seconds without the engine's start, and counts."""
+    """Answer all pairs from every perspective; return counts, and the seconds without the engine's start."""
     model = check_model("--model", folder)
     scheme, perspectives = load_scheme("esci"), load_perspectives(PerspectiveSettings())
     plan = GenerationPlan(model, model_fingerprint(model), ENGINE, scheme, perspectives, ASK, seed=1)
@@ -59,7 +58,7 @@ def teacher(pairs: Pairs, folder: str) -> dict[str, Any]:
 
 
 def student(pairs: Pairs, rounds: int = 5) -> dict[str, Any]:
-    """Score all pairs in process, `AT_A_TIME` a call; return the median seconds of some rounds."""
+    """Score all pairs in process, `AT_A_TIME` in a call; return the median of some rounds in seconds."""
     contestant = Contestant.start("scorer", "contestant.py", "scorer", str(prepare(make_pairs_of_real_length())))
     assert "ready" in contestant.hear()
     starts = list(range(HELD_OUT, HELD_OUT + len(pairs), AT_A_TIME))
@@ -72,28 +71,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=400, help=f"a multiple of {AT_A_TIME}, at most {HELD_OUT}")
     parser.add_argument("--model", default=str(MODEL), help="folder or name of the teacher")
-    parser.add_argument("--teacher-pairs", type=int, help="pairs that the teacher answers; all if not given")
+    parser.add_argument("--teacher-pairs", type=int, help="pairs that the teacher answers; by default all")
     parser.add_argument("--told", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     pairs = make_pairs_of_real_length()[HELD_OUT:][: given.pairs]
     if given.told:
         write_json(given.told, teacher(pairs[: given.teacher_pairs], given.model))
         return
-    with tempfile.TemporaryDirectory() as work:
-        told = Path(work) / "told.json"
-        subprocess.run([sys.executable, __file__, *sys.argv[1:], "--told", str(told)], check=True)
-        rows = [read_json(told), student(pairs)]
+    rows = [in_own_process(__file__, *sys.argv[1:]), student(pairs)]
     slow, fast = (row["seconds"] / row["pairs"] for row in rows)
-    ratio = slow / fast
-    write_results(
-        "teacher_over_student",
-        [
-            Figure("teacher_over_student_time", ratio, "ratio of times per pair", "at least 300", ratio >= 300),
-            Figure("teacher_ms_per_pair", 1000 * slow, "ms, three perspectives", "", None),
-            Figure("student_ms_per_pair", 1000 * fast, "ms, in process", "", None),
-        ],
-        rows,
-    )
+    figures = [
+        Figure("teacher_over_student_time", slow / fast, "ratio of times per pair", at_least=300),
+        Figure("teacher_ms_per_pair", 1000 * slow, "ms, three perspectives"),
+        Figure("student_ms_per_pair", 1000 * fast, "ms, in process"),
+    ]
+    write_results("teacher_over_student", figures, rows)
 
 
 if __name__ == "__main__":

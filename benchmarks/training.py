@@ -1,18 +1,15 @@
-"""SFT and DPO against TRL's trainers: tokens per second and peak memory, in one run.
+"""Compares SFT and DPO with TRL's trainers by tokens per second and peak memory.
 
-Every arm is a process of its own, trains the same model in full on the same answers in the same order and batches,
-with the same optimiser, clipping, precision, threads and malloc settings, and its losses must be those of its peer.
-Useful tokens are those of all prompts and answers without padding, as TRL counts them: the same number for both
-sides, so that what sharing a prompt saves is a gain and not a smaller numerator. Reference log-probabilities are
-counted into DPO's time on all sides; loading, imports and tokenising in advance are not.
+Every arm is a process of its own. All of them train the same model in full on the same answers in the same order and
+batches, with the same optimiser, clipping, precision, threads and malloc settings, and their losses must agree.
+Useful tokens are those of all prompts and answers without padding, as TRL counts them. Both sides have the same number
+of them, so that a shared prompt shows as a gain. Reference log-probabilities are part of DPO's time on all sides;
+loading, imports and tokenising in advance are not.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import tempfile
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -20,7 +17,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from results import Figure, write_results
+from results import Figure, in_own_process, write_results
 from training_arms import ARMS, MODEL, WARM_UP_STEPS, Row, batches, dpo_rows, dpo_task, sft_rows, sft_task, tokens
 
 from cluster.base.ray_session import LOCAL_ENVIRONMENT
@@ -30,25 +27,22 @@ from teacher.preferences.reference_logprobs import SIDES
 from teacher.sft import SftTask
 
 MIB = 2**20
-# Relative; bf16 rounds sums of other shapes otherwise, and a preference's loss is of differences of sums over answers.
-# In fp32 both are the same to 1e-5, which tests show.
+# Relative differences. In bf16, sums of other shapes are rounded in another way, and DPO's loss is made of differences
+# of sums over answers. In fp32 both sides agree to 1e-5, which tests show.
 SAME_LOSS = {"sft": 0.03, "dpo": 0.05}
 
 
-def in_process(arm: str) -> Row:
-    """Run an arm in a process of its own, all with the environment that ours gives its workers."""
+def run_arm(arm: str) -> Row:
+    """Run an arm in a process of its own, with the environment of our training workers."""
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | LOCAL_ENVIRONMENT | {"HF_DATASETS_CACHE": folder, "TOKENIZERS_PARALLELISM": "false"}
-        out = Path(folder) / "found.json"
-        command = [sys.executable, str(Path(__file__).with_name("training_arms.py")), "--arm", arm, "--out", str(out)]
-        subprocess.run(command, env=environment, check=True)
-        return json.loads(out.read_text(encoding="utf-8"))
+        return in_own_process(Path(__file__).with_name("training_arms.py"), "--arm", arm, environment=environment)
 
 
 def training_flops(task: SftTask | DpoTask, rows: Sequence[Row], shared: bool) -> float:
-    """Return the products' operations that the timed steps of a training need, without padding and attention.
+    """Return the operations of the matrix products in the timed steps, without padding and attention.
 
-    Six per weight and token, forward and backward; the vocabulary's weights count for answer tokens only.
+    There are six per weight and token, forward and backward; the vocabulary's weights count for answer tokens only.
     """
     from transformers import AutoConfig
 
@@ -63,7 +57,7 @@ def training_flops(task: SftTask | DpoTask, rows: Sequence[Row], shared: bool) -
 
 
 def summarise(found: dict[str, Row]) -> list[Row]:
-    """Return one row per arm: useful tokens, seconds, tokens per second, share of the machine's limit, memory."""
+    """Return one row per arm: tokens, seconds, speed, share of the machine's limit, and memory."""
     limit = median(found[name]["flops_per_s"] for name in found if name.startswith("matrix_limit"))
     rows = []
     for kind, task, data in (("sft", sft_task("."), sft_rows()), ("dpo", dpo_task("."), dpo_rows())):
@@ -86,7 +80,7 @@ def summarise(found: dict[str, Row]) -> list[Row]:
 
 
 def check_same_work(found: dict[str, Row]) -> None:
-    """Stop unless both sides counted the same tokens and their losses agree step by step: else the work differs."""
+    """Stop unless both sides counted the same tokens and their losses agree at every step."""
     peers = (("sft", "trl_sft"), ("dpo", "trl_dpo"), ("dpo", "trl_dpo_precomputed"))
     for kind, theirs_ in peers:
         ours_ = f"our_{kind}"
@@ -104,21 +98,21 @@ def figures(rows: Sequence[Row]) -> list[Figure]:
     precomputed, memory = rate["our_dpo"] / rate["trl_dpo_precomputed"], peak["our_dpo"] / peak["trl_dpo"]
     unit = "ratio of useful tokens per second"
     return [
-        Figure("sft_over_trl", sft, unit, "at least 1.3", sft >= 1.3),
-        Figure("dpo_over_trl", dpo, f"{unit}, live reference", "at least 1.8", dpo >= 1.8),
-        Figure("dpo_memory_over_trl", memory, "ratio of peak memory, live reference", "at most 0.7", memory <= 0.7),
-        Figure("dpo_over_trl_precomputed", precomputed, unit, "", None),
-        Figure("sft_memory_over_trl", peak["our_sft"] / peak["trl_sft"], "ratio of peak memory", "", None),
-        Figure("sft_share_of_matrix_limit", share["our_sft"], "of the products that are needed", "", None),
-        Figure("dpo_share_of_matrix_limit", share["our_dpo"], "likewise, training alone", "", None),
-        Figure("trl_sft_share_of_matrix_limit", share["trl_sft"], "likewise", "", None),
+        Figure("sft_over_trl", sft, unit, at_least=1.3),
+        Figure("dpo_over_trl", dpo, f"{unit}, live reference", at_least=1.8),
+        Figure("dpo_memory_over_trl", memory, "ratio of peak memory, live reference", at_most=0.7),
+        Figure("dpo_over_trl_precomputed", precomputed, unit),
+        Figure("sft_memory_over_trl", peak["our_sft"] / peak["trl_sft"], "ratio of peak memory"),
+        Figure("sft_share_of_matrix_limit", share["our_sft"], "of the products that are needed"),
+        Figure("dpo_share_of_matrix_limit", share["our_dpo"], "likewise, training alone"),
+        Figure("trl_sft_share_of_matrix_limit", share["trl_sft"], "likewise"),
     ]
 
 
 def main() -> None:
     ArgumentParser(description=__doc__).parse_args()
-    found = {arm: in_process(arm) for arm in ARMS}
-    found["matrix_limit_after"] = in_process("matrix_limit")
+    found = {arm: run_arm(arm) for arm in ARMS}
+    found["matrix_limit_after"] = run_arm("matrix_limit")
     check_same_work(found)
     rows = summarise(found)
     write_results("training", figures(rows), rows)

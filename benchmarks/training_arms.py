@@ -1,13 +1,12 @@
-"""The arms of `training.py`, each to be run in a process of its own: `training_arms.py --arm NAME --out FILE`.
+"""The arms of `training.py`, each in a process of its own: `training_arms.py --arm NAME --told FILE`.
 
-Each returns the seconds at which its steps ended, their losses, the seconds that the reference took, and its peak
-memory. The data is the same for all: answers of the catalogue, written without a model.
+Each arm reports when its steps ended, their losses, how long the reference model took, and its peak memory. All arms
+learn from the same data: answers of the catalogue, which are written without a model.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ import pyarrow as pa
 
 from cluster.base.processor import resolve_precision
 from cluster.base.ray_session import ray_session
+from cluster.base.stage_folder import write_json
 from cluster.config import ClusterSettings, TrainSettings, Workers
 from cluster.training.arrow_rows import write_rows
 from cluster.training.driver import run_training
@@ -51,9 +51,6 @@ PRECISION = resolve_precision("auto", gpu=False)
 Row = dict[str, Any]
 
 
-# What is learnt from: answers of the catalogue, written without a model.
-
-
 def sft_rows() -> list[Row]:
     """Return one row per pair, as stage 3 writes them: its three prompts and answers."""
     questions = load_perspectives(PerspectiveSettings(names=PERSPECTIVES))
@@ -64,7 +61,7 @@ def sft_rows() -> list[Row]:
 
 
 def dpo_rows() -> list[Row]:
-    """Return one preference per pair: its own answer over that of the next pair with another label."""
+    """Return one preference per pair: its own answer over the answer of the next pair with another label."""
     pairs, rows = catalogue(), []
     for number, pair in enumerate(pairs):
         others = pairs[number + 1 :] + pairs[:number]
@@ -104,17 +101,14 @@ def batches(task: SftTask | DpoTask, rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def tokens(rows: Sequence[Row]) -> int:
-    """Return the tokens of all prompts and answers, as often as TRL trains on them."""
+    """Return the number of tokens of all prompts and answers, as TRL trains on them."""
     tokenizer = load_tokenizer(str(MODEL))
     return sum(len(encode(tokenizer, *example, MAX_TOKENS)[0]) for row in rows for example in examples(row))
 
 
-# Arms: each returns the seconds of its steps, their losses, what preparing took, and its peak memory.
-
-
 @dataclass
 class Measured:
-    """A task that leaves its worker's peak memory in place of a model."""
+    """A task that saves the peak memory of its worker instead of a model."""
 
     def save(self, state: dict[str, Any], folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -123,12 +117,12 @@ class Measured:
 
 @dataclass
 class MeasuredSft(Measured, SftTask):
-    """Ours, measured."""
+    """Our SFT, measured."""
 
 
 @dataclass
 class MeasuredDpo(Measured, DpoTask):
-    """Ours, measured."""
+    """Our DPO, measured."""
 
 
 def sft_task(folder: str) -> SftTask:
@@ -192,7 +186,7 @@ def trl_dpo_precomputed(folder: str) -> Row:
 
 
 def theirs(trainer_class: Any, config_class: Any, data: list[Row], folder: str, answers: int, **given: Any) -> Row:
-    """Train through TRL: bf16 as autocast over fp32 weights, no recomputation, batches of like length as ours."""
+    """Train through TRL: bf16 as autocast over fp32 weights, no recomputation, and our batches."""
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -232,13 +226,13 @@ def theirs(trainer_class: Any, config_class: Any, data: list[Row], folder: str, 
 
 
 def peak_bytes() -> int:
-    """Return the most memory that this process has held; the peak of a parent process is not in it."""
+    """Return the peak memory of this process, without that of its parent."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 
 
 def matrix_limit(_: str) -> Row:
-    """Measure how fast this machine multiplies matrices of the model's shapes, all three products of a training."""
+    """Measure how fast this machine computes the three matrix products of a training in the model's shapes."""
     import torch
     from transformers import AutoConfig
 
@@ -277,10 +271,10 @@ ARMS: dict[str, Callable[..., Row]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arm", choices=tuple(ARMS), required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--told", type=Path, required=True)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        given.out.write_text(json.dumps(ARMS[given.arm](folder)), encoding="utf-8")
+        write_json(given.told, ARMS[given.arm](folder))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""One contestant in a process of its own: loads once, then scores what it is told to and says how long that took.
+"""A contestant in a process of its own, which loads once, then scores on command and reports how long that took.
 
-Called as `contestant.py KIND FOLDER`. Commands and answers are JSON lines. A peer needs its own library alone, so that
-it may run in another environment; of this repository only `scorer` and `matrix` import something.
+It is called as `contestant.py KIND FOLDER`. Commands and answers are lines of JSON. A peer needs only its own library,
+so that it can run in another environment; only `scorer` imports something of this repository.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ THREADS = 2
 
 
 def scorer(folder: Path, **settings: Any) -> Answer:
-    """Our scorer in process; `answer` builds everything that the service returns."""
+    """Our scorer in process, with everything that the service returns."""
     from serve.config import ServeSettings
     from serve.http.schemas import ProductInput, ScoreInput
     from serve.scoring.scorer import Scorer
@@ -34,12 +34,12 @@ def scorer(folder: Path, **settings: Any) -> Answer:
 
 
 def texts_of(pairs: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the products' texts, as our student reads them: title, then description."""
+    """Return the products' texts as our student reads them, title and description."""
     return [f"{pair['title']} {pair['description']}" for pair in pairs]
 
 
 def cross_encoder(folder: Path, backend: str = "torch", **model: Any) -> Answer:
-    """sentence-transformers' CrossEncoder as its documentation calls it, batches of 32 sorted by length."""
+    """sentence-transformers' CrossEncoder as in its documentation, with batches of 32 sorted by length."""
     from sentence_transformers import CrossEncoder
 
     peer = CrossEncoder(str(folder / "peer"), backend=backend, max_length=128, device="cpu", model_kwargs=model)
@@ -52,7 +52,7 @@ def cross_encoder(folder: Path, backend: str = "torch", **model: Any) -> Answer:
 
 
 def quantised(folder: Path) -> Answer:
-    """Its ONNX backend with weights in int8, quantised by its own helper."""
+    """The ONNX backend of sentence-transformers with int8 weights, quantised by its own helper."""
     from sentence_transformers import CrossEncoder, export_dynamic_quantized_onnx_model
 
     plain = CrossEncoder(str(folder / "peer"), backend="onnx", device="cpu", model_kwargs={"export": True})
@@ -61,7 +61,7 @@ def quantised(folder: Path) -> Answer:
 
 
 def vllm_classifier(folder: Path, dtype: str) -> Answer:
-    """vLLM's own runner for classifiers. Of a pair it takes token ids and where the second text begins."""
+    """vLLM's runner for classifiers, which takes the token ids of a pair and where the second text begins."""
     os.environ.update(VLLM_CPU_OMP_THREADS_BIND=f"0-{THREADS - 1}", VLLM_CPU_KVCACHE_SPACE="1")
     from transformers import AutoTokenizer
     from vllm import LLM, PoolingParams
@@ -84,7 +84,7 @@ def vllm_classifier(folder: Path, dtype: str) -> Answer:
 
 
 def infinity(folder: Path, dtype: str) -> Answer:
-    """infinity-emb's engine in process, without its HTTP. It reranks by one score, so its head has one label."""
+    """infinity-emb's engine in process, without HTTP. It reranks by one score, so its head has one label."""
     import asyncio
 
     from infinity_emb import AsyncEmbeddingEngine, EngineArgs
@@ -119,7 +119,7 @@ KINDS: dict[str, Callable[[Path], Answer]] = {
 
 
 def matrix_gflops(precision: str, size: int = 2048, rounds: int = 4) -> float:
-    """Best rate of a square matrix product in `precision`, as `matmul` multiplies it."""
+    """Return the best rate of a square matrix product in `precision`."""
     import torch
 
     torch.set_num_threads(THREADS)
@@ -134,7 +134,7 @@ def matrix_gflops(precision: str, size: int = 2048, rounds: int = 4) -> float:
 
 
 def obey(command: dict[str, Any], answer: Answer, pairs: list[dict[str, Any]]) -> Any:
-    """Time requests, each a slice of the pairs, or multiply matrices."""
+    """Time requests, each of them a slice of the pairs, or multiply matrices."""
     if "matrix" in command:
         return matrix_gflops(command["matrix"])
     taken = []
@@ -149,7 +149,7 @@ def obey(command: dict[str, Any], answer: Answer, pairs: list[dict[str, Any]]) -
 def main() -> None:
     kind, folder = sys.argv[1], Path(sys.argv[2])
     say = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # libraries print, too, and so do processes that they start
+    os.dup2(2, 1)  # libraries, and processes that they start, print to the standard output too
     pairs = json.loads((folder / "pairs.json").read_text(encoding="utf-8"))
     try:
         answer = KINDS[kind](folder)

@@ -1,7 +1,8 @@
-"""The generation job in distilabel, in an environment with distilabel and the same vLLM: `distilabel_arm.py JOB TOLD`.
+"""The generation job in distilabel, for an environment with distilabel and the same vLLM.
 
-distilabel 1.5 was written for an older vLLM. Three things are set right here, or it does not run at all: an argument
-that vLLM no longer takes, structured outputs by vLLM's own setting, and how the engine is let go.
+It is called as `distilabel_arm.py JOB --told FILE`. distilabel 1.5 was written for an older vLLM and does not run with
+this one unless three things are corrected: an argument that vLLM no longer takes, structured outputs, which are now
+set in another way, and how the engine is released.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from vllm.sampling_params import StructuredOutputsParams
 class Engine(vLLM):  # type: ignore[misc]
     """distilabel's engine for this vLLM.
 
-    `form` is the regular expression of an answer; the start's seconds are written to the file `noted`.
+    `form` is the regular expression of an answer. The seconds of the engine's start are written to the file `noted`.
     """
 
     form: str
@@ -48,7 +49,7 @@ class Engine(vLLM):  # type: ignore[misc]
 
 
 def main() -> None:
-    job, told = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2])
+    job, told = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[3])
     os.environ.update(job["environment"])
     noted = told.with_suffix(".start")
     own = {name: value for name, value in job["engine"].items() if name in Engine.model_fields}

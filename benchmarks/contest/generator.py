@@ -1,8 +1,8 @@
-"""The load generator: one process, open or closed loop, over bodies that were made beforehand.
+"""The load generator, one process that sends prepared request bodies in an open or a closed loop.
 
-Called as `generator.py BODIES`; commands and answers are JSON lines. In an open loop requests leave at times drawn
-beforehand (a Poisson process), whether or not earlier ones were answered, and a latency counts from that time.
-It shares the machine's cores with the service, so each answer says how much processor time it took.
+It is called as `generator.py BODIES`; commands and answers are lines of JSON. In an open loop, requests leave at random
+times (a Poisson process) whether or not earlier ones were answered, and latencies count from these times. It shares
+the machine's cores with the service, so each answer says how much processor time it took.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TIMEOUT_S = 20.0
 
 @dataclass
 class Count:
-    """Answers of one phase: when each good one came, how long it took, and how many others there were."""
+    """The answers of one phase: when good ones came and how long they took, and how many others there were."""
 
     came: list[float] = field(default_factory=list)
     latencies_ms: list[float] = field(default_factory=list)
@@ -33,7 +33,7 @@ class Count:
 
 
 async def ask(session: aiohttp.ClientSession, url: str, body: bytes, count: Count, due: float) -> None:
-    """Send one request and count its answer; `due` is when it should have left."""
+    """Send one request and count its answer; `due` is the time at which it should leave."""
     try:
         async with session.post(url, data=body, headers={"Content-Type": "application/json"}) as answer:
             await answer.read()
@@ -51,7 +51,7 @@ async def ask(session: aiohttp.ClientSession, url: str, body: bytes, count: Coun
 
 
 async def closed(session: aiohttp.ClientSession, command: dict[str, Any], bodies: list[bytes], count: Count) -> None:
-    """Keep `clients` requests under way until the time is up."""
+    """Keep `clients` requests waiting for answers until the time is up."""
     end = time.perf_counter() + command["seconds"]
     turn = iter(range(10**9))
 
@@ -74,7 +74,7 @@ async def opened(session: aiohttp.ClientSession, command: dict[str, Any], bodies
 
 
 async def run(command: dict[str, Any], bodies: list[bytes]) -> dict[str, Any]:
-    """Run one phase. `good_per_s` counts what came within its length, not what came after."""
+    """Run one phase. `good_per_s` counts only answers that came before its end."""
     count, start, cpu = Count(), time.perf_counter(), time.process_time()
     limits = aiohttp.ClientTimeout(total=TIMEOUT_S)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=limits) as session:

@@ -1,4 +1,4 @@
-"""sentence-transformers behind Ray Serve as the documentation shows it: `@serve.batch` makes the batches."""
+"""sentence-transformers behind Ray Serve as in its documentation, where `@serve.batch` makes the batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A contestant or load generator as its owner sees it: a process that obeys JSON lines."""
+"""A handle on a contestant or load generator, which takes commands as lines of JSON in a process of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -23,7 +23,7 @@ def free_port() -> int:
 
 @dataclass
 class Contestant:
-    """A running process and, of a contestant, what it took: seconds per request, by size and round."""
+    """A running process and, for a contestant, the seconds per request by size and round."""
 
     kind: str
     process: subprocess.Popen[str]
@@ -31,7 +31,7 @@ class Contestant:
 
     @classmethod
     def start(cls, kind: str, script: str, *arguments: str, python: str = sys.executable) -> Contestant:
-        """Start a script of this folder. Its first answer is whether it is ready."""
+        """Start a script of this folder. Its first answer says whether it is ready."""
         command = [python, str(Path(__file__).parent / script), *arguments]
         pipe, silent = subprocess.PIPE, subprocess.DEVNULL
         return cls(kind, subprocess.Popen(command, text=True, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=silent))
@@ -55,9 +55,9 @@ class Contestant:
         self.process.wait()
 
     def rates(self, size: int) -> list[float]:
-        """Pairs per second of each round."""
+        """Return the pairs per second of each round."""
         return [size * len(seconds) / sum(seconds) for seconds in self.taken[size]]
 
     def rate(self, size: int) -> float:
-        """Median of the rounds' pairs per second."""
+        """Return the median of the rounds' pairs per second."""
         return statistics.median(self.rates(size))

@@ -1,8 +1,8 @@
-"""What all contestants are given: the same pairs, and the same weights in the form that each one loads.
+"""Prepares the pairs of all contestants, and the same weights in the form that each contestant loads.
 
-The student is trained for some minutes on the invented catalogue's own labels, so that its answers are worth comparing;
-its verdict heads learn the label, too. The peer's folder holds the same encoder under a plain classifier of four
-labels, and a second one under a head of one label, which is all that some peers take.
+The student is trained for some minutes on the labels of the invented catalogue, so that its answers are worth
+comparing; its verdict heads learn the label too. Peers load the same encoder with a plain classifier of four labels, or
+with a head of one label if they take no other.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ Pairs = list[dict[str, Any]]
 
 
 def make_pairs_of_real_length(seed: int = 1) -> Pairs:
-    """Return labelled pairs of the catalogue, about as long as those of the Shopping Queries Dataset.
+    """Return labelled pairs of the catalogue that are about as long as those of the Shopping Queries Dataset.
 
-    There 5, 50 and 95 % of the us pairs have at most 15, 34 and 58 MiniLM tokens. A title here is shorter, so words of
-    other products' descriptions, which say nothing about the label, follow it in a number drawn for each pair.
+    There, 5, 50 and 95 % of the us pairs have at most 15, 34 and 58 MiniLM tokens. The catalogue's titles are shorter,
+    so a random number of words from other products' descriptions, which say nothing about the label, follows them.
     """
     rng, found = random.Random(seed), make_pairs(TRAIN + HELD_OUT, 8, 0.5, seed)
     words = cycle(word for pair in found for word in pair.product.description.split())
@@ -52,7 +52,7 @@ def make_pairs_of_real_length(seed: int = 1) -> Pairs:
 
 
 def prepare(pairs: Pairs) -> Path:
-    """Train and save all forms, unless a call before has; return their folder, `pairs.json` in it."""
+    """Train and save all forms unless they are there already; return their folder, which has `pairs.json` too."""
     (FOLDER / "peer").mkdir(parents=True, exist_ok=True)
     (FOLDER / "pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
     if not (FOLDER / "export" / CONFIG).is_file():
@@ -65,7 +65,7 @@ def prepare(pairs: Pairs) -> Path:
 
 
 def trained(pairs: Pairs) -> Student:
-    """Train a student on labels, `EPOCHS` times over `pairs`."""
+    """Train a student on labels for `EPOCHS` epochs of `pairs`."""
     torch.manual_seed(0)
     config = StudentConfig(
         scheme=load_scheme("esci"),
@@ -96,9 +96,9 @@ def trained(pairs: Pairs) -> Student:
 
 
 def save_peer(student: Student, folder: Path, labels: int) -> None:
-    """Write the student's encoder under a plain classifier of so many labels, as other libraries load it."""
+    """Write the student's encoder with a plain classifier of so many labels, as other libraries load it."""
     config = copy.deepcopy(student.encoder.config)
     config.num_labels = labels
     peer = BertForSequenceClassification(config)
-    peer.bert.load_state_dict(student.encoder.state_dict(), strict=False)  # without the pooler, which is random
+    peer.bert.load_state_dict(student.encoder.state_dict(), strict=False)  # the pooler stays random
     peer.save_pretrained(folder)

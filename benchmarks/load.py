@@ -109,19 +109,11 @@ def one_row(share: float, found: Sequence[Row], capacity: float) -> Row:
     """Return the rounds of a share as one row."""
     latencies = [ms for row in found for ms in row["latencies_ms"]]
     p50, p99 = (float(ms) for ms in np.percentile(latencies or [float("nan")], (50, 99)))
+    sent = {"share_of_capacity": share, "requests_per_s": share * capacity}
     total = {name: sum(row[name] for row in found) for name in ("good", "refused", "failed")}
-    goodput = statistics.mean(row["good_per_s"] for row in found)
-    cores = statistics.mean(row["generator_cores"] for row in found)
-    return {
-        "share_of_capacity": share,
-        "requests_per_s": share * capacity,
-        **total,
-        "good_per_s": goodput,
-        "goodput_share": goodput / capacity,
-        "p50_ms": p50,
-        "p99_ms": p99,
-        "generator_cores": cores,
-    }
+    goodput, cores = (statistics.mean(row[name] for row in found) for name in ("good_per_s", "generator_cores"))
+    rates = {"good_per_s": goodput, "goodput_share": goodput / capacity, "p50_ms": p50, "p99_ms": p99}
+    return sent | total | rates | {"generator_cores": cores}
 
 
 def figures_of(turns: Sequence[Row], rows: Sequence[Row]) -> list[Figure]:

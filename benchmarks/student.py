@@ -8,17 +8,14 @@ from __future__ import annotations
 import statistics
 import time
 from argparse import ArgumentParser
-from pathlib import Path
 
 import torch
+from contest.weights import untrained
 from results import Figure, write_results
 
-from cluster.models.folders import check_model
-from distill.config import Extractor, GatExtractor, MlpExtractor, NoExtractor, PolyExtractor, StudentConfig
-from distill.student.model import Student, build_student
-from mpcot.schemes.scheme import load_scheme
+from distill.config import Extractor, GatExtractor, MlpExtractor, NoExtractor, PolyExtractor
+from distill.student.model import Student
 
-MODEL = Path(__file__).parents[1] / "models" / "all-minilm-l6-v2"
 PAIRS, TOKENS, ROUNDS = (1, 8, 32, 128), 32, 15
 VARIANTS: dict[str, Extractor] = {
     "none": NoExtractor(),
@@ -26,19 +23,6 @@ VARIANTS: dict[str, Extractor] = {
     "poly": PolyExtractor(),
     "gat": GatExtractor(),
 }
-
-
-def student(extractor: Extractor) -> Student:
-    config = StudentConfig(
-        scheme=load_scheme("esci"),
-        perspectives=("intent", "attributes", "rules"),
-        extractor=extractor,
-        per_perspective=extractor.kind != "none",
-        target_width=384,
-        max_tokens=128,
-        fields="title",
-    )
-    return build_student(check_model("benchmark", str(MODEL)), config).eval()
 
 
 def seconds(model: Student, pairs: int) -> float:
@@ -52,7 +36,7 @@ def seconds(model: Student, pairs: int) -> float:
 
 def main() -> None:
     ArgumentParser(description=__doc__).parse_args()
-    models = {name: student(extractor) for name, extractor in VARIANTS.items()}
+    models = {name: untrained(extractor).eval() for name, extractor in VARIANTS.items()}
     rows = []
     for pairs in PAIRS:
         for model in models.values():

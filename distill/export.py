@@ -10,7 +10,7 @@ import numpy as np
 
 from cluster.base.errors import UserError
 from cluster.base.stage_folder import StageFolder, write_json
-from cluster.base.tables import read_table
+from cluster.base.tables import read_table, rows_of
 from cluster.base.whole_files import disk_error
 from distill.config import ExportStage, StudentConfig
 from distill.metrics import evaluate, majority_baseline
@@ -19,6 +19,7 @@ from distill.student.model import CONFIG, Student, load_tokenizer, read_student_
 from distill.student.predict import predict
 from distill.student.rationale_index import ROWS, VECTORS, write_index
 
+Row = dict[str, Any]
 TOLERANCE = 1e-4
 CARD = {"accuracy": "accuracy", "macro_f1": "macro-F1", "auc": "AUC, relevant or not", "ndcg_at_10": "NDCG@10"}
 
@@ -35,6 +36,11 @@ def run(config: ExportStage, folder: StageFolder) -> None:
             f"export.student: {config.export.student!r} was not trained. Set student.baseline = true or choose 'lrkd'."
         )
     pairs = folder.input("1-pairs") / "pairs.parquet"
+    rows = {row["pair_id"]: row for row in rows_of(pairs, ["pair_id", "query_id", "label", "split"])}
+    answers = [
+        rows[row["pair_id"]] | {"probabilities": row["probabilities"]}
+        for row in rows_of(trained / "predictions.parquet", ["pair_id", "probabilities"])
+    ]
     copy_student(trained / "model", folder.path)
     difference = largest_logit_difference(trained / "model", folder.path, pairs, config.export.check_pairs)
     if not difference <= TOLERANCE:
@@ -42,13 +48,13 @@ def run(config: ExportStage, folder: StageFolder) -> None:
             f"the exported student's logits differ from the trained one's by {difference:.2e}, "
             f"more than {TOLERANCE}. Delete {trained} and run `student` again."
         )
-    temperature = None
-    if config.export.calibrate:
-        temperature = calibrate(folder.path, pairs, trained / "predictions.parquet")
+    dev, test = ([row for row in answers if row["split"] == split] for split in ("dev", "test"))
+    temperature = calibrate(folder.path, dev) if config.export.calibrate else None
     judgements = folder.input("7-judgements") / "judgements.parquet"
     indexed = write_index(folder.path, pairs, judgements, config.export.index_pairs)
-    figures = held_out_figures(pairs, trained / "predictions.parquet", read_student_config(folder.path))
-    card = model_card(config.name, config.export.student, read_student_config(folder.path), figures)
+    exported = read_student_config(folder.path)
+    figures = figures_on_test(test, [row["label"] for row in rows.values() if row["split"] == "train"], exported)
+    card = model_card(config.name, config.export.student, exported, figures)
     (folder.path / "README.md").write_text(card, encoding="utf-8")
     folder.finish(
         {"indexed": indexed}, {"largest_logit_difference": difference, "temperature": temperature, "test": figures}
@@ -79,29 +85,21 @@ def largest_logit_difference(first: Path, second: Path, pairs: Path, count: int)
     return float(np.abs(logits[0] - logits[1]).max())
 
 
-def calibrate(folder: Path, pairs: Path, predictions: Path) -> float | None:
+def calibrate(folder: Path, dev: list[Row]) -> float | None:
     """Fit the temperature on dev, write it into the exported `student.json` and return it; None without dev pairs."""
     config = read_student_config(folder)
-    gold = {row["pair_id"]: row["label"] for row in read_table(pairs, ["pair_id", "label"]).to_pylist()}
-    judged = [row for row in read_table(predictions).to_pylist() if row["split"] == "dev"]
-    numbers = [config.scheme.index(gold[row["pair_id"]]) for row in judged]
-    temperature = fit_temperature(numbers, np.array([row["probabilities"] for row in judged]))
+    numbers = [config.scheme.index(row["label"]) for row in dev]
+    temperature = fit_temperature(numbers, np.array([row["probabilities"] for row in dev]))
     if temperature is not None:
         write_json(folder / CONFIG, config.model_copy(update={"temperature": temperature}).model_dump(mode="json"))
     return temperature
 
 
-def held_out_figures(pairs: Path, predictions: Path, config: StudentConfig) -> dict[str, Any]:
+def figures_on_test(test: list[Row], train_labels: list[str], config: StudentConfig) -> dict[str, Any]:
     """Return the test metrics of the student as it is served, and of always giving the most frequent training label."""
-    rows = read_table(pairs, ["pair_id", "query_id", "label", "split"]).to_pylist()
-    gold = {row["pair_id"]: row for row in rows}
-    judged = [row for row in read_table(predictions).to_pylist() if row["split"] == "test"]
-    labels = [gold[row["pair_id"]]["label"] for row in judged]
-    queries = [gold[row["pair_id"]]["query_id"] for row in judged]
-    probabilities = np.array([row["probabilities"] for row in judged]).reshape(len(judged), len(config.scheme.codes))
-    train = [row["label"] for row in rows if row["split"] == "train"]
-    own = evaluate(labels, scaled(probabilities, config.temperature), queries, config.scheme)
-    return {**own, "majority": majority_baseline(train, labels)}
+    labels, queries, probabilities = ([row[name] for row in test] for name in ("label", "query_id", "probabilities"))
+    served = scaled(np.reshape(probabilities, (len(test), len(config.scheme.codes))), config.temperature)
+    return {**evaluate(labels, served, queries, config.scheme), "majority": majority_baseline(train_labels, labels)}
 
 
 def model_card(name: str, kind: str, config: StudentConfig, figures: dict[str, Any]) -> str:

@@ -24,17 +24,8 @@ from cluster.base.tables import read_table, write_table
 from cluster.models.folders import check_model
 from cluster.training.driver import Row, TrainResult, TrainTask, drop_checkpoints, read_history, run_training
 from cluster.training.task import PAD_MULTIPLE
+from distill import losses
 from distill.config import StudentConfig, StudentSettings, StudentStage
-from distill.losses import (
-    alignment_loss,
-    balanced_weights,
-    gradient_norms,
-    label_loss,
-    scheduled,
-    soft_label_loss,
-    teacher_margin_loss,
-    verdict_loss,
-)
 from distill.student.inputs import encode_pairs, product_text
 from distill.student.model import (
     Student,
@@ -107,7 +98,7 @@ class LrkdTask(TrainTask):
 
     def loss(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
         output = model(**{name: batch[name] for name in INPUTS if name in batch})
-        weight = scheduled(self.student.alignment_weight, self.student.alignment_schedule, self.progress)
+        weight = losses.scheduled(self.student.alignment_weight, self.student.alignment_schedule, self.progress)
         parts = self.parts(output, batch, weight)
         figures = {name: float(part.detach().sum()) for name, part in parts.items()}
         return torch.stack([part.sum() for part in parts.values()]).sum(), figures
@@ -116,9 +107,9 @@ class LrkdTask(TrainTask):
         """Return the weighted parts of the loss, each per example (B)."""
         own, latents = self.student, output.latents
         weights = None if self.class_weights is None else torch.tensor(self.class_weights, device=batch["label"].device)
-        parts = {"ce": label_loss(output.logits, batch["label"], weights) * batch["weight"]}
+        parts = {"ce": losses.label_loss(output.logits, batch["label"], weights) * batch["weight"]}
         if latents is not None and own.alignment_weight:
-            aligned = alignment_loss(
+            aligned = losses.alignment_loss(
                 latents,
                 batch["targets"],
                 batch["target_mask"],
@@ -129,14 +120,16 @@ class LrkdTask(TrainTask):
             )
             parts["alignment"] = alignment_weight * aligned
         if own.soft_label_weight:
-            parts["soft"] = own.soft_label_weight * soft_label_loss(output.logits, batch["soft"], batch["judged"])
+            parts["soft"] = own.soft_label_weight * losses.soft_label_loss(
+                output.logits, batch["soft"], batch["judged"]
+            )
         if own.margin_mse_weight:
             gains = torch.tensor(self.config.scheme.gains, device=output.logits.device)
             groups = batch["query"] if own.margin_pairs == "query" else None
-            margins = teacher_margin_loss(output.logits, batch["soft"], gains, batch["judged"], groups)
+            margins = losses.teacher_margin_loss(output.logits, batch["soft"], gains, batch["judged"], groups)
             parts["margin"] = own.margin_mse_weight * margins
         if output.perspective_logits is not None and own.perspective_verdict_weight:
-            verdicts = verdict_loss(output.perspective_logits, batch["verdicts"])
+            verdicts = losses.verdict_loss(output.perspective_logits, batch["verdicts"])
             parts["verdicts"] = own.perspective_verdict_weight * verdicts
         return parts
 
@@ -149,7 +142,9 @@ class LrkdTask(TrainTask):
             output = student.read(states, batch["attention_mask"])
             # Without lambda's schedule, so that losses on dev can be compared over the training.
             parts = self.parts(output, batch, self.student.alignment_weight)
-            gradients = {name: gradient_norms(parts[name], states) for name in ("ce", "alignment") if name in parts}
+            gradients = {
+                name: losses.gradient_norms(parts[name], states) for name in ("ce", "alignment") if name in parts
+            }
         columns = {name: part.tolist() for name, part in parts.items()}
         columns |= {f"{name}_gradient": norms.tolist() for name, norms in gradients.items()}
         columns |= {"label": batch["label"].tolist(), "predicted": output.logits.argmax(-1).tolist()}
@@ -197,7 +192,10 @@ def run(config: StudentStage, folder: StageFolder) -> None:
             write_table(out / "predictions.parquet", predictions(out / "model", task.rows))
         result = TrainResult(out / "model", read_history(out / "history.jsonl"))
         figures[kind] = {"dev_before": result.before, "dev_after": result.kept, **result.steps()}
-        counts |= _counts(task, read_table(out / "predictions.parquet", ["split"]))
+        train = task.train_rows()
+        predicted = Counter(read_table(out / "predictions.parquet", ["split"])["split"].to_pylist())
+        counts |= {"train": len(train), "unusable": train.unusable}
+        counts |= {f"predicted_{split}": predicted[split] for split in PREDICTED_SPLITS}
     folder.finish(counts, figures)
 
 
@@ -251,7 +249,7 @@ def _task(config: StudentStage, student: StudentSettings, folder: StageFolder) -
         raise UserError("student: there are no train or no dev pairs. Look at the counts of 1-pairs and at `split`.")
     if student.label_weights == "balanced":
         found = Counter(train.labels())
-        task.class_weights = tuple(balanced_weights([found[i] for i in range(len(scheme.labels))]))
+        task.class_weights = tuple(losses.balanced_weights([found[i] for i in range(len(scheme.labels))]))
     return task
 
 
@@ -272,13 +270,6 @@ def predictions(model: Path, rows: RowSettings) -> pa.Table:
         "verdicts": verdicts,
     }
     return pa.table(columns, schema=PREDICTION)
-
-
-def _counts(task: LrkdTask, predicted: pa.Table) -> dict[str, int]:
-    train = task.train_rows()
-    splits = Counter(predicted["split"].to_pylist())
-    predicted_of = {f"predicted_{split}": splits[split] for split in PREDICTED_SPLITS}
-    return {"train": len(train), "unusable": train.unusable, **predicted_of}
 
 
 def _ratio(above: list[float], below: list[float]) -> float:

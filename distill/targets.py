@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -148,14 +149,13 @@ class _Ledger:
 
     def keep(self, table: pa.Table) -> pa.Table:
         """Return the rows that have a vector; count them, the missing vectors and the failed pairs."""
-        present = []
-        for row in table["vectors"]:
-            valid = [vector for vector in row.values if vector.is_valid]
-            assert len(row.values) == self.perspectives, "a judgement has another number of perspectives"
-            present.append(bool(valid))
-            if valid:
-                self.width = len(valid[0].values)
-                self.missing += self.perspectives - len(valid)
-        self.ok += sum(present)
-        self.failed += [i for i, good in zip(table["pair_id"].to_pylist(), present, strict=True) if not good]
-        return table.filter(pa.array(present, pa.bool_())).cast(TARGET)
+        vectors = pc.list_flatten(table["vectors"])
+        valid = np.asarray(vectors.is_valid()).reshape(len(table), self.perspectives)
+        present = pa.array(valid.any(axis=1))
+        kept = table.filter(present)
+        if len(kept):
+            self.width = len(vectors.drop_null()[0])
+        self.ok += len(kept)
+        self.missing += int((~valid[valid.any(axis=1)]).sum())
+        self.failed += table.filter(pc.invert(present))["pair_id"].to_pylist()
+        return kept.cast(TARGET)

@@ -70,7 +70,7 @@ class SftSettings(Settings):
     train: TrainSettings = TrainSettings(learning_rate=5e-5, epochs=3)
 
     @model_validator(mode="after")
-    def _figures(self) -> SftSettings:
+    def _check(self) -> SftSettings:
         check_best_by("sft", self.train, ("loss",))
         if self.use_unlabelled and "teacher" not in self.origins:
             raise ValueError("sft.use_unlabelled has no effect. Add 'teacher' to sft.origins.")
@@ -100,12 +100,8 @@ class DpoSettings(Settings):
     train: TrainSettings = TrainSettings(learning_rate=5e-6, epochs=3)
 
     @model_validator(mode="after")
-    def _figures(self) -> DpoSettings:
+    def _check(self) -> DpoSettings:
         check_best_by("dpo", self.train, ("loss", "margin", "accuracy"))
-        return self
-
-    @model_validator(mode="after")
-    def _smoothing(self) -> DpoSettings:
         if self.loss == "ipo" and self.label_smoothing:
             raise ValueError(
                 f"dpo.label_smoothing {self.label_smoothing} has no effect with loss = 'ipo'. Set it to 0, or set "

@@ -43,10 +43,9 @@ def run(config: SftStage, folder: StageFolder) -> None:
     examples = collect_examples(config, folder.input("1-pairs"), folder.input("2-rationales"), model)
     gold = examples.filter(pc.not_equal(examples["origin"], VOTE))
     missing = check_labels(gold, load_scheme(config.labels.scheme), config.sft.missing_labels)
-    train, dev = hold_out(examples, config.sft.held_out_share, config.seed, config.sft.dev_rows)
     settings = config.sft
-    used = cap_labels(train, settings.label_ratio, config.seed)
-    beyond, train = len(train) - len(used), used
+    found, dev = hold_out(examples, settings.held_out_share, config.seed, settings.dev_rows)
+    train = cap_labels(found, settings.label_ratio, config.seed)
     write_rows(folder.path / "train.arrow", to_sequences(train, settings.answers_per_sequence))
     write_rows(folder.path / "dev.arrow", to_sequences(dev, settings.answers_per_sequence))
     task = SftTask(
@@ -55,7 +54,11 @@ def run(config: SftStage, folder: StageFolder) -> None:
     )  # fmt: skip
     result = run_training(task, folder.path, "sft")
     origins = {str(v["values"]): v["counts"] for v in train["origin"].value_counts().to_pylist()}
-    figures: dict[str, Any] = {"origins": origins, "labels_without_rationale": missing, "beyond_label_ratio": beyond}
+    figures: dict[str, Any] = {
+        "origins": origins,
+        "labels_without_rationale": missing,
+        "beyond_label_ratio": len(found) - len(train),
+    }
     figures |= {"dev_loss_before": result.before.get("loss"), "dev_loss_after": result.kept.get("loss")}
     figures |= result.steps()
     folder.finish({"train": len(train), "dev": len(dev)}, figures)

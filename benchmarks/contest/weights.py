@@ -18,7 +18,7 @@ import torch
 from transformers import BertForSequenceClassification
 
 from cluster.models.folders import check_model
-from distill.config import PolyExtractor, StudentConfig
+from distill.config import Extractor, PolyExtractor, StudentConfig
 from distill.student.inputs import encode_pairs
 from distill.student.model import CONFIG, Student, build_student, load_tokenizer
 from mpcot.schemes.scheme import load_scheme
@@ -64,19 +64,25 @@ def prepare(pairs: Pairs) -> Path:
     return FOLDER
 
 
-def trained(pairs: Pairs) -> Student:
-    """Train a student on labels for `EPOCHS` epochs of `pairs`."""
-    torch.manual_seed(0)
+def untrained(extractor: Extractor) -> Student:
+    """Return a student with this extractor, before its training."""
     config = StudentConfig(
         scheme=load_scheme("esci"),
         perspectives=("intent", "attributes", "rules"),
-        extractor=PolyExtractor(),
-        per_perspective=True,
+        extractor=extractor,
+        per_perspective=extractor.kind != "none",
         target_width=384,
         max_tokens=128,
         fields="title+description",
     )
-    student, tokenizer = build_student(check_model("benchmark", str(MODEL)), config).train(), load_tokenizer(MODEL)
+    return build_student(check_model("benchmark", str(MODEL)), config)
+
+
+def trained(pairs: Pairs) -> Student:
+    """Train a student on labels for `EPOCHS` epochs of `pairs`."""
+    torch.manual_seed(0)
+    student, tokenizer = untrained(PolyExtractor()).train(), load_tokenizer(MODEL)
+    config = student.config
     optimizer = torch.optim.AdamW(student.parameters(), lr=2e-4, fused=True)
     steps = EPOCHS * len(pairs) // BATCH
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)

@@ -34,12 +34,9 @@ def measure(export_dir: Path, pairs: Sequence[dict[str, Any]], settings: ReportS
     batches = [[pairs[(b * size + i) % len(pairs)] for i in range(size)] for b in range(settings.latency_batches)]
     single_ms = timed(student, tokenizer, singles, device)
     batch_ms = timed(student, tokenizer, batches, device)
-    p50, p90, p99 = (float(np.percentile(single_ms, q)) for q in (50, 90, 99))
     return {
         "single_ms": single_ms,
-        "p50_ms": p50,
-        "p90_ms": p90,
-        "p99_ms": p99,
+        **{f"p{q}_ms": float(np.percentile(single_ms, q)) for q in (50, 90, 99)},
         "batch_pairs": size,
         "batch_ms": batch_ms,
         "pairs_per_second": 1000 * size / float(np.median(batch_ms)),

@@ -153,8 +153,7 @@ def stages_of_teacher(
                     for i, n, v in verdicts
                     if name in (n, "all") and (i, n) in asked and pairs[i]["split"] == split and pairs[i]["label"]
                 ]
-                gold, answer = zip(*here, strict=True) if here else ((), ())
-                row[model] = {"answers": len(here), **label_metrics(gold, answer)}
+                row[model] = {"answers": len(here), **label_metrics([g for g, _ in here], [v for _, v in here])}
             if row["untrained"]["answers"]:
                 rows.append(row)
     return rows

@@ -110,14 +110,10 @@ def data(pairs: Pairs, folder: Path, scheme: Scheme) -> dict[str, Any]:
 
 def kept_rates(found: dict[str, Rows], pairs: Pairs, names: list[str], scheme: Scheme) -> dict[str, Any]:
     """Return how many answers were kept per perspective and gold label, and why the others were not."""
-    asked: Counter[tuple[str, str]] = Counter()
-    kept: Counter[tuple[str, str]] = Counter()
-    for outcome, rows in found.items():
-        for row in rows:
-            label = pairs[row["pair_id"]]["label"]
-            if label is not None:
-                asked[row["perspective"], label] += 1
-                kept[row["perspective"], label] += outcome == "kept"
+    kept, asked = (
+        Counter((row["perspective"], pairs[row["pair_id"]]["label"]) for name in outcomes for row in found[name])
+        for outcomes in (["kept"], found)
+    )
     cells = [
         {"perspective": name, "label": code, "kept": kept[name, code], "asked": asked[name, code]}
         for name in names

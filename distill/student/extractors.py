@@ -1,4 +1,4 @@
-"""Latent reasoning extractors: token states -> latent vectors. Kept at inference.
+"""Latent reasoning extractors, which turn token states into latent vectors. They are kept at inference.
 
 Shapes: B batch, T tokens, P latent vectors (one, or one per perspective), H student width,
 D target width, C codes, K attention heads, F width of one head, X hidden width.
@@ -23,7 +23,7 @@ def build_extractor(settings: Extractor, width: int, latents: int, target_width:
 
     Args:
         width: H, of the token states.
-        latents: P, latent vectors to give.
+        latents: P, the number of latent vectors.
         target_width: D, of one latent vector.
     """
     if isinstance(settings, MlpExtractor):
@@ -36,14 +36,14 @@ def build_extractor(settings: Extractor, width: int, latents: int, target_width:
 
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
-    """Mean of states BxTxH over the tokens of mask BxT -> BxH; padding takes no part."""
+    """Return the mean over tokens, without padding: states Bx..xTxH and a mask BxT -> Bx..xH."""
     weights = mask.to(states.dtype)
     weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
-    return torch.einsum("bt,bth->bh", weights, states)
+    return torch.einsum("bt,b...th->b...h", weights, states)
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the last dimension; where `mask` (broadcastable to `scores`) is 0 the weight is 0."""
+    """Return the softmax over the last dimension, with weight 0 where `mask` (broadcastable to `scores`) is 0."""
     return scores.masked_fill(mask == 0, torch.finfo(scores.dtype).min).softmax(dim=-1)
 
 
@@ -63,7 +63,7 @@ class PerLatentLinear(nn.Module):
 class Mlp(nn.Module):
     """Two layers over the token states, then masked mean pooling: mean_t(W2 gelu(W1 h_t)).
 
-    The mean is taken before W2, which is linear: the same value with T times less work.
+    The mean is taken before W2. As W2 is linear, the value is the same with T times less work.
     """
 
     def __init__(self, width: int, hidden: int, latents: int, target_width: int) -> None:
@@ -80,9 +80,9 @@ class Mlp(nn.Module):
 class Poly(nn.Module):
     """Learned codes attend over the token states; Humeau et al. 2020 (arXiv 1905.01969), section 4.4.
 
-    Step 1, as in the paper: code c_i gives y_i = sum_t softmax_t(c_i . h_t) h_t. Step 2: in the paper the
-    candidate's embedding attends over y_1..y_C; a cross-encoder has no candidate apart, so a learned query
-    for each latent vector takes its place. Scores are divided by sqrt(H).
+    Step 1, as in the paper: code c_i gives y_i = sum_t softmax_t(c_i . h_t) h_t. Step 2: in the paper the candidate's
+    embedding attends over y_1..y_C. A cross-encoder does not embed the candidate on its own, so a learned query for
+    each latent vector attends instead. Scores are divided by sqrt(H).
     """
 
     def __init__(self, width: int, codes: int, latents: int, target_width: int) -> None:
@@ -100,8 +100,7 @@ class Poly(nn.Module):
 
 
 class GraphAttention(nn.Module):
-    """One multi-head graph attention layer over fully connected tokens; Velickovic et al. 2018
-    (arXiv 1710.10903).
+    """One multi-head graph attention layer over fully connected tokens; Velickovic et al. 2018 (arXiv 1710.10903).
 
     e_ij = LeakyReLU(a . [W h_i || W h_j]) (eq. 1), alpha_ij = softmax_j(e_ij) over real tokens (eq. 2, 3),
     h'_i = sum_j alpha_ij W h_j (eq. 4, before its nonlinearity), per head: BxTxH -> BxKxTxF. Splitting a into
@@ -126,8 +125,11 @@ class GraphAttention(nn.Module):
 
 
 class Gat(nn.Module):
-    """Graph attention over tokens. Inner layers concatenate their heads (eq. 5); the last layer has a group
-    of heads for each latent vector and averages the group (eq. 6); then the masked mean over tokens."""
+    """Graph attention over tokens, and then the masked mean.
+
+    Inner layers concatenate their heads (eq. 5). The last layer averages a group of heads for
+    each latent vector (eq. 6).
+    """
 
     def __init__(self, width: int, heads: int, layers: int, latents: int, target_width: int) -> None:
         super().__init__()
@@ -140,10 +142,8 @@ class Gat(nn.Module):
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         for layer in self.inner:
-            # The residual keeps the encoder's token states in reach of the deeper layers.
+            # The residual lets deeper layers see the encoder's token states.
             states = states + functional.elu(layer(states, mask)).transpose(1, 2).flatten(2)
         heads = self.last(states, mask).unflatten(1, self.group)  # BxPxKxTxF
         tokens = functional.elu(heads.mean(dim=2))  # BxPxTxF
-        weights = mask.to(tokens.dtype)
-        weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
-        return self.project(torch.einsum("bt,bptf->bpf", weights, tokens))
+        return self.project(masked_mean(tokens, mask))

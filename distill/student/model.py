@@ -1,4 +1,4 @@
-"""The student: an encoder, a latent reasoning extractor and a classifier over both; saved as safetensors.
+"""The student: an encoder, a latent reasoning extractor and a classifier over both, saved as safetensors.
 
 Shapes: B batch, T tokens, P latent vectors (one, or one per perspective), H encoder width, D target width,
 C labels.
@@ -35,7 +35,7 @@ CONFIG, WEIGHTS = "student.json", "model.safetensors"
 
 
 class StudentOutput(NamedTuple):
-    """Label logits BxC; latent vectors BxPxD and per-perspective verdict logits BxPxC, each None if there are none."""
+    """Label logits BxC, latent vectors BxPxD and verdict logits BxPxC. The last two are None if there are none."""
 
     logits: Tensor
     latents: Tensor | None
@@ -43,9 +43,9 @@ class StudentOutput(NamedTuple):
 
 
 class Student(nn.Module):
-    """Linear(concat([CLS], r_1..r_P)) over labels, and a verdict head on each r_p if there is one per perspective.
+    """Linear(concat([CLS], r_1..r_P)) over labels and, if there is one r_p per perspective, a verdict head on each.
 
-    With `auxiliary` it is Linear([CLS]): the latent vectors are given for the training's losses only.
+    With `auxiliary` it is Linear([CLS]), and the latent vectors are for the losses of the training only.
     """
 
     def __init__(self, encoder: PreTrainedModel, config: StudentConfig) -> None:
@@ -62,7 +62,7 @@ class Student(nn.Module):
         self.verdicts = PerLatentLinear(latents, config.target_width, labels) if verdicts else None
 
     def gradient_checkpointing_enable(self) -> None:
-        """Compute the encoder's activations anew in the backward pass instead of keeping them."""
+        """Let the encoder compute its activations again in the backward pass instead of keeping them."""
         self.encoder.gradient_checkpointing_enable({"use_reentrant": False})
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
@@ -71,7 +71,7 @@ class Student(nn.Module):
         return self.encoder(input_ids=input_ids, attention_mask=attention_mask, **extra).last_hidden_state
 
     def read(self, states: Tensor, attention_mask: Tensor) -> StudentOutput:
-        """Judge from token states BxTxH and their mask BxT."""
+        """Judge pairs from token states BxTxH and their mask BxT."""
         latents = None if self.extractor is None else self.extractor(states, attention_mask)
         features = states[:, 0]
         if latents is not None and not self.config.auxiliary:
@@ -88,10 +88,10 @@ class Student(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> Student:
-        """Load a saved student in float32, in evaluation mode. Runs no code from the folder, unpickles nothing.
+        """Load a saved student in float32 and in evaluation mode. No code of the folder is run, nothing is unpickled.
 
         Raises:
-            UserError: the folder is not a student's, or is damaged.
+            UserError: the folder is not a student's, or it is damaged.
         """
         config = read_student_config(folder)
         encoder_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -103,7 +103,7 @@ class Student(nn.Module):
             loaded = student.load_state_dict(load_file(folder / WEIGHTS), strict=False)
         except (SafetensorError, RuntimeError) as error:
             raise UserError(f"{folder / WEIGHTS} does not fit {CONFIG}: {error}. Export the student again.") from error
-        # Buffers come from the encoder's config, so a file of parameters alone is whole.
+        # The file need not have buffers, because they come from the encoder's config.
         lost = [name for name, _ in student.named_parameters() if name in set(loaded.missing_keys)]
         if lost or loaded.unexpected_keys:
             wrong = ", ".join([*lost, *loaded.unexpected_keys][:4])
@@ -112,12 +112,12 @@ class Student(nn.Module):
 
 
 def build_student(model: str, config: StudentConfig) -> Student:
-    """Return an untrained student on the encoder `model`, a folder or hub name. Seed torch before."""
+    """Return an untrained student on the encoder `model`, a folder or hub name. Seed torch before that."""
     return Student(load_encoder(model), config)
 
 
 def load_encoder(model: str) -> PreTrainedModel:
-    """Load an encoder in float32, without the pooling layer that nothing here reads.
+    """Load an encoder in float32, without the pooling layer, which is not used here.
 
     Raises:
         UserError: it cannot be loaded.
@@ -134,7 +134,7 @@ def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a folder or by hub name.
 
     Raises:
-        UserError: it cannot be loaded, or cannot tell where a token came from (a slow one).
+        UserError: it cannot be loaded, or it is a slow one, which cannot tell where in a text a token is.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
@@ -152,19 +152,19 @@ def write_student(
     encoder_config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Write a student's folder: encoder config, tokenizer, float32 weights and, last, `student.json`."""
+    """Write a student's folder: encoder config, tokenizer, float32 weights and, at the end, `student.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
     encoder_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    # Clones: safetensors refuses tensors that share memory, as views of a gathered buffer do.
+    # Cloned, because safetensors refuses tensors that share memory, such as views of a gathered buffer.
     tensors = {name: tensor.detach().float().cpu().contiguous().clone() for name, tensor in state.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     write_json(folder / CONFIG, config.model_dump(mode="json"))
 
 
 def kept_for_inference(state: Mapping[str, Tensor], config: StudentConfig) -> dict[str, Tensor]:
-    """Return the weights that belong to `config.for_inference()`: without an auxiliary head."""
+    """Return the weights that belong to `config.for_inference()`, without those of an auxiliary head."""
     dropped = ("extractor.", "verdicts.") if config.auxiliary else ()
     return {name: tensor for name, tensor in state.items() if not name.startswith(dropped)}
 
@@ -185,12 +185,12 @@ def read_student_config(folder: Path) -> StudentConfig:
 
 
 def is_trained(folder: Path, fingerprint: str) -> bool:
-    """Say whether `folder` holds a finished student of the stage of this fingerprint: `student.json` comes last."""
+    """Return whether `folder` has a finished student with this fingerprint of its stage."""
     return (folder / CONFIG).is_file() and read_student_config(folder).fingerprint == fingerprint
 
 
 def _no_pooler(config: PreTrainedConfig) -> dict[str, bool]:
-    """Keyword that leaves the pooling layer out, for the architectures that have one."""
+    """Return the keyword that leaves out the pooling layer, if the architecture has one."""
     architecture: Any = MODEL_MAPPING.get(type(config), None)
     if architecture is None:
         return {}

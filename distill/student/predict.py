@@ -1,4 +1,4 @@
-"""A student's answers for many pairs, in one process.
+"""A student's answers to many pairs, in this process.
 
 Shapes: N pairs, P latent vectors, D target width, C labels.
 """
@@ -17,7 +17,7 @@ from distill.student.model import Student
 
 
 class Predictions(NamedTuple):
-    """Label logits NxC, latent vectors NxPxD and verdict logits NxPxC; the last two are None if there are none."""
+    """Label logits NxC, latent vectors NxPxD and verdict logits NxPxC. The last two are None if there are none."""
 
     logits: np.ndarray
     latents: np.ndarray | None
@@ -34,7 +34,7 @@ def predict(
     pairs: Sequence[Mapping[str, Any]],
     batch_size: int = 64,
 ) -> Predictions:
-    """Judge `pairs`, batched by length and returned in the order given; uses a GPU where there is one."""
+    """Judge `pairs` in batches of similar length, on a GPU if there is one; return the answers in the order given."""
     assert pairs, "predict needs at least one pair"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     student = student.to(device).eval()

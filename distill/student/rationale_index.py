@@ -1,7 +1,7 @@
-"""Nearest training rationales by latent vector: what `explain` shows beside a fresh judgement.
+"""Finds the training rationales nearest to a latent vector, which `explain` shows with a judgement.
 
 Shapes: N training pairs, L latent vectors of a student (one, or one per perspective), P perspectives, D width.
-Index and question both lie in the student's own latent space, so it works for any target and any weight.
+Both the index and the latent vectors that are looked up come from the student, so this works for any training target.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from distill.student.model import Student, load_tokenizer
 from distill.student.predict import predict
 from mpcot.records import PAIR
 
-AT_A_TIME = 64  # questions, whose similarities to all N are in memory together
+AT_A_TIME = 64  # pairs whose similarities to all N are in memory at the same time
 VECTORS, ROWS = "index.safetensors", "index.parquet"
 
-# 10-export/index.parquet -> serve. Row n describes row n of the vectors; lists run over perspectives.
+# 10-export/index.parquet -> serve. Row n belongs to row n of the vectors; lists are in the order of the perspectives.
 INDEX = pa.schema(
     [
         *(PAIR.field(name) for name in ("pair_id", "query", "title", "label")),
@@ -35,7 +35,7 @@ INDEX = pa.schema(
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A training pair near a latent vector, with what one perspective of the teacher said of it."""
+    """A training pair near a latent vector, with the verdict and rationale of one of the teacher's perspectives."""
 
     pair_id: str
     query: str
@@ -48,7 +48,7 @@ class Neighbour:
 
 
 class RationaleIndex:
-    """Unit vectors LxNxD, and the N rows that they belong to."""
+    """Unit vectors LxNxD and the N rows that they belong to."""
 
     def __init__(self, vectors: np.ndarray, rows: pa.Table, perspectives: tuple[str, ...]) -> None:
         self.vectors, self.rows, self.perspectives = vectors, rows, perspectives
@@ -57,16 +57,16 @@ class RationaleIndex:
 
     @classmethod
     def load(cls, folder: Path, perspectives: tuple[str, ...]) -> RationaleIndex | None:
-        """Load the index of an export folder; None if it was exported without one."""
+        """Load the index of an export folder, or return None if it has no index."""
         if not (folder / VECTORS).exists():
             return None
         rows, vectors = read_table(folder / ROWS), load_file(folder / VECTORS)["latents"]
         if vectors.shape[1] != rows.num_rows:
-            raise UserError(f"{folder}: {VECTORS} and {ROWS} are not of one export. Export the student again.")
+            raise UserError(f"{folder}: {VECTORS} and {ROWS} come from different exports. Export the student again.")
         return cls(vectors.astype(np.float32), rows, perspectives)
 
     def nearest(self, latents: np.ndarray, count: int = 1) -> list[dict[str, list[Neighbour]]]:
-        """Return for each of B pairs, by perspective, the `count` training rationales most similar to its latents.
+        """Return, for each of B pairs and by perspective, the `count` most similar training rationales.
 
         Args:
             latents: BxLxD.
@@ -91,24 +91,22 @@ class RationaleIndex:
 
 
 def write_index(folder: Path, pairs: Path, judgements: Path, limit: int) -> int:
-    """Write the index of the student in `folder` over at most `limit` judged training pairs; return how many.
+    """Write the index of the student in `folder` over the first `limit` judged training pairs; return their number.
 
-    The pairs are the first of the training split, in file order. A student without latent vectors, a limit
-    of 0 and a training split that nobody judged give no index.
+    There is no index for a student without latent vectors, with a limit of 0, or without judged training pairs.
     """
     student = Student.load(folder)
     if not student.config.latents or not limit:
         return 0
     judged = {row["pair_id"]: row for row in read_table(judgements).to_pylist()}
     train = [row for row in read_table(pairs).to_pylist() if row["split"] == "train" and row["pair_id"] in judged]
-    train = train[:limit]
-    if not train:
+    if not (train := train[:limit]):
         return 0
     latents = predict(student, load_tokenizer(folder), train).latents
     assert latents is not None
     vectors = np.ascontiguousarray(_unit(latents).transpose(1, 0, 2).astype(np.float16))
-    taught = [{**row, **{k: judged[row["pair_id"]][k] for k in ("verdicts", "rationales")}} for row in train]
-    write_table(folder / ROWS, pa.Table.from_pylist([{k: row[k] for k in INDEX.names} for row in taught], INDEX))
+    rows = [{name: (judged[row["pair_id"]] | row)[name] for name in INDEX.names} for row in train]
+    write_table(folder / ROWS, pa.Table.from_pylist(rows, INDEX))
     save_file({"latents": vectors}, folder / VECTORS)
     return len(train)
 

@@ -100,18 +100,8 @@ def _read(path: Path) -> dict[str, StudyRow]:
 
 
 def _per_perspective(row: StudyRow, perspectives: Iterable[str]) -> list[StudyRow]:
+    """Return one row for each perspective, whose name takes the place of `{perspective}`, if the row asks for that."""
     if not row.each_perspective:
         return [row]
-    return [
-        row.model_copy(
-            update={
-                "name": f"{row.name}_{name}",
-                "title": row.title.replace("{perspective}", name),
-                "changes": {
-                    key: value.replace("{perspective}", name) if isinstance(value, str) else value
-                    for key, value in row.changes.items()
-                },
-            }
-        )
-        for name in perspectives
-    ]
+    text = row.model_copy(update={"name": f"{row.name}_{{perspective}}"}).model_dump_json()
+    return [StudyRow.model_validate_json(text.replace("{perspective}", name)) for name in perspectives]

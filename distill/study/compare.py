@@ -131,14 +131,14 @@ def row_line(row: FinishedRow, gold: Sequence[str], answers: Sequence[Sequence[s
         },
         "trials": len(row.trials),
         "dev": {metric: row.on_dev(metric) for metric in METRICS},
-        **{metric: mean_and_sd([one[metric] for one in scored]) for metric in METRICS},
+        **{metric: over_seeds([one[metric] for one in scored]) for metric in METRICS},
         **{name: _mean(record["test"][name] for record in row.finals) for name in MEANS},
         **{name: _mean(record["dev"].get(name) for record in row.finals) for name in RATIOS},
         "seconds_per_run": _mean(record["seconds"] for record in row.finals),
     }
 
 
-def mean_and_sd(values: Sequence[float | None]) -> dict[str, Any]:
+def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
     """Return the mean, the sample's standard deviation (None with one seed) and the values of all seeds."""
     known = [value for value in values if value is not None]
     return {"mean": _mean(known), "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None, "seeds": known}

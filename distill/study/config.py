@@ -13,31 +13,14 @@ from distill.config import StudentSettings
 # The settings of `student.train` that a study's own training loop reads; `tuning` sets two more.
 TRAIN_USED = frozenset(
     {
-        "warmup_ratio",
-        "schedule",
-        "weight_decay",
-        "max_grad_norm",
-        "global_batch",
-        "micro_batch",
-        "precision",
+        "warmup_ratio", "schedule", "weight_decay", "max_grad_norm", "global_batch", "micro_batch", "precision",
         "length_buckets",
     }
-)
+)  # fmt: skip
 SET_BY_ROWS = (
-    "extractor",
-    "per_perspective",
-    "target",
-    "alignment_weight",
-    "normalise_targets",
-    "auxiliary",
-    "soft_label_weight",
-    "margin_mse_weight",
-    "margin_pairs",
-    "perspective_verdict_weight",
-    "shuffled_targets",
-    "use_unlabelled",
-    "baseline",
-)
+    "extractor", "per_perspective", "target", "alignment_weight", "normalise_targets", "auxiliary", "soft_label_weight",
+    "margin_mse_weight", "margin_pairs", "perspective_verdict_weight", "shuffled_targets", "use_unlabelled", "baseline",
+)  # fmt: skip
 
 
 class DataSet(Settings):

@@ -11,6 +11,7 @@ from operator import itemgetter
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from cluster.base.stage_folder import digest
 from mpcot.config import PreferenceSettings
@@ -48,8 +49,7 @@ def gold_probability(logprobs: list[float] | None, gold: str, scheme: Scheme) ->
     """Return the probability that the verdict token gave to the gold label, normalised over the labels."""
     if logprobs is None:
         return None
-    weights = np.exp(np.asarray(logprobs, dtype=np.float64) - max(logprobs))
-    return float(weights[scheme.index(gold)] / weights.sum())
+    return float(softmax(np.asarray(logprobs, dtype=np.float64))[scheme.index(gold)])
 
 
 def conflicts(

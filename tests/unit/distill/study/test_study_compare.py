@@ -12,7 +12,7 @@ import pytest
 from distill.config import StudentSettings
 from distill.metrics import bootstrap_differences, interval
 from distill.study.arms import StudyRow
-from distill.study.compare import compare, mean_and_sd, sentence
+from distill.study.compare import compare, over_seeds, sentence
 from distill.study.config import StudyConfig
 from distill.study.data import StudyData, StudyPairs
 from distill.study.records import Record
@@ -105,13 +105,13 @@ def test_an_interval_by_hand() -> None:
     assert interval(7.0, np.arange(101.0), confidence=0.8)["low"] == pytest.approx(10)
 
 
-def test_mean_and_sd_by_hand() -> None:
-    assert mean_and_sd([0.5, 0.7]) == {
+def test_figures_over_seeds_by_hand() -> None:
+    assert over_seeds([0.5, 0.7]) == {
         "mean": pytest.approx(0.6),
         "sd": pytest.approx(0.1414, abs=1e-4),
         "seeds": [0.5, 0.7],
     }
-    assert mean_and_sd([0.5])["sd"] is None
+    assert over_seeds([0.5])["sd"] is None
 
 
 def test_folds_are_put_together_by_seed(report: dict[str, Any]) -> None:

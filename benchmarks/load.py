@@ -39,15 +39,17 @@ IN_PROCESS = 200  # pairs in one call of the scorer in process, as many as in a 
 Row = dict[str, Any]
 
 
-def write_bodies(folder: Path, pairs: Pairs) -> Path:
-    """Write requests of `PRODUCTS` held-out products each, as JSON texts."""
+def start_generator(folder: Path, pairs: Pairs) -> Contestant:
+    """Start the load generator with requests of `PRODUCTS` held-out products each."""
     bodies = []
     for start in range(len(pairs) - HELD_OUT, len(pairs), PRODUCTS):
         asked = pairs[start : start + PRODUCTS]
         products = [{name: pair[name] for name in ("id", "title", "description")} for pair in asked]
         bodies.append(json.dumps({"query": asked[0]["query"], "products": products}))
     (folder / "bodies.json").write_text(json.dumps(bodies), encoding="utf-8")
-    return folder / "bodies.json"
+    generator = Contestant.start("generator", "generator.py", str(folder / "bodies.json"))
+    assert "ready" in generator.hear()
+    return generator
 
 
 @contextmanager
@@ -148,8 +150,8 @@ def main() -> None:
     pairs = make_pairs_of_real_length()
     folder = prepare(pairs)
     scorer = Contestant.start("scorer", "contestant.py", "scorer, products kept", str(folder))
-    generator = Contestant.start("generator", "generator.py", str(write_bodies(folder, pairs)))
-    assert "ready" in scorer.hear() and "ready" in generator.hear()
+    assert "ready" in scorer.hear()
+    generator = start_generator(folder, pairs)
     with serving(folder, options.replicas) as urls:
         turns = capacities(scorer, generator, urls, pairs, options.seconds, options.rounds + 1)
         capacity = statistics.median(turn["service"] for turn in turns) / PRODUCTS

@@ -23,7 +23,7 @@ from typing import Any, get_args
 import ray
 from contest.running import Contestant, free_port
 from contest.weights import make_pairs_of_real_length, prepare
-from load import write_bodies
+from load import start_generator
 from results import Figure, in_own_process, write_results
 from safetensors.torch import load_file, save_file
 
@@ -112,8 +112,7 @@ def one_ingress(ingress: Ingress, kills: int, seconds: float) -> list[Row]:
     folder = prepare(pairs)
     export = folder / "export"
     other = changed_copy(export, folder / "export-rolled-in")
-    generator = Contestant.start("generator", "generator.py", str(write_bodies(folder, pairs)))
-    assert "ready" in generator.hear()
+    generator = start_generator(folder, pairs)
     with serving(export, ingress) as url:
         wait_for_two(url)
         generator.ask(url=f"{url}/v1/score", clients=CLIENTS, seconds=LEAD_S)  # warms up

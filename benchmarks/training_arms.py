@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+import timeit
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,16 +247,9 @@ def matrix_limit(_: str) -> Row:
         products = (lambda x=x, w=w: x @ w, lambda w=w, y=y: y @ w.T, lambda x=x, y=y: x.T @ y)
         for product in products:
             product()
-            taken = [timed(product) for _ in range(15)]
-            seconds += median(taken)
+            seconds += median(timeit.repeat(product, number=1, repeat=15))
             work += 2 * rows * width * outputs
     return {"flops_per_s": work / seconds}
-
-
-def timed(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 ARMS: dict[str, Callable[..., Row]] = {

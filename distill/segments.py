@@ -71,12 +71,9 @@ def grouped(pairs: Pairs, judged: Pairs, ids: Sequence[str]) -> dict[str, dict[s
     }
     found: dict[str, dict[str, list[str]]] = {}
     for segment, value_of in kinds.items():
-        by_value: dict[str, list[str]] = {}
-        for pair_id in ids:
-            value = value_of(pairs[pair_id])
-            if value is not None:
-                by_value.setdefault(value, []).append(pair_id)
-        found[segment] = dict(sorted(by_value.items()))
+        values = {pair_id: value_of(pairs[pair_id]) for pair_id in ids}
+        occurring = sorted({value for value in values.values() if value is not None})
+        found[segment] = {value: [pair_id for pair_id in ids if values[pair_id] == value] for value in occurring}
     return found
 
 

@@ -43,8 +43,13 @@ def load_trainable(model: str, tuning: Tuning, dtype: str = "float32", attention
     from peft import LoraConfig, get_peft_model
 
     modules = tuning.target_modules if isinstance(tuning.target_modules, str) else list(tuning.target_modules)
-    ranks = {"r": tuning.rank, "lora_alpha": tuning.alpha, "lora_dropout": tuning.dropout}
-    config = LoraConfig(**ranks, target_modules=modules, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=tuning.rank,
+        lora_alpha=tuning.alpha,
+        lora_dropout=tuning.dropout,
+        target_modules=modules,
+        task_type="CAUSAL_LM",
+    )
     return get_peft_model(base, config)
 
 

@@ -21,7 +21,7 @@ from cluster.training.driver import Row, Rows, TrainTask, run_training
 from mpcot.asking.prompts import answer, messages, render
 from mpcot.perspectives.perspective import load_perspectives
 from mpcot.schemes.scheme import Scheme, load_scheme
-from teacher.answer_tokens import IGNORED, encode, pad, share, verdict_tokens
+from teacher.answer_tokens import IGNORED, Joined, encode, pad, share, verdict_tokens
 from teacher.config import SftStage, Tuning
 from teacher.model import attention_kernel, load_tokenizer, load_trainable, save_merged
 
@@ -210,7 +210,8 @@ class SftTask(AnswerTask):
         from teacher.losses import verdict_weights
 
         tokenizer = self.tokenizer()
-        sequences, verdicts = [], []
+        sequences: list[Joined] = []
+        verdicts: list[int] = []
         for row in rows:
             said = zip(row["prompts"], row["answers"], strict=True)
             examples = [encode(tokenizer, prompt, answer, self.max_tokens) for prompt, answer in said]

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+import timeit
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,12 +126,7 @@ def matrix_gflops(precision: str, size: int = 2048, rounds: int = 4) -> float:
     torch.set_num_threads(THREADS)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
-    taken = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        left @ right
-        taken.append(time.perf_counter() - started)
-    return 2 * size**3 / min(taken) / 1e9
+    return 2 * size**3 / min(timeit.repeat(lambda: left @ right, number=1, repeat=rounds)) / 1e9
 
 
 def obey(command: dict[str, Any], answer: Answer, pairs: list[dict[str, Any]]) -> Any:

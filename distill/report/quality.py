@@ -168,14 +168,11 @@ def _verdicts(found: Mapping[str, Rows]) -> list[tuple[str, str, str]]:
 def agreement(pairs: Pairs, judged: Pairs, names: Sequence[str]) -> dict[str, Any]:
     """Return how often two perspectives of the trained teacher give a test pair that both judged the same verdict."""
     verdicts = [row["verdicts"] for i, row in judged.items() if pairs[i]["split"] == "test"]
-    matrix: list[list[float | None]] = []
-    for a in range(len(names)):
-        both = [[v[a] == v[b] for v in verdicts if v[a] and v[b]] for b in range(len(names))]
-        matrix.append([float(np.mean(same)) if same else None for same in both])
-    unanimous = [len(set(v)) == 1 for v in verdicts if all(v)]
-    return {
-        "names": list(names),
-        "matrix": matrix,
-        "pairs": len(verdicts),
-        "unanimous": float(np.mean(unanimous)) if unanimous else None,
-    }
+    places = range(len(names))
+
+    def share(same: list[bool]) -> float | None:
+        return float(np.mean(same)) if same else None
+
+    matrix = [[share([v[a] == v[b] for v in verdicts if v[a] and v[b]]) for b in places] for a in places]
+    unanimous = share([len(set(v)) == 1 for v in verdicts if all(v)])
+    return {"names": list(names), "matrix": matrix, "pairs": len(verdicts), "unanimous": unanimous}

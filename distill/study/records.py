@@ -24,13 +24,12 @@ class Records:
         self.folder = folder
         self.read: dict[Path, dict[str, Record]] = {}
 
-    def has(self, data: str, row: str, key: str) -> bool:
-        """Return whether the run of this key has finished."""
-        return key in self._file(self._path(data, row))
-
-    def get(self, data: str, row: str, key: str) -> Record:
-        """Return the record of a finished run."""
-        return self._file(self._path(data, row))[key]
+    def of(self, data: str, row: str) -> dict[str, Record]:
+        """Return the finished runs of one row on one data set, by key."""
+        path = self._path(data, row)
+        if path not in self.read:
+            self.read[path] = _read(path) if path.is_file() else {}
+        return self.read[path]
 
     def add(self, data: str, row: str, record: Mapping[str, Any]) -> None:
         """Add a finished run.
@@ -39,7 +38,7 @@ class Records:
             UserError: the disk is full or read-only.
         """
         path = self._path(data, row)
-        records = self._file(path) | {record["key"]: dict(record)}
+        records = self.of(data, row) | {record["key"]: dict(record)}
         with whole_file(path) as partial:
             # Sorted, so that the records of two machines can be merged line by line.
             lines = (json.dumps(records[key], ensure_ascii=False, sort_keys=True) for key in sorted(records))
@@ -48,11 +47,6 @@ class Records:
 
     def _path(self, data: str, row: str) -> Path:
         return self.folder / data / f"{row}.jsonl"
-
-    def _file(self, path: Path) -> dict[str, Record]:
-        if path not in self.read:
-            self.read[path] = _read(path) if path.is_file() else {}
-        return self.read[path]
 
 
 def _read(path: Path) -> dict[str, Record]:

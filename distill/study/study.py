@@ -99,7 +99,7 @@ class Study:
         Raises:
             UserError: some failed, or some are missing and none may be made.
         """
-        missing = [run for run in runs if not self.records.has(run.data, run.row, self._key(run))]
+        missing = [run for run in runs if self._key(run) not in self.records.of(run.data, run.row)]
         if not missing:
             return
         if not self.make:
@@ -141,7 +141,7 @@ class Study:
         return max(runs, key=merit)
 
     def _record(self, run: Run) -> Record:
-        return self.records.get(run.data, run.row, self._key(run))
+        return self.records.of(run.data, run.row)[self._key(run)]
 
     def _key(self, run: Run) -> str:
         pairs = self.data[run.data].pairs

@@ -67,10 +67,9 @@ def conflicts(
     """
     by_pair: dict[str, list[Candidate]] = defaultdict(list)
     spare: dict[str, list[Candidate]] = defaultdict(list)
-    for candidate in answers:
-        by_pair[candidate.pair_id].append(candidate)
-    for candidate in fallback:
-        spare[candidate.pair_id].append(candidate)
+    for kept, source in ((by_pair, answers), (spare, fallback)):
+        for candidate in source:
+            kept[candidate.pair_id].append(candidate)
     found: list[Preference] = []
     for pair_id in sorted(by_pair):
         label = gold[pair_id]

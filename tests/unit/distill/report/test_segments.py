@@ -8,7 +8,7 @@ import pytest
 
 from distill.report.report_data import collect
 from distill.report.report_page import render
-from distill.segments import agreement_of, brands, length_of, names_brand
+from distill.segments import agreement_of, brands, grouped, length_of, names_brand
 from tests.helpers.report_run import report_stage, write_run
 
 
@@ -68,3 +68,12 @@ def test_a_brand_is_named_as_whole_words() -> None:
 def test_conflict_needs_two_answers() -> None:
     assert agreement_of(["E", "E", None]) == "agree" and agreement_of(["E", "S", "E"]) == "conflict"
     assert agreement_of(["E", None, None]) is None
+
+
+def test_pairs_are_grouped_by_every_segment_at_once() -> None:
+    row = {"locale": "us", "title": "t", "brand": "Mug"}
+    pairs = {i: row | {"pair_id": i, "query": query} for i, query in (("a", "red mug"), ("b", "lamp"), ("c", "a b c"))}
+    found = grouped(pairs, {"a": {"verdicts": ["E", "S"]}}, ["a", "b", "c"])
+    assert found["query length"] == {"1 or 2 words": ["a", "b"], "3 or 4 words": ["c"]}
+    assert found["brand in the query"] == {"no": ["b", "c"], "yes": ["a"]}
+    assert found["perspectives"] == {"conflict": ["a"]} and found["locale"] == {"us": ["a", "b", "c"]}

@@ -172,14 +172,14 @@ def test_records_are_found_again_and_a_damaged_line_is_named(tmp_path: Path) -> 
     for key in ("b", "a"):
         records.add("shop", "kl", {"key": key, "dev": {"macro_f1": 0.5}})
     again = Records(tmp_path)
-    assert again.get("shop", "kl", "a") == {"key": "a", "dev": {"macro_f1": 0.5}}
-    assert not again.has("shop", "kl", "c") and not again.has("shop", "ce", "a")
+    assert again.of("shop", "kl")["a"] == {"key": "a", "dev": {"macro_f1": 0.5}}
+    assert "c" not in again.of("shop", "kl") and again.of("shop", "ce") == {}
     path = tmp_path / "shop/kl.jsonl"
     lines = path.read_text().splitlines()
     assert [line[-4:] for line in lines] == ['"a"}', '"b"}']
     path.write_text(lines[0] + "\n" + lines[1][:9])
     with pytest.raises(UserError, match=r"kl.jsonl:2 is damaged .* Delete the line"):
-        Records(tmp_path).get("shop", "kl", "a")
+        Records(tmp_path).of("shop", "kl")
 
 
 def test_tested_pairs_are_told_apart_by_fold_and_read_as_they_were_written(tmp_path: Path) -> None:

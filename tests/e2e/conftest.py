@@ -1,7 +1,7 @@
 """The run of the whole pipeline that the tests of this folder look at.
 
-It starts before all tests and goes on beside the unit tests, which come first: much of its time it waits for
-processes to start. Nothing that counts processes or seconds runs beside it.
+It starts before all tests, works with one thread, and goes on beside the unit tests and those of tests/ray, which come
+first and have the other core. It is over before tests that look for processes to kill.
 """
 
 from __future__ import annotations
@@ -15,25 +15,30 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import THREADS
 from tests.e2e.small import ROOT, changes, no_models
 
 FOLDER = Path(__file__).parent
-FIRST = {"unit": 0, "e2e": 1}
-LATER = 2
+FIRST = {"unit": 0, "ray": 1, "e2e": 2}
+LATER = 3
 RUN = pytest.StashKey["Run"]()
 
 
 class Run:
-    """`broadfast run` in a process group of its own, less urgent than the tests beside it."""
+    """`broadfast run` in a process group of its own."""
 
     def __init__(self) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="broadfast-e2e-")
         self.out = Path(self.folder.name) / "run"
         command = [sys.executable, "-m", "workflows.cli", "run", "workflows/configs/demo.toml", "--out", str(self.out)]
         self.said = (Path(self.folder.name) / "said.txt").open("w+", encoding="utf-8")
-        pipes = {"stdout": self.said, "stderr": subprocess.STDOUT}
         self.process = subprocess.Popen(
-            ["nice", "-n", "5", *command, *changes()], cwd=ROOT, start_new_session=True, **pipes
+            [*command, *changes()],
+            cwd=ROOT,
+            env={name: value for name, value in os.environ.items() if name != THREADS},
+            start_new_session=True,
+            stdout=self.said,
+            stderr=subprocess.STDOUT,
         )
 
     def end(self) -> Path:
@@ -48,13 +53,13 @@ class Run:
     def clear(self) -> None:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGINT)
-            self.process.wait(60)
+            self.process.wait()
         self.said.close()
         self.folder.cleanup()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the unit tests first, then those of this folder."""
+    """Put the unit tests first, then those on Ray, then those of this folder."""
     items.sort(key=lambda item: FIRST.get(item.path.relative_to(FOLDER.parent).parts[0], LATER))
 
 
@@ -63,7 +68,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     wanted = any(
         "run_dir" in getattr(item, "fixturenames", ()) and FOLDER in item.path.parents for item in session.items
     )
-    if wanted and not session.config.option.collectonly and not no_models():
+    alone = not hasattr(session.config, "workerinput")  # of several processes of pytest-xdist, one needs the run
+    if wanted and alone and not session.config.option.collectonly and not no_models():
         session.config.stash[RUN] = Run()
 
 
@@ -75,4 +81,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.fixture(scope="session")
 def run_dir(pytestconfig: pytest.Config) -> Path:
     """The folder of the finished run."""
+    if RUN not in pytestconfig.stash:
+        pytestconfig.stash[RUN] = Run()
     return pytestconfig.stash[RUN].end()

@@ -6,11 +6,17 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+WORKERS = ("sft.train", "preferences", "dpo.train", "targets", "student.train")
 SMALL: dict[str, Any] = {
+    "cluster.num_cpus": 1,
+    "engine.replicas.cpus": 1,
+    "engine.replicas.max": 2,  # one fits; it is not bound to all cores, as an engine is that has a machine to itself
+    **{f"{section}.workers.cpus_per_worker": 1 for section in WORKERS},
     "source.pairs": 120,
     "rationales.pairs_per_split": 4,
+    "samples.samples": 2,
     "samples.pairs_per_split": 10,
-    "sft.max_rows": 96,
+    "sft.max_rows": 48,
     "sft.label_ratio": 50.0,
     "sft.train.epochs": 1,
     "sft.missing_labels": "warn",

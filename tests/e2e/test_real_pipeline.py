@@ -16,18 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.e2e.small import ROOT, SMALL, changes, no_models
+from tests.helpers.command import broadfast, text
 from tests.helpers.free_port import free_port
 
 pytestmark = [
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(3600),
     pytest.mark.skipif(no_models(), reason="no models: make setup"),
 ]
-
-
-def broadfast(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "workflows.cli", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-    )
 
 
 def manifest(run_dir: Path, stage: str) -> dict[str, Any]:
@@ -45,8 +40,8 @@ def history(run_dir: Path, stage: str, split: str) -> list[dict[str, Any]]:
 
 def test_all_stages_finish_and_balance(run_dir: Path) -> None:
     assert len(list(run_dir.glob("*/manifest.json"))) == 11
-    checked = broadfast("verify", str(run_dir))
-    assert checked.returncode == 0, checked.stdout
+    checked = broadfast("verify", run_dir)
+    assert checked.exit_code == 0, text(checked)
 
 
 def test_vllm_answers_in_the_enforced_form_with_label_logprobs(run_dir: Path) -> None:
@@ -111,10 +106,11 @@ def test_the_student_learns_and_its_export_judges_alike(run_dir: Path) -> None:
 
 
 def test_a_finished_run_is_skipped_and_a_foreign_one_refused(run_dir: Path) -> None:
-    again = broadfast("run", "workflows/configs/demo.toml", "--out", str(run_dir), *changes())
-    assert again.returncode == 0 and again.stdout.count("skipped") == 11
-    other = broadfast("run", "workflows/configs/demo.toml", "--out", str(run_dir), *changes(), "--set=dpo.beta=0.5")
-    assert other.returncode == 1 and "dpo.beta: 0.1 -> 0.5" in other.stderr
+    command = ("run", ROOT / "workflows/configs/demo.toml", "--out", run_dir, *changes())
+    again = broadfast(*command)
+    assert again.exit_code == 0 and text(again).count("skipped") == 11
+    other = broadfast(*command, "--set=dpo.beta=0.5")
+    assert other.exit_code == 1 and "dpo.beta: 0.1 -> 0.5" in text(other)
 
 
 @pytest.fixture
@@ -138,7 +134,7 @@ def url(run_dir: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
-        assert server.wait(timeout=60) == 0
+        assert server.wait(timeout=600) == 0
 
 
 def test_the_served_student_answers_as_the_trained_one(run_dir: Path, url: str) -> None:

@@ -14,6 +14,6 @@ from tests.helpers.browser_look import CHROMIUM, FLAGS, Start
 def chromium(tmp_path: Path) -> Start:
     def start(url: str, *more: str) -> subprocess.CompletedProcess[str]:
         command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *more, "--dump-dom", url]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        return subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
 
     return start

@@ -107,7 +107,7 @@ def driven(api: FastAPI, folder: Path) -> Iterator[Do]:
         command = [str(CHROMIUM), *FLAGS, *flags, f"--user-data-dir={folder / 'profile'}", f"{url}/frame"]
         with log.open("wb") as noise, subprocess.Popen(command, stdout=noise, stderr=noise) as browser:
             try:
-                found = seen.get(timeout=120)
+                found = seen.get(timeout=600)
             except queue.Empty:
                 pytest.fail(f"the steps did not end: {log.read_text('utf-8', 'replace')[-2000:]}")
             finally:

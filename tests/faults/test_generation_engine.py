@@ -11,22 +11,15 @@ from typing import Any
 import pytest
 
 from cluster.base.errors import UserError
-from cluster.base.ray_session import ray_session
 from cluster.base.stage_folder import MANIFEST
 from cluster.base.tables import read_table
-from cluster.config import ClusterSettings
 from mpcot.config import PerspectiveSettings
 from mpcot.perspectives.perspective import load_perspectives
 from tests.helpers.generation_run import PERSPECTIVES, STAGE, check_exactly_once, parts, run_here, write_pairs, written
 
+pytestmark = pytest.mark.usefixtures("local_ray")
 PAIRS = 30
 REPLICAS = {"pairs_per_task": 2, "flush_rows": 4}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_cluster() -> Iterator[None]:
-    with ray_session(ClusterSettings(num_cpus=2, object_store_mb=100)):
-        yield
 
 
 @pytest.fixture
@@ -49,8 +42,8 @@ def test_an_engine_that_dies_is_started_anew_and_asks_nothing_twice(run_dir: Pat
 
 
 def test_an_engine_that_hangs_again_and_again_stops_the_run_with_its_reason(run_dir: Path) -> None:
-    hanging = engine(hangs_after=20, replicas={"stalled_s": 1, "restarts": 1})
-    said = r"rationales: the engine stopped: it finished no answer for 1 s \(engine.replicas.stalled_s\)"
+    hanging = engine(hangs_after=20, replicas={"stalled_s": 3, "restarts": 1})
+    said = r"rationales: the engine stopped: it finished no answer for 3 s \(engine.replicas.stalled_s\)"
     with pytest.raises(UserError, match=said):
         run_here(run_dir, hanging)
     assert not (run_dir / STAGE / MANIFEST).exists()

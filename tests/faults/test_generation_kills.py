@@ -14,6 +14,7 @@ from ray.cluster_utils import Cluster
 
 from cluster.base.stage_folder import MANIFEST, read_json
 from tests.helpers.generation_run import (
+    PATIENCE_S,
     PERSPECTIVES,
     STAGE,
     Driver,
@@ -46,14 +47,14 @@ def in_flight(run_dir: Path) -> set[str]:
 def kill_worker(draw: random.Random) -> None:
     victim = draw.choice(workers())
     victim.kill()
-    victim.wait(20)
+    victim.wait(PATIENCE_S)
 
 
 def kill_driver(driver: Driver) -> None:
     """Kill the driver; Ray then ends its workers, which may still write what they have."""
     orphans = workers()
     driver.kill()
-    psutil.wait_procs(orphans, timeout=30)
+    psutil.wait_procs(orphans, timeout=PATIENCE_S)
 
 
 def test_twenty_kills_at_random_moments(address: str, tmp_path: Path) -> None:

@@ -9,7 +9,16 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests.helpers.generation_run import Driver, asked, check_exactly_once, parts, workers, write_pairs, written
+from tests.helpers.generation_run import (
+    PATIENCE_S,
+    Driver,
+    asked,
+    check_exactly_once,
+    parts,
+    workers,
+    write_pairs,
+    written,
+)
 
 PAIRS = 400
 ENGINE = {"delay_s": 1.5, "replicas": {"min": 1, "max": 2, "pairs_per_task": 2, "flush_rows": 4}}
@@ -40,7 +49,7 @@ def test_a_node_joins_and_another_leaves_and_is_replaced(cluster: Cluster, tmp_p
         assert workers_of(second)
         leaving = workers_of(first)
         cluster.remove_node(first, allow_graceful=False)
-        psutil.wait_procs(leaving, timeout=30)
+        psutil.wait_procs(leaving, timeout=PATIENCE_S)
         on_disk, in_flight = written(tmp_path), set(asked(tmp_path)) - written(tmp_path)
         cluster.add_node(**NODE)  # as an autoscaler replaces it: the requests that it had been handed wait for that
         said = driver.end()

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 
-from cluster.base.ray_session import ray_session
 from cluster.base.stage_folder import MANIFEST, StageFolder, read_json
-from cluster.config import ClusterSettings
 from mpcot.config import (
     PerspectiveSettings,
     RationaleSettings,
@@ -36,7 +33,8 @@ from tests.helpers.generation_run import (
 )
 
 MODEL = ROOT / "models" / "smollm2-135m-instruct"
-PAIRS = 24
+PAIRS = 12
+PATIENCE_S = 600.0
 CONFIG = RationaleStage(
     seed=1,
     labels=LabelSettings(),
@@ -48,11 +46,10 @@ CONFIG = RationaleStage(
     rationales=RationaleSettings(max_tokens=48, max_chars=120, retries=0, max_failed_share=1),
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_cluster() -> Iterator[None]:
-    with ray_session(ClusterSettings(num_cpus=2, object_store_mb=100)):
-        yield
+pytestmark = [
+    pytest.mark.usefixtures("local_ray"),
+    pytest.mark.skipif(not MODEL.is_dir(), reason="no model folder: `make setup` makes it"),
+]
 
 
 def cores() -> list[psutil.Process]:
@@ -63,7 +60,7 @@ def cores() -> list[psutil.Process]:
 
 def kill_core_once_answers_are_written(run_dir: Path) -> int:
     """Kill the engine's core process and return how many answers were on disk before it."""
-    ended = time.monotonic() + 200
+    ended = time.monotonic() + PATIENCE_S
     while time.monotonic() < ended:
         if parts(run_dir) and (running := cores()):
             before = len(written(run_dir))
@@ -73,7 +70,6 @@ def kill_core_once_answers_are_written(run_dir: Path) -> int:
     raise TimeoutError(f"parts: {len(parts(run_dir))}, processes: {processes(lambda child: True)}")
 
 
-@pytest.mark.skipif(not MODEL.is_dir(), reason="no model folder: `make setup` makes it")
 def test_a_killed_core_is_started_anew_and_nothing_is_lost_or_asked_twice(tmp_path: Path) -> None:
     write_pairs(tmp_path, PAIRS)
     with ThreadPoolExecutor(1) as pool:

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 STAGE = "2-rationales"
 WORKER = "AnswerWorker"
 PERSPECTIVES = PerspectiveSettings().names
-PATIENCE_S = 240.0
+PATIENCE_S = 600.0
 
 
 def write_pairs(run_dir: Path, count: int) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 import time
 import urllib.error
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 import pytest
-import ray
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.base.errors import UserError
@@ -22,6 +20,7 @@ from tests.helpers.free_port import free_port
 from tests.helpers.report_run import NAMES, write_export
 
 PRODUCTS = [{"id": "a", "title": "red phone case"}, {"id": "b", "title": "blue lamp", "brand": "Mug"}]
+PATIENCE_S = 300  # ends a hang; no answer is expected to take so long
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +29,10 @@ def export(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def local_ray():
-    ray.init(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     logs = tmp_path_factory.mktemp("logs")
     return ServeSettings(
-        port=free_port(), max_queued_requests=4, request_timeout_s=10, access_log=True, log_folder=logs
+        port=free_port(), max_queued_requests=4, request_timeout_s=PATIENCE_S, access_log=True, log_folder=logs
     )
 
 
@@ -52,7 +44,7 @@ def url(local_ray, export, settings):
     yield service.url
     service.stop()
     with pytest.raises(OSError):
-        urllib.request.urlopen(f"{service.url}/healthz", timeout=5)
+        urllib.request.urlopen(f"{service.url}/healthz", timeout=PATIENCE_S)
 
 
 def post(url: str, products: list[dict]) -> tuple[int, dict, dict]:
@@ -60,7 +52,7 @@ def post(url: str, products: list[dict]) -> tuple[int, dict, dict]:
     body = json.dumps({"query": "red phone", "products": products}).encode()
     request = urllib.request.Request(f"{url}/v1/score", body, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
             return answer.status, dict(answer.headers), json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, dict(error.headers), json.load(error)
@@ -102,21 +94,26 @@ def test_a_full_queue_is_answered_at_once_and_the_service_recovers(url):
     assert post(url, PRODUCTS)[0] == 200
 
 
-def test_health_stays_quick_while_the_model_works(url):
+@pytest.mark.parametrize("path", ["healthz", "readyz", "openapi.json"])
+def test_health_is_told_while_the_model_works(url, path):
+    """What was asked last is answered first, or the model would hold up everything."""
     many = [{"id": str(i), "title": "red phone case mug lamp " * 8} for i in range(200)]
-    busy = threading.Thread(target=post, args=(url, many))
-    busy.start()
-    started = time.monotonic()
-    for path in ("healthz", "readyz", "openapi.json"):
-        with urllib.request.urlopen(f"{url}/{path}", timeout=10) as answer:
-            assert answer.status == 200
-    assert time.monotonic() - started < 5
-    busy.join()
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(50):
+            busy = [pool.submit(post, url, many) for _ in range(4)]
+            wait(busy, return_when=FIRST_COMPLETED)  # the first answer: all are on their way
+            with urllib.request.urlopen(f"{url}/{path}", timeout=PATIENCE_S) as answer:
+                assert answer.status == 200
+            overtaken = sum(not future.done() for future in busy)
+            wait(busy)
+            if overtaken:
+                break
+    assert overtaken > 0
 
 
 def figures(url: str) -> dict[tuple[str, ...], float]:
     """What `/metrics` says, by name and labels other than the replica."""
-    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=PATIENCE_S) as answer:
         families = text_string_to_metric_families(answer.read().decode())
         return {
             (sample.name, *(v for k, v in sorted(sample.labels.items()) if k != "replica")): sample.value
@@ -125,22 +122,22 @@ def figures(url: str) -> dict[tuple[str, ...], float]:
         }
 
 
-def hang_up(port: int) -> None:
+def hang_up(port: int, after_s: float) -> None:
     """Ask for many products and go away before the answer."""
     many = [{"id": str(i), "title": "red phone case mug lamp " * 8} for i in range(200)]
     body = json.dumps({"query": "red", "products": many}).encode()
     head = (
         f"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as connection:
         connection.sendall(head.encode() + body)
-        time.sleep(0.02)  # long enough to reach the replica
+        time.sleep(after_s)
 
 
 def test_a_client_that_hangs_up_is_dropped(url, settings):
-    for _ in range(50):
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(hang_up, [settings.port] * 4))
+    for turn in range(50):
+        with ThreadPoolExecutor(4) as pool:  # gone too early, a request never reaches the replica
+            list(pool.map(hang_up, [settings.port] * 4, [0.01 * (turn + 1)] * 4))
         seen = figures(url)
         if ("broadfast_errors_total", "client_gone") in seen:
             break
@@ -152,7 +149,9 @@ def test_a_request_is_counted_and_logged_under_the_id_that_comes_back(url, setti
     before = figures(url)
     body = json.dumps({"query": "unheard of", "documents": ["red phone", "lamp"], "top_n": 1}).encode()
     headers = {"Content-Type": "application/json", "X-Request-ID": "a-shop-s-own-id"}
-    with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/rerank", body, headers), timeout=30) as answer:
+    with urllib.request.urlopen(
+        urllib.request.Request(f"{url}/v1/rerank", body, headers), timeout=PATIENCE_S
+    ) as answer:
         assert answer.headers.get_all("X-Request-ID") == ["a-shop-s-own-id"]
         said = json.load(answer)
     assert said["id"] == "a-shop-s-own-id" and len(said["results"]) == 1

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from serve.config import ServeSettings
 from serve.on_ray.proxy import use_ingress
-settings = ServeSettings(port=int(sys.argv[2]), ingress=sys.argv[3])
+settings = ServeSettings(port=int(sys.argv[2]), ingress=sys.argv[3], request_timeout_s=300)
 use_ingress(settings)
 import ray
 from serve.on_ray.running_service import serve_export
@@ -43,14 +43,17 @@ def test_requests_in_flight_are_answered_after_sigterm(tmp_path, ingress):
         assert any(f"listening on http://127.0.0.1:{port}" in line for line in server.stdout), "it never got ready"
         products = [{"id": str(i), "title": "red phone case mug lamp " * 8} for i in range(200)]
         with ThreadPoolExecutor(20) as pool:
-            asked = [pool.submit(score_once, f"http://127.0.0.1:{port}", "red phone", products) for _ in range(20)]
+            asked = [
+                pool.submit(score_once, f"http://127.0.0.1:{port}", "red phone", products, timeout_s=300)
+                for _ in range(20)
+            ]
             while not any(future.done() for future in asked):  # the first answer: all are on their way
                 time.sleep(0.005)
             server.send_signal(signal.SIGTERM)
             assert sum(not future.done() for future in asked) > 0, "nothing was left to drain"
-            assert [len(future.result(60)["results"]) for future in asked] == [200] * 20
+            assert [len(future.result(300)["results"]) for future in asked] == [200] * 20
         rest = server.stdout.read()
-        assert server.wait(60) == 0
+        assert server.wait(300) == 0
         assert "drained" in rest
     finally:
         server.kill()

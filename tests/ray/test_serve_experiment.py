@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import urllib.request
 
-import ray
-
 from serve.config import ServeSettings
 from serve.experiments.assign import assign
 from serve.experiments.config import Arm, ExperimentSettings
@@ -20,11 +18,11 @@ def ask(url: str, unit: str) -> tuple[str, str]:
     """Score one product for `unit`; return the request's id and the model that answered."""
     body = json.dumps({"query": "red phone", "products": [{"id": "a", "title": "red phone case"}]}).encode()
     headers = {"Content-Type": "application/json", "X-Unit-ID": unit}
-    with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/score", body, headers), timeout=60) as answer:
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/score", body, headers), timeout=300) as answer:
         return answer.headers["X-Request-ID"], json.load(answer)["model"]
 
 
-def test_nothing_is_lost_when_the_service_stops(tmp_path, monkeypatch):
+def test_nothing_is_lost_when_the_service_stops(local_ray, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first, second = (write_export(tmp_path / name, tmp_path / f"bert-{name}") for name in ("first", "second"))
     plan = ExperimentSettings(
@@ -38,14 +36,12 @@ def test_nothing_is_lost_when_the_service_stops(tmp_path, monkeypatch):
         ),
     )
     port = free_port()
-    ray.init(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False)
+    settings = ServeSettings(port=port, experiment=plan)
+    service = serve_export(first, settings, ready=lambda url: None, blocking=False)
     try:
-        settings = ServeSettings(port=port, experiment=plan)
-        service = serve_export(first, settings, ready=lambda url: None, blocking=False)
         answers = {unit: ask(service.url, unit) for unit in (f"shopper-{n}" for n in range(12))}
-        service.stop()
     finally:
-        ray.shutdown()
+        service.stop()
     assert first.is_dir() and second.is_dir()
     rows = {(row["request_id"], row["arm"]) for row in read_exposures(tmp_path / "exposures").to_pylist()}
     expected = {(request, assign(plan, unit).name) for unit, (request, _) in answers.items()}

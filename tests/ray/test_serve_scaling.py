@@ -14,7 +14,7 @@ from tests.helpers.free_port import free_port
 from tests.helpers.report_run import write_export
 
 PRODUCTS = [{"id": str(i), "title": "red phone case mug lamp " * 8} for i in range(100)]
-PATIENCE_S = 180  # on a busy machine; here seconds
+PATIENCE_S = 300  # ends a hang; here seconds
 
 
 def running_replicas() -> int:
@@ -29,21 +29,20 @@ def until(count: int) -> None:
         time.sleep(0.2)
 
 
-def test_a_replica_comes_under_load_and_goes_after_it(tmp_path):
+def test_a_replica_comes_under_load_and_goes_after_it(local_ray, tmp_path):
     export = write_export(tmp_path / "export", tmp_path / "bert")
     port = free_port()
-    ray.init(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False)
     replicas = ReplicaSettings(min=1, max=2, target_ongoing=2, up_after_s=1, down_after_s=3)
+    settings = ServeSettings(port=port, cpus_per_replica=0.5, replicas=replicas, request_timeout_s=120)
+    service = serve_export(export, settings, ready=lambda url: None, blocking=False)
     try:
-        settings = ServeSettings(port=port, cpus_per_replica=0.5, replicas=replicas)
-        service = serve_export(export, settings, ready=lambda url: None, blocking=False)
         assert running_replicas() == 1
         enough = threading.Event()
 
         def shop() -> int:
             answered = 0
             while not enough.is_set():
-                answered += len(score_once(service.url, "red phone", PRODUCTS)["results"])
+                answered += len(score_once(service.url, "red phone", PRODUCTS, timeout_s=PATIENCE_S)["results"])
             return answered
 
         with ThreadPoolExecutor(8) as pool:
@@ -52,9 +51,8 @@ def test_a_replica_comes_under_load_and_goes_after_it(tmp_path):
                 until(2)
             finally:
                 enough.set()
-            assert all(shopper.result(120) >= 100 for shopper in shoppers), "nobody was refused on the way"
+            assert all(shopper.result(PATIENCE_S) >= 100 for shopper in shoppers), "nobody was refused on the way"
         until(1)
         assert len(score_once(service.url, "red phone", PRODUCTS)["results"]) == 100
-        service.stop()
     finally:
-        ray.shutdown()
+        service.stop()

@@ -32,7 +32,7 @@ def places(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(training, "_fit", fit)
     board = SimpleNamespace(actor=None, stop=lambda: None)
-    monkeypatch.setattr(training.Board, "start", lambda _: board)
+    monkeypatch.setattr(training.Board, "start", lambda *_: board)
     return found
 
 

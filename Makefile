@@ -49,7 +49,7 @@ test: tools ## run all tests
 	@$(BIN)/python -m pytest
 
 test-quick: tools ## run the unit tests alone
-	@$(BIN)/python -m pytest tests/unit
+	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
 
 check: tools ## formatter, linter, type checker
 	@$(BIN)/ruff format --check .

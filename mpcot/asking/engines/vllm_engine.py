@@ -60,6 +60,8 @@ def engine_environment(engine: VllmEngine, gpu: bool, cores: list[int], shared_n
         return shared
     shared |= {"VLLM_CPU_KVCACHE_SPACE": str(engine.cpu_kv_cache_gib), "VLLM_TARGET_DEVICE": "cpu"}
     shared |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    if engine.enforce_eager:  # vLLM would still compile some helpers of the sampler, at every start
+        shared |= {"TORCHDYNAMO_DISABLE": "1"}
     if shared_node:
         return shared | {"OMP_NUM_THREADS": str(engine.replicas.cpus)}
     return shared | {"OMP_NUM_THREADS": str(len(cores)), "GOMP_SPINCOUNT": SPIN}

@@ -87,7 +87,7 @@ def test_a_config_is_shipped() -> None:
         ({"source": {"kind": "esci"}}, "source.path: Field required"),
         ({"source": {"kind": "shop"}}, "source: Input tag 'shop'"),
         ({"sft": {"use_unlabelled": True}}, "sft.use_unlabelled has no effect: add 'unlabelled' to rationales.splits"),
-        ({"sft": {"use_unlabelled": True, "origins": ["seed"]}}, "sft.use_unlabelled has no effect: add 'teacher'"),
+        ({"sft": {"use_unlabelled": True, "origins": ["seed"]}}, "sft.use_unlabelled has no effect. Add 'teacher'"),
         ({"sft": {"tuning": {"kind": "lora", "rnk": 4}}}, "sft.tuning.rnk: no such setting. Did you mean 'rank'?"),
         ({"sft": {"train": {"epochs": "many"}}}, "sft.train.epochs: Input should be a valid integer"),
         ({"sft": {"train": {"epochs": 0}}}, "sft.train.epochs: Input should be greater than 0 (given: 0)"),

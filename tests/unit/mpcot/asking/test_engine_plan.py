@@ -30,6 +30,8 @@ def test_on_a_cpu_nothing_is_of_gpus() -> None:
     assert arguments["max_model_len"] == 640 and arguments["enforce_eager"] is True
     assert "gpu" not in json.dumps([arguments, environment]).lower()
     assert "cuda" not in json.dumps([arguments, environment]).lower()
+    assert environment["TORCHDYNAMO_DISABLE"] == "1", "eager means that nothing is compiled"
+    assert "TORCHDYNAMO_DISABLE" not in engine_environment(VllmEngine(), False, [0, 1], shared_node=False)
     assert replica_resources(engine) == {"num_cpus": 1}
 
 

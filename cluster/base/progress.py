@@ -146,7 +146,7 @@ class Board:
     actor: Any
     bar: Bar
     ended: threading.Event
-    waits_for: str = "the workers to start"
+    waits_for: str
     thread: threading.Thread | None = None
 
     @classmethod

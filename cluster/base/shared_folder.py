@@ -112,9 +112,8 @@ class SharedFolder:
                 pafs.copy_files(self.path(name), str(partial.absolute()), self.filesystem)
 
         there = {path.name for path in target.glob(f"*{suffix}")}
-        with ThreadPoolExecutor(
-            COPIES
-        ) as pool:  # most of the time for tens of thousands of small objects is spent waiting
+        # Copying tens of thousands of small objects is mostly waiting.
+        with ThreadPoolExecutor(COPIES) as pool:
             list(pool.map(copy, [entry.name for entry in self.files(suffix) if entry.name not in there]))
 
     def remove(self, name: str) -> None:

@@ -62,8 +62,8 @@ def data_part(
 
     def draws(row: FinishedRow, reference: FinishedRow, metric: Metric) -> Draws:
         first, second = (answers[one.row.name] for one in (reference, row))
-        scheme = pairs.scheme
-        return bootstrap_differences(gold, first, second, queries, scheme, metric, config.bootstrap_resamples, seed)
+        resamples = config.bootstrap_resamples
+        return bootstrap_differences(gold, first, second, queries, pairs.scheme, metric, resamples, seed)
 
     table: list[dict[str, Any]] = []
     kept: dict[tuple[str, str], Draws] = {}
@@ -78,7 +78,7 @@ def data_part(
             if row is best:
                 kept |= {(reference.row.name, metric): found[metric] for metric in METRICS}
         table.append(line)
-    part = {
+    return {
         "name": data.name,
         "tested_pairs": len(gold),
         "queries": len(set(queries)),
@@ -100,8 +100,7 @@ def data_part(
             resamples=config.bootstrap_resamples,
             seed=seed,
         ),
-    }
-    return part, kept
+    }, kept
 
 
 def answers_by_seed(data: StudyData, row: FinishedRow) -> list[list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ from cluster.base.whole_files import whole_file
 
 def remembered() -> Path:
     """Return the file that keeps how long starts took, in the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if cache.startswith("~"):  # a user without a home, as in some containers
+        cache = tempfile.gettempdir()
     return Path(cache) / "broadfast" / "start_seconds.json"
 
 

@@ -1,4 +1,4 @@
-"""`broadfast submit` against a real head with a second node: followed, left alone, stopped."""
+"""`broadfast submit` against the job server of a real head: followed, left alone, stopped."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from tests.helpers.free_port import free_port
 from workflows import submit
 from workflows.submit import ROOT
 
-NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+# One node: a second one on the same machine shares the folder that jobs are unpacked into and, when it joins, unpacks
+# the job anew while that is already running in it.
+HEAD = {"num_cpus": 2, "object_store_memory": 80 * 2**20, "include_dashboard": True}
 DEMO = ROOT / "workflows/configs/demo.toml"
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The job server of a head that has one node beside it."""
+    """The address of a head's job server."""
     port, agent = free_port(), free_port()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")  # where a node finds `python`
-        head = NODE | {"include_dashboard": True, "dashboard_port": port, "dashboard_agent_listen_port": agent}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
+        ports = {"dashboard_port": port, "dashboard_agent_listen_port": agent}
+        cluster = Cluster(initialize_head=True, head_node_args=HEAD | ports)
         try:
-            cluster.add_node(**NODE)
             yield f"http://127.0.0.1:{port}"
         finally:
             cluster.shutdown()

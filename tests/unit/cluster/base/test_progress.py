@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import threading
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from cluster.base import progress as shown
 from cluster.base.progress import Bar, Board, progress, use_console, waiting_for
+from cluster.base.waiting import remembered
 
 
 @pytest.fixture
@@ -84,6 +86,12 @@ def test_a_cache_that_cannot_be_read_or_written_stops_nothing(monkeypatch: pytes
     with waiting_for("a service to start", every_s=60):
         pass
     assert (tmp_path / "broadfast").read_text() == "in the way"
+
+
+def test_a_user_without_a_home_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what it does where there is no such user
+    assert remembered().is_absolute()
 
 
 def test_a_wait_is_said_while_it_lasts(said: io.StringIO, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,16 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from cluster.base.stage_folder import StageFolder, write_json
-from cluster.base.tables import write_table
+from cluster.base.stage_folder import write_json
 from cluster.config import TrainSettings
 from distill.config import StudentSettings
 from distill.study.config import DataSet, StudyConfig, Tuning
 from distill.study.train import Job, run_one
-from mpcot.records import JUDGEMENT, PAIR, TARGET
-from tests.helpers.tiny_shop import BINARY, NO, PERSPECTIVES, TARGET_WIDTH, YES, make_run
+from tests.helpers.tiny_shop import BINARY, NO, PERSPECTIVES, TARGET_WIDTH, YES, make_run, write_stages
 
 SAVED = {"labels": {"scheme": "binary"}, "perspectives": {"names": list(PERSPECTIVES)}}
 TRAIN = TrainSettings(global_batch=8, micro_batch=8, precision="fp32", warmup_ratio=0)
@@ -84,13 +81,6 @@ def planted_run(run_dir: Path, noise: float = 0.4) -> Path:
         )
         vector = np.eye(TARGET_WIDTH)[BINARY.index(true)].tolist()
         targets.append({"pair_id": pair["pair_id"], "vectors": [vector] * 2})
-    for stage, name, rows, schema, figures in (
-        ("1-pairs", "pairs", pairs, PAIR, {}),
-        ("7-judgements", "judgements", judged, JUDGEMENT, {}),
-        ("8-targets", "targets", targets, TARGET, {"width": TARGET_WIDTH}),
-    ):
-        folder = StageFolder(run_dir, stage)
-        write_table(folder.path / f"{name}.parquet", pa.Table.from_pylist(rows, schema))
-        folder.finish({"ok": len(rows)}, figures)
+    write_stages(run_dir, pairs, judged, targets)
     write_json(run_dir / "config.json", SAVED)
     return run_dir

@@ -13,6 +13,7 @@ from cluster.base.tables import write_table
 from mpcot.records import JUDGEMENT, PAIR, TARGET
 from mpcot.schemes.scheme import load_scheme
 
+Row = dict[str, Any]
 PERSPECTIVES = ("intent", "rules")
 COLOURS, THINGS = ("red", "blue"), ("drill", "lamp", "mug", "case")
 TARGET_WIDTH = 6
@@ -72,6 +73,12 @@ def make_run(run_dir: Path) -> Path:
     pairs = shop()
     judged = [judgement(pair) for pair in pairs[1:]]
     targets = [{"pair_id": said["pair_id"], "vectors": vectors(said)} for said in judged]
+    write_stages(run_dir, pairs, judged, targets)
+    return run_dir
+
+
+def write_stages(run_dir: Path, pairs: list[Row], judged: list[Row], targets: list[Row]) -> None:
+    """Write what a student learns from as the finished folders 1-pairs, 7-judgements and 8-targets."""
     for stage, name, rows, schema, figures in (
         ("1-pairs", "pairs", pairs, PAIR, {}),
         ("7-judgements", "judgements", judged, JUDGEMENT, {}),
@@ -80,7 +87,6 @@ def make_run(run_dir: Path) -> Path:
         folder = StageFolder(run_dir, stage)
         write_table(folder.path / f"{name}.parquet", pa.Table.from_pylist(rows, schema))
         folder.finish({"ok": len(rows)}, figures)
-    return run_dir
 
 
 def stage_folder(run_dir: Path, name: str, **settings: Any) -> StageFolder:

@@ -12,9 +12,14 @@ def texts(*names: str) -> list[pa.Field]:
     return [pa.field(name.rstrip("?"), pa.string(), nullable=name.endswith("?")) for name in names]
 
 
-# 1-pairs/pairs.parquet -> every later stage. `label` is null exactly if the split is "unlabelled".
+# 1-pairs/pairs.parquet -> every later stage. `label` is null exactly if the split is "unlabelled". `ratings` are the
+# labels that several people gave, if the source has them.
 PAIR = pa.schema(
-    texts("pair_id", "query_id", "product_id", "locale", "query", "title", "brand?", "description?", "label?", "split")
+    [
+        *texts("pair_id", "query_id", "product_id", "locale", "query", "title", "brand?", "description?"),
+        *texts("label?", "split"),
+        pa.field("ratings", pa.list_(pa.string())),
+    ]
 )
 
 # 1-pairs/seeds.parquet -> 3-sft, 5-preferences. Rationales that a source brings; `origin` says who wrote them.

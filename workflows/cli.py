@@ -69,7 +69,9 @@ def _run(
         with _quiet_in(run_dir, verbose):
             run_stages(settings, run_dir, stages, redo)
             if stages[-1].short == "report":
-                console().print(f"report: {run_dir / '11-report' / 'report.html'}", highlight=False)
+                from distill.report.terminal import show_report
+
+                show_report(run_dir / stages[-1].name, console())
 
 
 def _quiet_in(folder: Path, verbose: bool) -> AbstractContextManager[None]:

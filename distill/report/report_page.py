@@ -14,7 +14,7 @@ from distill.report.quality import TITLES
 
 Row = dict[str, Any]
 Lines = dict[str, list[tuple[float, float]]]
-METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "auc": "AUC", "ndcg_at_10": "NDCG@10"}
+METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "kappa": "Kappa", "auc": "AUC", "ndcg_at_10": "NDCG@10"}
 KINDS = {"sft": "SFT", "dpo": "DPO", "lrkd": "LRKD", "ce_only": "labels only"}
 
 

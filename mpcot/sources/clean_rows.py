@@ -26,6 +26,7 @@ ROW = pa.schema(
         pa.field("source_row", pa.int64(), nullable=False),
         *texts("query?", "product_id?", "locale?", "title?", "brand?", "description?"),
         *texts("label?", "split?", "error?", "raw?"),
+        pa.field("ratings", pa.list_(pa.string())),
     ]
 )
 
@@ -97,6 +98,7 @@ def make_row(source_row: int, raw: Mapping[str, Any], cleaning: Cleaning, error:
         row["description"] = describe(f"colour: {colour};", row["description"])
     label = clean_text(raw.get("label"))
     row["label"] = cleaning.label_map.get(label, label) if label else None
+    row["ratings"] = _ratings(raw.get("ratings"), cleaning.label_map)
     split = clean_text(raw.get("split"))
     row["split"] = SPLIT_NAMES.get(split.lower(), split) if split else None
     row["source_row"], row["error"] = source_row, error or _problem(row, cleaning.codes)
@@ -104,6 +106,13 @@ def make_row(source_row: int, raw: Mapping[str, Any], cleaning: Cleaning, error:
     if row["error"]:
         row["title"], row["query"] = (row["title"] or "")[:TITLE_LIMIT], (row["query"] or "")[:QUERY_LIMIT]
     return row
+
+
+def _ratings(given: Any, label_map: Mapping[str, str]) -> list[str] | None:
+    """Return the labels that several people gave, from a list or from a text such as `3; 2; 3`."""
+    each = given if isinstance(given, list) else (clean_text(given) or "").split(";")
+    labels = (clean_text(one) for one in each)
+    return [label_map.get(label, label) for label in labels if label] or None
 
 
 def _problem(row: Mapping[str, Any], codes: tuple[str, ...]) -> str | None:
@@ -116,6 +125,8 @@ def _problem(row: Mapping[str, Any], codes: tuple[str, ...]) -> str | None:
             return f"{name} too long: {len(row[name])} characters, limit {limit}"
     if row["label"] is not None and row["label"] not in codes:
         return f"unknown label: {row['label'][:50]!r}, the scheme has {', '.join(codes)}"
+    if odd := [rating for rating in row["ratings"] or () if rating not in codes]:
+        return f"unknown rating: {odd[0][:50]!r}, the scheme has {', '.join(codes)}"
     if row["split"] is not None and row["split"] not in SPLIT_NAMES.values():
         return f"unknown split: {row['split'][:50]!r}"
     return None

@@ -19,7 +19,12 @@ from mpcot.sources.config import ChorusSource, EsciSource, WandsSource
 from mpcot.sources.filesets import BATCH, FileSet, collect, find
 from mpcot.sources.parse_text import PARSE_ERROR
 
-JUDGED = pa.schema(texts("query?", "product_id?", "locale?", "label?", "split?", "error?", "line?"))
+JUDGED = pa.schema(
+    [
+        *texts("query?", "product_id?", "locale?", "label?", "split?", "error?", "line?"),
+        pa.field("ratings", pa.list_(pa.string())),
+    ]
+)
 PRODUCT = pa.schema(texts("product_id?", "locale?", "title?", "brand?", "description?"))
 Raw = dict[str, Any]
 
@@ -31,8 +36,12 @@ def _to_table(batch: list[Raw], schema: pa.Schema, pick: Callable[[Raw], Raw], k
         if PARSE_ERROR in raw and "error" in schema.names:
             rows.append({"error": raw[PARSE_ERROR], "line": clean_text(raw.get("line") or str(raw))})
         elif PARSE_ERROR not in raw and keep(raw):
-            rows.append({key: clean_text(value) for key, value in pick(raw).items()})
+            rows.append({key: _clean(value) for key, value in pick(raw).items()})
     return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _clean(value: Any) -> Any:
+    return [clean_text(one) for one in value] if isinstance(value, list) else clean_text(value)
 
 
 def _all(raw: Raw) -> bool:
@@ -103,7 +112,8 @@ def read_chorus(source: ChorusSource, cleaning: Cleaning) -> pa.Table:
 
 
 def _chorus_judged(raw: Raw) -> Raw:
-    return {"query": raw.get("query"), "product_id": raw.get("product_id"), "label": raw.get("rating")}
+    ratings = {"ratings": raw.get("rater_ratings")}
+    return {"query": raw.get("query"), "product_id": raw.get("product_id"), "label": raw.get("rating")} | ratings
 
 
 def _chorus_product(raw: Raw) -> Raw:

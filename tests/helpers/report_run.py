@@ -1,7 +1,8 @@
 """A made-up but consistent run folder, small enough to write in a second: what the report's tests read.
 
 Answers follow simple rules over the pair's number n, so that every figure can be worked out by hand:
-the teacher's vote is wrong where n % 6 == 0, the LRKD student where n % 4 == 0, labels only where n % 3 == 0.
+the teacher's vote is wrong where n % 6 == 0, the LRKD student where n % 4 == 0, labels only where n % 3 == 0. Where n
+is odd, three people rated the pair and one of them gave another label.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def pairs() -> list[dict[str, Any]]:
     rows = []
     for split, queries in QUERIES.items():
         for _ in range(queries * PRODUCTS):
-            n = len(rows)
+            n, label = len(rows), CODES[len(rows) % PRODUCTS]
             rows.append(
                 {
                     "pair_id": f"p{n:03}",
@@ -68,8 +69,9 @@ def pairs() -> list[dict[str, Any]]:
                     "title": f"blue lamp {n} {SCRIPT if n % PRODUCTS == 0 else 'with a long name ' * 6}",
                     "brand": "Mug" if n % 2 else None,
                     "description": None,
-                    "label": CODES[n % PRODUCTS],
+                    "label": label,
                     "split": split,
+                    "ratings": [label, label, another(label)] if n % 2 else None,
                 }
             )
     return rows

@@ -6,11 +6,14 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 
+from cluster.base.stage_folder import write_json
 from cluster.pages.html import duration, figure, percent, signed, whole
 from distill.report import plots
 from distill.report.report_data import collect
 from distill.report.report_page import draw, render
+from distill.report.terminal import show_report
 from tests.helpers.report_run import report_stage, write_run
 
 LATENCY = {
@@ -44,6 +47,27 @@ def test_the_headline_table_holds_the_numbers(report):
     cells = {name: re.findall(r"<td>(.*?)</td>", row) for name, row in rows}
     assert cells["Student, LRKD"][:2] == ["0.750", "0.667"]
     assert cells["Teacher, vote"][0] == "0.833"
+
+
+def test_kappa_the_ceiling_and_over_rating_are_on_the_page(report):
+    page = render(report)
+    ceiling = re.search(r'<th scope="row">One person, beside the others(.*?)</tr>', page, re.DOTALL)
+    assert ceiling is not None and re.findall(r"<td>(.*?)</td>", ceiling[1])[:3] == ["0.333", "–", "0.077"]
+    missed = page.split('aria-label="Over- and under-rating by label"')[1].split("</table>")[0]
+    row = missed.split('<th scope="row">E ')[1].split("</tr>")[0]
+    assert re.findall(r"<td>(.*?)</td>", row)[:5] == ["6", "0 %", "33 %", "0 %", "100 %"]
+    alone = render(report | {"headline": report["headline"] | {"ceiling": None}})
+    assert "One person" not in alone and "several people" not in alone
+
+
+def test_the_terminal_shows_the_same(report, tmp_path, capsys):
+    write_json(tmp_path / "report.json", report)
+    show_report(tmp_path, Console(width=160))
+    said = re.sub(r"[^\S\n]+", " ", capsys.readouterr().out)
+    assert re.search(r"Student, LRKD . 0.750 . 0.667 . 0.667 .", said)
+    assert re.search(r"One person, beside the others . 0.333 . – . 0.077 .", said)
+    assert re.search(r"gold E . 0 % / 33 % . 0 % / 100 % .", said)
+    assert f"report: {tmp_path / 'report.html'}" in said.replace("\n", "")
 
 
 def test_ids_are_unique_so_that_plots_do_not_share_definitions(report):

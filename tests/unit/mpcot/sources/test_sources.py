@@ -241,7 +241,7 @@ def test_wands_labels_are_mapped(tmp_path: Path):
 
 def test_chorus_attributes_become_text_and_a_lost_product_a_failed_row(tmp_path: Path):
     judged = [
-        {"query": "tv", "product_id": "1", "rating": 3},
+        {"query": "tv", "product_id": "1", "rating": 3, "rater_ratings": [2.0, 3.0, 3.0]},
         {"query": "tv", "product_id": "9", "rating": 0},
     ]
     attributes = {"t_product_colour": "Black", "b_hdmi": True, "n_weight": 2.0}
@@ -256,8 +256,17 @@ def test_chorus_attributes_become_text_and_a_lost_product_a_failed_row(tmp_path:
     put(tmp_path / "products.jsonl", [product])
     rows = read(ChorusSource(path=str(tmp_path)), "graded")
     assert rows[0]["description"] == "Nice product colour: Black; hdmi: yes; weight: 2"
-    assert [r["label"] for r in rows] == ["3", "0"]
+    assert [(r["label"], r["ratings"]) for r in rows] == [("3", ["2", "3", "3"]), ("0", None)]
     assert rows[1]["error"] == "product not in the products file"
+
+
+@pytest.mark.parametrize(("suffix", "given"), [("jsonl", ["2", 3]), ("parquet", ["2", "3"]), ("csv", "2; 3")])
+def test_the_ratings_of_several_people_are_kept_as_labels(tmp_path: Path, suffix: str, given: Any):
+    path = put(tmp_path / f"t.{suffix}", [ROWS[0] | {"label": "3", "ratings": given}])
+    (row,) = read(TableSource(path=str(path), label_map={"3": "E", "2": "S"}))
+    assert (row["label"], row["ratings"], row["error"]) == ("E", ["S", "E"], None)
+    (row,) = read(TableSource(path=str(path), label_map={"3": "E"}))
+    assert row["error"] == "unknown rating: '2', the scheme has E, S, C, I"
 
 
 @needs_data
@@ -275,3 +284,4 @@ def test_chorus_reads_whole():
     assert len(rows) == 2680
     assert {r["error"] for r in rows} == {None}
     assert {r["label"] for r in rows} == set("0123")
+    assert sum(r["ratings"] is not None for r in rows) == 2323

@@ -12,11 +12,16 @@ def texts(*names: str) -> list[pa.Field]:
     return [pa.field(name.rstrip("?"), pa.string(), nullable=name.endswith("?")) for name in names]
 
 
+# Name and value of what a source says of a product in fields of its own; null if it says nothing.
+ATTRIBUTES = pa.field("attributes", pa.map_(pa.string(), pa.string()))
+
 # 1-pairs/pairs.parquet -> every later stage. `label` is null exactly if the split is "unlabelled". `ratings` are the
-# labels that several people gave, if the source has them.
+# labels that several people gave, if the source has them. `mpcot/details.py` joins what a product has beside title and
+# brand into one text.
 PAIR = pa.schema(
     [
-        *texts("pair_id", "query_id", "product_id", "locale", "query", "title", "brand?", "description?"),
+        *texts("pair_id", "query_id", "product_id", "locale", "query", "title", "brand?", "description?", "bullets?"),
+        ATTRIBUTES,
         *texts("label?", "split"),
         pa.field("ratings", pa.list_(pa.string())),
     ]

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+from mpcot.details import details
 from mpcot.perspectives.perspective import Perspective
 from mpcot.schemes.scheme import Scheme
 
@@ -31,8 +32,8 @@ def pair_text(pair: Mapping[str, Any], description_chars: int = 0) -> str:
     lines = [f"Query: {pair['query']}", f"Product: {pair['title']}"]
     if pair.get("brand") and pair["brand"].lower() not in pair["title"].lower():
         lines.append(f"Brand: {pair['brand']}")
-    if description_chars and pair.get("description"):
-        lines.append(f"Details: {pair['description'][:description_chars]}")
+    if description_chars and (text := details(pair)):
+        lines.append(f"Details: {text[:description_chars]}")
     return "\n".join(lines)
 
 

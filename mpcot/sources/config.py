@@ -10,7 +10,9 @@ from cluster.config import Settings
 
 # Our names for the columns of a pair; the keys of `TableSource.columns`.
 REQUIRED = ("query", "product_id", "title")
-COLUMNS = (*REQUIRED, "label", "locale", "brand", "description", "bullets", "colour", "split", "ratings")
+COLUMNS = (
+    *REQUIRED, "label", "locale", "brand", "description", "bullets", "attributes", "colour", "split", "ratings",
+)  # fmt: skip
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

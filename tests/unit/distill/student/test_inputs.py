@@ -20,6 +20,11 @@ def test_query_and_title_are_the_two_sides() -> None:
 def test_fields_add_what_the_product_has() -> None:
     assert words(dict(PAIR), fields="title+brand") == "[CLS] red mug [SEP] blue lamp a [SEP]"
     assert product_text(PAIR, "title+description") == "Blue lamp"
+    more = {"description": "Bright.", "bullets": "dimmable • warm", "attributes": {"colour": "blue", "watts": "4"}}
+    assert product_text(PAIR | more, "title+description") == (
+        "Blue lamp colour: blue; watts: 4. Bright. dimmable • warm"
+    )
+    assert product_text(PAIR | {"attributes": [("colour", "blue")]}, "title+description") == "Blue lamp colour: blue."
 
 
 def test_only_the_product_is_cut() -> None:

@@ -20,7 +20,8 @@ WORDS = " ".join(f"word{n}" for n in range(200))
 
 def asks(**settings: Any) -> Iterator[Ask]:
     plan = scripted_plan(AnswerSettings(**settings))
-    row = dict.fromkeys(PAIR.names, "x") | {"title": "a drill with two batteries", "description": WORDS}
+    row = dict.fromkeys(PAIR.names) | {"pair_id": "x", "query": "x"}
+    row |= {"title": "a drill with two batteries", "description": WORDS}
     return (found for _, _, found in plan.asks(row))
 
 

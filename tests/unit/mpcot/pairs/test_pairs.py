@@ -61,6 +61,7 @@ def test_catalogue_writes_the_promised_tables(tmp_path: Path):
     pairs = {p["pair_id"]: p for p in tables["pairs"].to_pylist()}
     seeds = tables["seeds"].to_pylist()
     assert len(pairs) == 200
+    assert all(dict(p["attributes"])["type"] in p["title"].lower() for p in pairs.values())
     assert {pairs[s["pair_id"]]["split"] for s in seeds} == {"train"}
     assert all(s["verdict"] == pairs[s["pair_id"]]["label"] for s in seeds)
     assert Counter(s["perspective"] for s in seeds) == dict.fromkeys(("intent", "attributes", "rules"), len(seeds) // 3)

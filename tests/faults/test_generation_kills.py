@@ -33,10 +33,10 @@ ENGINE = {"delay_s": 0.7, "replicas": {"min": 2, "max": 2, "pairs_per_task": 2, 
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 100 * 2**20})
-    yield cluster.address
-    cluster.shutdown()
+def cluster() -> Iterator[Cluster]:
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 100 * 2**20})
+    yield made
+    made.shutdown()
 
 
 def in_flight(run_dir: Path) -> set[str]:
@@ -44,20 +44,20 @@ def in_flight(run_dir: Path) -> set[str]:
     return set(asked(run_dir)) - written(run_dir)
 
 
-def kill_worker(draw: random.Random) -> None:
-    victim = draw.choice(workers())
+def kill_worker(cluster: Cluster, draw: random.Random) -> None:
+    victim = draw.choice(workers(cluster.head_node))
     victim.kill()
     victim.wait(PATIENCE_S)
 
 
-def kill_driver(driver: Driver) -> None:
+def kill_driver(cluster: Cluster, driver: Driver) -> None:
     """Kill the driver; Ray then ends its workers, which may still write what they have."""
-    orphans = workers()
+    orphans = workers(cluster.head_node)
     driver.kill()
     psutil.wait_procs(orphans, timeout=PATIENCE_S)
 
 
-def test_twenty_kills_at_random_moments(address: str, tmp_path: Path) -> None:
+def test_twenty_kills_at_random_moments(cluster: Cluster, tmp_path: Path) -> None:
     seed = time.time_ns() % 10**6
     print(f"seed {seed}")
     draw = random.Random(seed)
@@ -65,18 +65,18 @@ def test_twenty_kills_at_random_moments(address: str, tmp_path: Path) -> None:
     draw.shuffle(victims)
     write_pairs(tmp_path, PAIRS)
     may_be_asked_again: Counter[str] = Counter()
-    driver = Driver(tmp_path, address, ENGINE)
+    driver = Driver(tmp_path, cluster.address, ENGINE)
     try:
         for victim in victims:
             before = len(parts(tmp_path))
-            driver.wait(lambda before=before: len(parts(tmp_path)) > before and bool(workers()))  # type: ignore[misc]
+            driver.wait(lambda before=before: len(parts(tmp_path)) > before and workers(cluster.head_node))  # type: ignore[misc]
             time.sleep(draw.uniform(0, 0.5))
             if victim == "worker":
-                kill_worker(draw)
+                kill_worker(cluster, draw)
             else:
-                kill_driver(driver)
+                kill_driver(cluster, driver)
                 may_be_asked_again.update(in_flight(tmp_path))
-                driver = Driver(tmp_path, address, ENGINE)
+                driver = Driver(tmp_path, cluster.address, ENGINE)
                 continue
             may_be_asked_again.update(in_flight(tmp_path))
         said = driver.end()

@@ -33,11 +33,6 @@ def cluster() -> Iterator[Cluster]:
     made.shutdown()
 
 
-def workers_of(node: object) -> list[psutil.Process]:
-    (raylet,) = node.all_processes["raylet"]  # type: ignore[attr-defined]
-    return workers(raylet.process.pid)
-
-
 def test_a_node_joins_and_another_leaves_and_is_replaced(cluster: Cluster, tmp_path: Path) -> None:
     write_pairs(tmp_path, PAIRS)
     first = cluster.add_node(**NODE)
@@ -46,8 +41,8 @@ def test_a_node_joins_and_another_leaves_and_is_replaced(cluster: Cluster, tmp_p
         driver.wait(lambda: len(parts(tmp_path)) > 2)
         second = cluster.add_node(**NODE)
         driver.wait(lambda: len({part.name.split("-")[0] for part in parts(tmp_path)}) == 2)
-        assert workers_of(second)
-        leaving = workers_of(first)
+        assert workers(second)
+        leaving = workers(first)
         cluster.remove_node(first, allow_graceful=False)
         psutil.wait_procs(leaving, timeout=PATIENCE_S)
         on_disk, in_flight = written(tmp_path), set(asked(tmp_path)) - written(tmp_path)

@@ -101,8 +101,9 @@ def processes(matches: Callable[[psutil.Process], bool], under: int | None = Non
     return found
 
 
-def workers(under: int | None = None) -> list[psutil.Process]:
-    """Return the processes of answer workers below process `under`, this one if none is given."""
+def workers(node: Any = None) -> list[psutil.Process]:
+    """Return the processes of answer workers on a node of a `Cluster`, or on every Ray that this process started."""
+    under = None if node is None else node.all_processes["raylet"][0].process.pid
     return processes(lambda process: any(WORKER in part for part in process.cmdline()), under)
 
 

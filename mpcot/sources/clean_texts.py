@@ -45,8 +45,21 @@ def clean_text(value: Any) -> str | None:
 
 def plain_text(value: Any, limit: int | None = None) -> str | None:
     """Return `value` as `clean_text` does, without HTML, and cut to `limit` characters."""
-    text = clean_text(_without_html(_as_text(value)))
+    text = clean_text(without_html(_as_text(value)))
     return text[:limit].rstrip() if text else None
+
+
+def without_html(text: str) -> str:
+    """Return the text without tags, comments and entities; what begins a line of its own in HTML begins one here.
+
+    Shops also store HTML that was escaped once more, so that tags appear where entities were.
+    """
+    for _ in range(2):
+        if "<" not in text and "&" not in text:
+            break
+        text = _INLINE.sub("", _BREAK.sub("\n", _HIDDEN.sub("\n", text)))
+        text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
+    return text
 
 
 def bullets_text(value: Any) -> str | None:
@@ -57,7 +70,7 @@ def bullets_text(value: Any) -> str | None:
     """
     given = value if isinstance(value, list | tuple) else _from_json(value, "[")
     texts = given if isinstance(given, list | tuple) else [given]
-    lines = (plain_text(line) for text in texts for line in _without_html(_as_text(text)).splitlines())
+    lines = (plain_text(line) for text in texts for line in without_html(_as_text(text)).splitlines())
     return BULLET.join(line for line in lines if line)[:TEXT_LIMIT].rstrip() or None
 
 
@@ -119,16 +132,3 @@ def _as_text(value: Any) -> str:
         texts = ((name, _as_text(one)) for name, one in value.items())
         return "; ".join(f"{name}: {one}" for name, one in texts if one)
     return str(value)
-
-
-def _without_html(text: str) -> str:
-    """Return the text without tags, comments and entities; what begins a line of its own in HTML begins one here.
-
-    Shops also store HTML that was escaped once more, so that tags appear where entities were.
-    """
-    for _ in range(2):
-        if "<" not in text and "&" not in text:
-            break
-        text = _INLINE.sub("", _BREAK.sub("\n", _HIDDEN.sub("\n", text)))
-        text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
-    return text

@@ -24,6 +24,7 @@ def test_fields_add_what_the_product_has() -> None:
     assert product_text(PAIR | more, "title+description") == (
         "Blue lamp colour: blue; watts: 4. Bright. dimmable • warm"
     )
+    assert product_text({"title": "Salt &amp; <b>pepper</b>"}, "title") == "Salt & pepper"
     assert product_text(PAIR | {"attributes": [("colour", "blue")]}, "title+description") == "Blue lamp colour: blue."
 
 

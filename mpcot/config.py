@@ -28,10 +28,19 @@ class PerspectiveSettings(Settings):
         return self
 
 
+# By `teacher.tuning`: the sections of the config that say how the teacher is asked, in the order of their stages.
+ASKING = {"sft+dpo": ("rationales", "samples", "judge"), "sft": ("rationales", "judge"), "none": ("judge",)}
+
+
 class TeacherSettings(Settings):
     """The large model that reasons."""
 
+    no_effect = frozenset({"tuning"})  # it decides which stages there are, not what any of them does
+
     model: str = Field(description="local folder or hub name of a chat model")
+    tuning: Literal["sft+dpo", "sft", "none"] = Field(
+        "sft+dpo", description="which trainings the teacher goes through before it judges; the others' stages fall away"
+    )
 
 
 class Replicas(Resources):
@@ -217,3 +226,9 @@ class JudgeStage(AskingStage):
     """What stage 7 depends on."""
 
     judge: JudgeSettings
+
+
+class UntunedJudgeStage(JudgeStage):
+    """What stage 7 depends on if the teacher has not been trained."""
+
+    teacher: TeacherSettings

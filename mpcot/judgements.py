@@ -1,4 +1,4 @@
-"""Stage 7: the teacher after DPO judges every pair. A judgement has a vote, soft labels, verdicts and rationales."""
+"""Stage 7: the teacher judges every pair. A judgement has a vote, soft labels, verdicts and rationales."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 
 from cluster.base.stage_folder import StageFolder
 from cluster.base.tables import table_writer
+from cluster.models.folders import check_model
 from mpcot.asking.answers import asked_figures
 from mpcot.asking.generate import generate, select_pairs
 from mpcot.asking.plan import GenerationPlan
-from mpcot.config import JudgeStage
+from mpcot.config import JudgeStage, UntunedJudgeStage
 from mpcot.records import ANSWER, JUDGEMENT
 from mpcot.schemes.scheme import Scheme
 from mpcot.votes import distribution, majority
@@ -24,8 +25,18 @@ NO_VERDICT = "-"  # stands for a missing verdict when verdicts are counted; no l
 
 
 def run(config: JudgeStage, folder: StageFolder) -> None:
+    """Judge with the teacher that the last of its trainings left."""
+    trained = "6-dpo" if "6-dpo" in folder.inputs else "3-sft"
+    _run(config, folder, str((folder.input(trained) / "model").resolve()))
+
+
+def run_untuned(config: UntunedJudgeStage, folder: StageFolder) -> None:
+    """Judge with the teacher as it comes."""
+    _run(config, folder, check_model("teacher.model", config.teacher.model))
+
+
+def _run(config: JudgeStage, folder: StageFolder, model: str) -> None:
     """Write `7-judgements/{judgements,failed}.parquet`. A pair fails if no perspective has answered."""
-    model = str((folder.input("6-dpo") / "model").resolve())
     plan = GenerationPlan.of(config, model, config.judge)
     pairs = folder.input("1-pairs") / "pairs.parquet"
     answers = generate(plan, select_pairs(pairs, config.judge), folder.path, "judgements")

@@ -15,7 +15,7 @@ from cluster.base.progress import console
 from distill.study.config import StudyConfig
 from workflows.config import RunConfig, load_config, load_study, validate
 from workflows.serve_commands import Changes, Verbose, add_serving
-from workflows.stages import STAGES
+from workflows.stages import STAGES, stages_of
 from workflows.terminal import LOG, clear_errors, quiet
 
 app = typer.Typer(
@@ -61,7 +61,7 @@ def _run(
 
     run_dir = out or Path("runs") / settings.name
     with clear_errors(run_dir / LOG):
-        stages = select(first, last)
+        stages = select(first, last, stages_of(settings))
         warn_of_emulated_bf16(settings.cluster, [stage.settings(settings) for stage in stages])
         if dry_run:
             print_dry_run(settings, run_dir, stages, redo)
@@ -96,7 +96,8 @@ def plan(
     from workflows.gpu_plan.tables import print_gpu_plan
 
     with clear_errors():
-        print_gpu_plan(load_config(config, changes or ()), STAGES, gpu, nodes, gpus_per_node, pairs)
+        loaded = load_config(config, changes or ())
+        print_gpu_plan(loaded, stages_of(loaded), gpu, nodes, gpus_per_node, pairs)
 
 
 @app.command()
@@ -138,7 +139,6 @@ def submit(
     from workflows.submit import submit as send
 
     with clear_errors():
-        load_config(config, changes or ())
         code = send(address, plan_submission(config, changes or (), out, first, last, install), wait)
     raise typer.Exit(code)
 

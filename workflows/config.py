@@ -15,6 +15,7 @@ from distill.config import ExportSettings, StudentSettings, TargetSettings
 from distill.report.config import ReportSettings
 from distill.study.config import StudyConfig
 from mpcot.config import (
+    ASKING,
     Engine,
     JudgeSettings,
     PerspectiveSettings,
@@ -57,25 +58,30 @@ class RunConfig(Settings):
     report: ReportSettings = ReportSettings()
     serve: ServeSettings = ServeSettings()
 
+    def asking(self) -> tuple[str, ...]:
+        """Return the sections that say how the teacher is asked, of the stages that the run has."""
+        return ASKING[self.teacher.tuning]
+
     @model_validator(mode="after")
     def _same_prompt(self) -> RunConfig:
         """Refuse to judge with a prompt that the teacher was not trained on, and prompts that do not fit."""
-        for name in ("few_shot", "description_chars"):
+        for name in ("few_shot", "description_chars") if self.teacher.tuning != "none" else ():
             trained, asked = getattr(self.samples, name), getattr(self.judge, name)
             if trained != asked:
                 raise ValueError(
                     f"judge.{name} is {asked}, but the teacher learns with samples.{name} {trained}: set both alike"
                 )
         if isinstance(self.engine, VllmEngine):
-            for name, ask in (("rationales", self.rationales), ("samples", self.samples), ("judge", self.judge)):
+            for name in self.asking():
+                ask = getattr(self, name)
                 if self.engine.prompt_tokens(ask) <= 0:
                     raise ValueError(
                         f"{name}.max_tokens {ask.max_tokens} leaves no room for a prompt in engine.max_model_len "
                         f"{self.engine.max_model_len}"
                     )
-        if "train" not in self.samples.splits:
+        if "samples" in self.asking() and "train" not in self.samples.splits:
             raise ValueError("samples.splits: must contain train, because preferences are learnt from its samples")
-        if self.sft.use_unlabelled and "unlabelled" not in self.rationales.splits:
+        if "rationales" in self.asking() and self.sft.use_unlabelled and "unlabelled" not in self.rationales.splits:
             raise ValueError("sft.use_unlabelled has no effect: add 'unlabelled' to rationales.splits")
         return self
 

@@ -34,20 +34,20 @@ from mpcot.schemes.scheme import Scheme, load_scheme
 from mpcot.sources.config import PairsStage
 from mpcot.sources.filesets import state as file_state
 from workflows.config import RunConfig
-from workflows.stages import STAGES, Stage, find_stage
+from workflows.stages import STAGES, Stage, find_stage, stages_of
 
 STARTED = "started.json"
 AGAIN = "again.json"
 PAID_FOR = "answers"  # keyed by all that decides them, so they outlive a change of settings
 
 
-def select(first: str | None, last: str | None) -> tuple[Stage, ...]:
-    """Return the stages from `first` to `last`, both included."""
-    start = STAGES.index(find_stage(first)) if first else 0
-    end = STAGES.index(find_stage(last)) if last else len(STAGES) - 1
+def select(first: str | None, last: str | None, stages: tuple[Stage, ...] = STAGES) -> tuple[Stage, ...]:
+    """Return those of `stages` from `first` to `last`, both included."""
+    start = stages.index(find_stage(first, stages)) if first else 0
+    end = stages.index(find_stage(last, stages)) if last else len(stages) - 1
     if end < start:
         raise UsageError(f"--from {first} comes after --to {last}")
-    return STAGES[start : end + 1]
+    return stages[start : end + 1]
 
 
 def run_stages(config: RunConfig, run_dir: Path, stages: Sequence[Stage], redo: bool = False) -> None:
@@ -78,13 +78,13 @@ def preflight(config: RunConfig, stages: Sequence[Stage]) -> None:
     """Check what can be checked before anything runs: schemes, perspectives, model folders."""
     scheme, perspectives = load_scheme(config.labels.scheme), load_perspectives(config.perspectives)
     names = {stage.short for stage in stages}
-    for section in ("rationales", "samples", "judge"):
+    for section in config.asking():
         check_examples(section, getattr(config, section).few_shot, scheme, perspectives)
     if "pairs" in names:
         pairs = find_stage("pairs").settings(config)
         assert isinstance(pairs, PairsStage)
         check_source(pairs)
-    if names & {"rationales", "sft"}:
+    if any("teacher" in stage.config.model_fields for stage in stages):
         check_model("teacher.model", config.teacher.model)
     if "targets" in names:
         check_model("targets.encoder", config.targets.encoder)
@@ -188,7 +188,7 @@ def _content(config: RunConfig, stage: Stage) -> dict[str, str]:
 
 def warn_of_others(config: RunConfig, run_dir: Path, first: Stage) -> None:
     """Say which stages before `first` were finished with other settings: they stay as they are."""
-    for stage in STAGES[: STAGES.index(first)]:
+    for stage in select(None, first.name, stages_of(config))[:-1]:
         if manifest := read_manifest(run_dir / stage.name):
             before = {name: value for name, value in manifest["settings"].items() if name != "content"}
             for line in changed_settings(before, result_settings(stage.settings(config)))[:3]:
@@ -214,7 +214,7 @@ def _left_of_redo(config: RunConfig, run_dir: Path, stages: Sequence[Stage]) -> 
 
 def forget(run_dir: Path, first: Stage) -> None:
     """Make `first` and all after it unfinished, so that none of them outlives what it was made from."""
-    for stage in reversed(STAGES[STAGES.index(first) :]):
+    for stage in reversed(select(first.name, None)):  # also those that only another teacher.tuning has
         for name in (MANIFEST, STARTED):
             (run_dir / stage.name / name).unlink(missing_ok=True)
 

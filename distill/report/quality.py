@@ -139,12 +139,16 @@ def stages_of_teacher(
 ) -> Rows:
     """Return the quality of the untrained model, of the SFT model and of the trained teacher, by split and perspective.
 
-    All three are judged on the pairs that the untrained model answered. Dev and test pairs were not trained on.
+    All of them are judged on the pairs that the untrained model answered. Dev and test pairs were not trained on. A
+    teacher without DPO is the SFT model, and one without any training has no rows.
     """
     said = {stage: _verdicts(found) for stage, found in answers.items()}
+    if "2-rationales" not in said:
+        return []
     final = [(i, name, v) for i, row in judged.items() for name, v in zip(names, row["verdicts"], strict=True) if v]
     asked = {(i, name) for i, name, _ in said["2-rationales"]}
-    models = {"untrained": said["2-rationales"], "sft": said["4-samples"], "dpo": final}
+    sampled = {"sft": said["4-samples"], "dpo": final} if "4-samples" in said else {"sft": final}
+    models = {"untrained": said["2-rationales"], **sampled}
     rows = []
     for split in ("train", "dev", "test"):
         for name in (*names, "all"):

@@ -23,7 +23,10 @@ def render(report: Mapping[str, Any]) -> str:
     template = page_environment(Path(__file__).parent).get_template("report.html.j2")
     drawn = {name: Markup(text) for name, text in draw(report).items()}
     judges = [name for name in TITLES if name in report["segments"][0]["judges"]] if report["segments"] else []
-    return template.render(r=report, plots=drawn, titles=TITLES, metrics=METRICS, kinds=KINDS, judges=judges)
+    names = {row["stage"] for row in report["stages"]}
+    return template.render(
+        r=report, plots=drawn, titles=TITLES, metrics=METRICS, kinds=KINDS, judges=judges, stages=names
+    )
 
 
 def draw(report: Mapping[str, Any]) -> dict[str, str]:

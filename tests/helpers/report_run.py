@@ -8,6 +8,7 @@ is odd, three people rated the pair and one of them gave another label.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from cluster.base.tables import write_table
 from distill.config import PolyExtractor, StudentConfig
 from distill.lrkd import PREDICTION
 from distill.report.config import ReportSettings, ReportStage
-from distill.report.report_data import STAGES
 from distill.student.model import build_student, load_tokenizer
 from mpcot.config import PerspectiveSettings
 from mpcot.records import FAILED_ROW, JUDGEMENT, PAIR, SEED, SORTED
@@ -27,6 +27,10 @@ from mpcot.schemes.scheme import load_scheme
 from mpcot.sources.config import LabelSettings
 from tests.helpers.tiny_bert import tiny_bert
 
+STAGES = (
+    "1-pairs", "2-rationales", "3-sft", "4-samples", "5-preferences", "6-dpo", "7-judgements", "8-targets", "9-student",
+    "10-export",
+)  # fmt: skip
 CODES = ("E", "S", "C", "I")
 NAMES = ("intent", "attributes", "rules")
 QUERIES = {"train": 10, "dev": 3, "test": 6}
@@ -43,9 +47,9 @@ def report_stage(samples: int = 5) -> ReportStage:
     )
 
 
-def report_folder(run_dir: Path) -> StageFolder:
-    """The folder that stage 11 writes, with all it may read declared."""
-    return StageFolder(run_dir, "11-report", {}, dict.fromkeys(STAGES, "made-up"))
+def report_folder(run_dir: Path, stages: Sequence[str] = STAGES) -> StageFolder:
+    """The folder that stage 11 writes, with the stages that it may read declared."""
+    return StageFolder(run_dir, "11-report", {}, dict.fromkeys(stages, "made-up"))
 
 
 def another(code: str, step: int = 1) -> str:

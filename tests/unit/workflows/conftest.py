@@ -23,7 +23,7 @@ from mpcot.asking.worker import AnswerWorker
 from tests.helpers.small_run import small_config, small_models
 from workflows import runner
 from workflows.config import RunConfig, load_config
-from workflows.stages import STAGES, find_stage
+from workflows.stages import STAGES, find_stage, stages_of
 
 
 async def unread(*news: Any) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
 
 
 def make(config: RunConfig, run_dir: Path, name: str, models: Path) -> None:
-    stage = find_stage(name)
+    stage = find_stage(name, stages_of(config))
     folder = runner.stage_folder(config, run_dir, stage)
     folder.path.mkdir(parents=True)
     if name in TRAINED:

@@ -87,3 +87,15 @@ def test_dpo_is_skipped_where_the_config_says_so(run_dir: Path, llama_folder: Pa
     assert manifest is not None and "skipped" in manifest["figures"]
     same = (run_dir / "6-dpo/model/model.safetensors").read_bytes()
     assert same == (llama_folder / "model.safetensors").read_bytes()
+    assert (run_dir / "6-dpo/model/model.safetensors").samefile(run_dir / "3-sft/model/model.safetensors")
+
+
+def test_a_model_that_cannot_be_linked_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: str, target: str) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    (tmp_path / "a").write_text("weights", encoding="utf-8")
+    (tmp_path / "b").write_text("older", encoding="utf-8")
+    monkeypatch.setattr("os.link", refuse)
+    dpo.link_or_copy(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert (tmp_path / "b").read_text(encoding="utf-8") == "weights"

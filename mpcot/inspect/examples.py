@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from cluster.base.tables import rows_of
+from mpcot.details import details
 from mpcot.inspect.read_answers import texts_of
 
 Row = dict[str, Any]
@@ -71,7 +72,8 @@ def examples(answers: pd.DataFrame, folder: Path, perspectives: Sequence[str], w
 
 
 def _shown(pair: Row) -> Row:
-    return {name: pair[name] for name in ("pair_id", "query", "title", "brand", "label", "split")}
+    plain = {name: pair[name] for name in ("pair_id", "query", "title", "brand", "label", "split")}
+    return plain | {"details": details(pair)}
 
 
 def _pair(pair: Row, answers: list[Row], perspectives: Sequence[str]) -> Row:

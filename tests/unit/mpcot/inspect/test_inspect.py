@@ -169,6 +169,11 @@ def test_the_page_escapes_all_texts_and_asks_for_nothing_outside(found: dict[str
     assert len(ids) == len(set(ids)) and {t[1:] for t in targets if t.startswith("#") and "-" in t} <= set(ids)
 
 
+def test_the_page_shows_what_is_known_of_a_product(stage: dict[str, Any], found: dict[str, Any]) -> None:
+    assert stage["samples"][0]["details"] == f"shade: {SCRIPT}."
+    assert "shade: &lt;script" in render(found)
+
+
 def test_the_page_holds_the_figures(found: dict[str, Any]) -> None:
     page = render(found)
     assert "5 of 7 with a gold label" in page and "4-samples has not been run" in page

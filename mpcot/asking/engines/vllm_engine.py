@@ -56,6 +56,8 @@ def engine_environment(engine: VllmEngine, gpu: bool, cores: list[int], shared_n
     threads spin while they wait for each other; replicas that share a node take as many threads as they ask for.
     """
     shared = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    # The form is ours and no attack: where other processes take the cores, its 5 s are too few, and no answer comes.
+    shared |= {"VLLM_REGEX_COMPILATION_TIMEOUT_S": "600"}
     if gpu:
         return shared
     shared |= {"VLLM_CPU_KVCACHE_SPACE": str(engine.cpu_kv_cache_gib), "VLLM_TARGET_DEVICE": "cpu"}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from cluster.config import Resources, Settings, Workers
+from cluster.config import Fields, Resources, Settings, Workers
 from mpcot.filters.config import DEFAULT, Filters
-from mpcot.sources.config import LabelSettings
+from mpcot.sources.config import LabelSettings, PairsStage
 
 Split = Literal["train", "dev", "test", "unlabelled"]
 
@@ -37,7 +37,7 @@ class TeacherSettings(Settings):
 
     no_effect = frozenset({"tuning"})  # it decides which stages there are, not what any of them does
 
-    model: str = Field(description="local folder or hub name of a chat model")
+    model: str = Field("", description="local folder or hub name of a chat model; needed unless nobody is asked")
     tuning: Literal["sft+dpo", "sft", "none"] = Field(
         "sft+dpo", description="which trainings the teacher goes through before it judges; the others' stages fall away"
     )
@@ -165,6 +165,9 @@ class SampleSettings(SortedSettings):
 class JudgeSettings(AnswerSettings):
     """How stage 7 asks the teacher after DPO about every pair."""
 
+    engine: Literal["default", "none"] = Field(
+        "default", description="none: nobody is asked, and the judgements of source.judgements are all there are"
+    )
     temperature: float = Field(0.0, ge=0, description="0 is greedy")
     splits: tuple[Split, ...] = Field(("train", "dev", "test", "unlabelled"), description="splits to judge")
 
@@ -198,6 +201,14 @@ class PreferenceSettings(Settings):
         if self.margin_by == "probability" and self.min_margin > 1:
             raise ValueError(f"min_margin {self.min_margin:g}: probabilities differ by 1 at most. Lower it")
         return self
+
+
+class GivenPairsStage(PairsStage):
+    """What stage 1 depends on if there are judgements from elsewhere, which name perspectives."""
+
+    reads_only: ClassVar[Fields] = {"perspectives": ("names",)}
+
+    perspectives: PerspectiveSettings = PerspectiveSettings()
 
 
 class AskingStage(Settings):

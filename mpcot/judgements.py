@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,19 @@ import pyarrow.compute as pc
 from cluster.base.stage_folder import StageFolder
 from cluster.base.tables import table_writer
 from cluster.models.folders import check_model
-from mpcot.asking.answers import asked_figures
+from mpcot.asking.answers import Answers, asked_figures
 from mpcot.asking.generate import generate, select_pairs
+from mpcot.asking.join_answers import AnsweredPairs
 from mpcot.asking.plan import GenerationPlan
 from mpcot.config import JudgeStage, UntunedJudgeStage
-from mpcot.records import ANSWER, JUDGEMENT
-from mpcot.schemes.scheme import Scheme
+from mpcot.given import Given
+from mpcot.pairs.given_judgements import GIVEN
+from mpcot.records import ANSWER, JUDGEMENT, texts
+from mpcot.schemes.scheme import Scheme, load_scheme
 from mpcot.votes import distribution, majority
 
+TAKEN = pa.schema(texts("pair_id"))
+TEACHER = "teacher"  # the origin of what this run's teacher said
 NO_VERDICT = "-"  # stands for a missing verdict when verdicts are counted; no label may have this code
 
 
@@ -35,36 +41,63 @@ def run_untuned(config: UntunedJudgeStage, folder: StageFolder) -> None:
     _run(config, folder, check_model("teacher.model", config.teacher.model))
 
 
-def _run(config: JudgeStage, folder: StageFolder, model: str) -> None:
-    """Write `7-judgements/{judgements,failed}.parquet`. A pair fails if no perspective has answered."""
-    plan = GenerationPlan.of(config, model, config.judge)
-    pairs = folder.input("1-pairs") / "pairs.parquet"
-    answers = generate(plan, select_pairs(pairs, config.judge), folder.path, "judgements")
-    quality = Quality(config.perspectives.names)
-    counts: Counter[str] = Counter()
+def run_given(config: JudgeStage, folder: StageFolder) -> None:
+    """Ask nobody, and take the judgements from elsewhere."""
+    _run(config, folder, None)
+
+
+def _run(config: JudgeStage, folder: StageFolder, model: str | None) -> None:
+    """Write `7-judgements/{judgements,failed,given}.parquet`, the last with the pairs judged elsewhere too.
+
+    A pair fails if no perspective has answered, and is left out if nobody was asked and nobody has judged it.
+    """
+    scheme, names = load_scheme(config.labels.scheme), config.perspectives.names
+    given = Given(folder.input("1-pairs") / GIVEN, names)
+    rounds: list[Answers] = []
+    quality, counts, origins = Quality(names), Counter[str](), Counter[str]()
     with (
         table_writer(folder.path / "judgements.parquet", JUDGEMENT) as judged,
         table_writer(folder.path / "failed.parquet", ANSWER) as failed,
+        table_writer(folder.path / "given.parquet", TAKEN) as taken,
     ):
-        for joined in answers.by_pair():
-            rows = judge_pairs(joined.answers, config.perspectives.names, plan.scheme)
+        for joined in _answered(config, folder, model, given, rounds):
+            elsewhere = given.answers(joined.pairs)
+            rows = judge_pairs([*joined.answers.to_pylist(), *elsewhere], names, scheme)
             unusable = joined.answers.filter(pc.is_valid(joined.answers["reason"]))
             judged.write_table(pa.Table.from_pylist(rows, JUDGEMENT))
             failed.write_table(unusable)
+            taken.write_table(pa.table([sorted({row["pair_id"] for row in elsewhere})], schema=TAKEN))
             quality.add(rows, {row["pair_id"]: row for row in joined.pairs.to_pylist()})
             counts["requested"] += len(joined.pairs)
             counts["judged"] += len(rows)
-            counts["failed"] += len(joined.pairs) - len(rows)
+            counts["failed" if model else "left_out"] += len(joined.pairs) - len(rows)
             counts["failed_answers"] += len(unusable)
-    folder.finish(counts, {"quality": quality.figures()} | asked_figures([answers]))
+            origins.update(who for row in rows for who in row["origin"] if who)
+    folder.finish(counts, {"quality": quality.figures(), "origins": dict(origins)} | asked_figures(rounds))
 
 
-def judge_pairs(answers: pa.Table, perspectives: Sequence[str], scheme: Scheme) -> list[dict[str, Any]]:
+def _answered(
+    config: JudgeStage, folder: StageFolder, model: str | None, given: Given, rounds: list[Answers]
+) -> Iterator[AnsweredPairs]:
+    """Yield all pairs, those about which the teacher is asked with its answers. What was asked goes to `rounds`."""
+    pairs = folder.input("1-pairs") / "pairs.parquet"
+    if model is not None:
+        left = given.to_ask(select_pairs(pairs, config.judge))
+        first = next(left, None)
+        if first is not None or given.path is None:
+            plan = GenerationPlan.of(config, model, config.judge)
+            asked = chain([first] if first else [], left)
+            rounds.append(generate(plan, asked, folder.path, "judgements"))
+            yield from rounds[0].by_pair()
+    yield from given.unasked(select_pairs(pairs, config.judge), nobody=model is None)
+
+
+def judge_pairs(answers: Iterable[dict[str, Any]], perspectives: Sequence[str], scheme: Scheme) -> list[dict[str, Any]]:
     """Return the judgements of the pairs to which any perspective has an answer, sorted by pair."""
     by_pair: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in answers.to_pylist():
+    for row in answers:
         by_pair[row["pair_id"]].append(row)
-    judged = ((pair_id, judge(rows, perspectives, scheme)) for pair_id, rows in by_pair.items())
+    judged = ((pair_id, judge(rows, perspectives, scheme)) for pair_id, rows in sorted(by_pair.items()))
     return [{"pair_id": pair_id} | found for pair_id, found in judged if found is not None]
 
 
@@ -95,6 +128,7 @@ def judge(answers: Iterable[dict[str, Any]], perspectives: Sequence[str], scheme
         "verdicts": [said[p]["verdict"] if p in said else None for p in perspectives],
         "rationales": [said[p]["rationale"] if p in said else None for p in perspectives],
         "perspective_soft": [soft[p].tolist() if p in said else None for p in perspectives],
+        "origin": [said[p].get("origin", TEACHER) if p in said else None for p in perspectives],
     }
 
 

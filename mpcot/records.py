@@ -30,6 +30,15 @@ PAIR = pa.schema(
 # 1-pairs/seeds.parquet -> 3-sft, 5-preferences. Rationales that a source brings; `origin` says who wrote them.
 SEED = pa.schema(texts("pair_id", "perspective", "rationale", "verdict", "origin"))
 
+# 1-pairs/judgements.parquet -> 7-judgements. Judgements from elsewhere (`source.judgements`), at most one of a pair and
+# perspective. `probabilities` are in the order of the scheme, or null.
+GIVEN_JUDGEMENT = pa.schema(
+    [
+        *texts("pair_id", "perspective", "rationale?", "verdict", "origin"),
+        pa.field("probabilities", pa.list_(pa.float32())),
+    ]
+)
+
 # 1-pairs/failed.parquet -> people. `row` is the row of the source as JSON, cut to 2,000 characters.
 FAILED_ROW = pa.schema([pa.field("source_row", pa.int64(), nullable=False), *texts("reason", "row")])
 
@@ -69,7 +78,8 @@ PREFERENCE = pa.schema(
 
 # 7-judgements/judgements.parquet -> 8-targets, 9-student, 11-report. Lists have an entry per perspective, in the order
 # of the config, or null where a perspective did not answer. `soft` is the mean distribution over the labels in the
-# order of the scheme. `agreement` is the share of the perspectives that voted for `vote`.
+# order of the scheme. `agreement` is the share of the perspectives that voted for `vote`. `origin` says who judged:
+# "teacher", or the origin of a judgement from elsewhere.
 JUDGEMENT = pa.schema(
     [
         *texts("pair_id", "vote"),
@@ -78,6 +88,7 @@ JUDGEMENT = pa.schema(
         pa.field("verdicts", pa.list_(pa.string()), nullable=False),
         pa.field("rationales", pa.list_(pa.string()), nullable=False),
         pa.field("perspective_soft", pa.list_(pa.list_(pa.float32())), nullable=False),
+        pa.field("origin", pa.list_(pa.string())),
     ]
 )
 

@@ -17,6 +17,7 @@ from workflows.config import RunConfig, load_config, load_study, validate
 from workflows.serve_commands import Changes, Verbose, add_serving
 from workflows.stages import STAGES, stages_of
 from workflows.terminal import LOG, clear_errors, quiet
+from workflows.writing_commands import add_writing
 
 app = typer.Typer(
     help="Think broad, act fast: a teacher LLM reasons about query-product pairs, and a small student learns from it.",
@@ -152,7 +153,7 @@ def _stage_command(name: str, about: str) -> None:
 
 
 for _stage in STAGES:
-    if _stage.short != "report":
+    if _stage.short not in ("judgements", "report"):
         _stage_command(_stage.short, _stage.about)
 
 
@@ -217,23 +218,6 @@ def study(
 
 
 @app.command()
-def seeds(
-    run_dir: RunDir,
-    path: Annotated[Path, typer.Argument(help="the file to write", metavar="FILE.jsonl")],
-    origin: Annotated[
-        Optional[str], typer.Option(metavar="NAME", help="who wrote them; by default the teacher's name")
-    ] = None,
-) -> None:
-    """Write the rationales of a run's teacher as seeds, for source.seeds of another run."""
-    from mpcot.write_seeds import write_seeds
-
-    with clear_errors():
-        counts = write_seeds(run_dir, path, origin)
-        said = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
-        console().print(f"{path}: {said}", highlight=False)
-
-
-@app.command()
 def verify(run_dir: RunDir) -> None:
     """Check every ledger of a run folder; exit with 1 and what is wrong if one does not balance."""
     from workflows.verify import verify_run
@@ -274,6 +258,7 @@ def list_models() -> None:
 
 
 add_serving(app)
+add_writing(app, _run)
 
 
 def main() -> None:

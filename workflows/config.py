@@ -44,7 +44,7 @@ class RunConfig(Settings):
     split: SplitSettings = SplitSettings()
     labels: LabelSettings = LabelSettings()
     perspectives: PerspectiveSettings = PerspectiveSettings()
-    teacher: TeacherSettings
+    teacher: TeacherSettings = TeacherSettings()
     engine: Engine = VllmEngine()
     rationales: RationaleSettings = RationaleSettings()
     sft: SftSettings = SftSettings()
@@ -60,7 +60,25 @@ class RunConfig(Settings):
 
     def asking(self) -> tuple[str, ...]:
         """Return the sections that say how the teacher is asked, of the stages that the run has."""
-        return ASKING[self.teacher.tuning]
+        return ASKING[self.teacher.tuning] if self.judge.engine != "none" else ()
+
+    @model_validator(mode="after")
+    def _somebody_judges(self) -> RunConfig:
+        """Refuse a run without a teacher where one is needed, and one with a teacher that would not be asked."""
+        if self.judge.engine == "none":
+            if self.teacher.tuning != "none":
+                raise ValueError(
+                    f"judge.engine 'none' asks nobody, but teacher.tuning is {self.teacher.tuning!r}: set "
+                    "teacher.tuning = 'none', or leave judge.engine out"
+                )
+            if self.source.judgements is None:
+                raise ValueError("judge.engine 'none' asks nobody: name the file of judgements in source.judgements")
+        elif not self.teacher.model:
+            raise ValueError(
+                "teacher.model: name a chat model, or ask nobody, with source.judgements, teacher.tuning = 'none' and "
+                "judge.engine = 'none'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _same_prompt(self) -> RunConfig:

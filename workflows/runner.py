@@ -171,7 +171,7 @@ def _content(config: RunConfig, stage: Stage) -> dict[str, str]:
     found = {}
     if "labels" in fields:
         found["labels"] = digest(load_scheme(config.labels.scheme).model_dump())
-    if "perspectives" in fields:
+    if "perspectives" in fields and "perspectives" not in stage.config.reads_only:
         found["perspectives"] = digest([p.model_dump() for p in load_perspectives(config.perspectives)])
     if "teacher" in fields:
         found["teacher"] = model_fingerprint(config.teacher.model)
@@ -179,7 +179,7 @@ def _content(config: RunConfig, stage: Stage) -> dict[str, str]:
         found["encoder"] = model_fingerprint(config.targets.encoder)
     if "student" in fields:
         found["student"] = model_fingerprint(config.student.model)
-    for name, field in (("source", "path"), ("seeds", "seeds")):
+    for name, field in (("source", "path"), ("seeds", "seeds"), ("judgements", "judgements")):
         path = getattr(config.source, field, None)
         if "source" in fields and path:
             found[name] = digest(file_state(path, f"source.{field}"))

@@ -15,7 +15,7 @@ from cluster.base.errors import UsageError
 from cluster.config import Settings, Workers
 from distill.config import EncoderWorkers, ExportStage, StudentStage, TargetsStage
 from distill.report.config import ReportStage
-from mpcot.config import JudgeStage, RationaleStage, SampleStage, UntunedJudgeStage, VllmEngine
+from mpcot.config import GivenPairsStage, JudgeStage, RationaleStage, SampleStage, UntunedJudgeStage, VllmEngine
 from mpcot.sources.config import PairsStage
 from teacher.config import DpoStage, PreferenceStage, SftStage
 from workflows.config import RunConfig
@@ -102,7 +102,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "7-judgements", ("1-pairs", "6-dpo"), JudgeStage, "mpcot.judgements:run",
-        lambda c: _engine(c, JUDGES[c.teacher.tuning] or c.teacher.model),
+        lambda c: Need() if c.judge.engine == "none" else _engine(c, JUDGES[c.teacher.tuning] or c.teacher.model),
         "the teacher judges every pair: verdicts, vote, soft labels",
     ),
     Stage(
@@ -131,8 +131,12 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
     judge, skipped = JUDGES[config.teacher.tuning], SKIPPED[config.teacher.tuning]
 
     def row(stage: Stage) -> Stage:
+        if stage.short == "pairs" and config.source.judgements:
+            return replace(stage, config=GivenPairsStage)
         reads = (judge if name == "6-dpo" else name for name in stage.reads if name == "6-dpo" or name not in skipped)
         left = replace(stage, reads=tuple(dict.fromkeys(name for name in reads if name)))
+        if stage.short == "judgements" and config.judge.engine == "none":
+            return replace(left, entry="mpcot.judgements:run_given")
         if stage.short == "judgements" and judge is None:
             return replace(left, config=UntunedJudgeStage, entry="mpcot.judgements:run_untuned")
         return left

@@ -13,7 +13,7 @@ from mpcot.schemes.scheme import Scheme
 # Settings on which no answer depends, or which show in the prompt, which has a digest of its own.
 NOT_SAMPLING = {
     "splits", "pairs_per_split", "max_failed_share", "retries", "samples", "few_shot", "description_chars", "filters",
-    "hinted_retry", "when_too_long", "retry_temperature",
+    "hinted_retry", "when_too_long", "retry_temperature", "engine", "fit",
 }  # fmt: skip
 
 

@@ -62,8 +62,13 @@ class GenerationPlan:
         return next(self.asks(made | {"label": self.scheme.codes[0]}))[2]
 
     def asks(self, pair: dict[str, Any]) -> Iterator[tuple[Perspective, int, Ask]]:
-        """Yield the requests of a pair, perspective by perspective and sample by sample."""
+        """Yield the requests of a pair, perspective by perspective and sample by sample.
+
+        Perspectives in its column `given`, if it has one, are not asked.
+        """
         for perspective in self.perspectives:
+            if perspective.name in pair.get("given", ()):
+                continue
             chat = self._chat(pair, perspective, self.ask.description_chars)
             shorter = partial(self._chat, pair, perspective) if self.ask.when_too_long == "cut" else None
             texts = [text for message in chat for text in (message["role"], message["content"])]

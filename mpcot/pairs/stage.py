@@ -1,4 +1,4 @@
-"""Stage 1: makes pairs from the rows of the source, splits them by query, and takes over its seed rationales.
+"""Stage 1: makes pairs from the rows of the source, splits them by query, and takes over its seeds and judgements.
 
 Every row of the source ends in `pairs.parquet` or, with a reason, in `failed.parquet`.
 """
@@ -13,8 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.base.errors import UserError
-from cluster.base.stage_folder import StageFolder, digest
+from cluster.base.stage_folder import StageFolder
 from cluster.base.tables import write_table
+from mpcot.config import GivenPairsStage
+from mpcot.pairs.given_judgements import write_given
+from mpcot.pairs.ids import pair_id, query_id
 from mpcot.pairs.splits import LABELLED, QuerySplits, split_queries, unit_hash
 from mpcot.records import FAILED_ROW, PAIR, SEED, SPLITS
 from mpcot.schemes.scheme import Scheme, load_scheme
@@ -28,10 +31,10 @@ KEYS = ["source_row", "query", "product_id", "locale", "label", "split", "error"
 
 
 def run(config: PairsStage, folder: StageFolder) -> None:
-    """Read the source, and write pairs, seeds and failed rows.
+    """Read the source, and write pairs, seeds, judgements and failed rows.
 
     Raises:
-        UserError: the source cannot be read, too many rows failed, or a query is in two splits.
+        UserError: the source cannot be read, too many rows failed, a query is in two splits, or no judgement fits.
     """
     scheme = load_scheme(config.labels.scheme)
     source = read_source(config.source, scheme)
@@ -52,7 +55,13 @@ def run(config: PairsStage, folder: StageFolder) -> None:
     _check_ledger(len(rows), pairs, failed)
     counts = {"read": len(rows), "pairs": len(pairs), "failed": len(failed), "seeds": len(seeds)}
     counts |= {split: sum(row["split"] == split for row in pairs) for split in SPLITS}
-    folder.finish(counts, _figures(pairs, failed, refused, scheme))
+    figures = _figures(pairs, failed, refused, scheme)
+    if source.judgements is not None:
+        assert isinstance(config, GivenPairsStage), "the table of stages has it so where source.judgements is set"
+        ids = {row["pair_id"] for row in pairs}
+        given, figures["judgements"] = write_given(source.judgements, ids, config.perspectives.names, folder.path)
+        counts |= given
+    folder.finish(counts, figures)
 
 
 def check(config: PairsStage) -> None:
@@ -69,16 +78,6 @@ def plan_rows(config: PairsStage) -> int | None:
     """Return how many pairs the stage will read, if that is known without reading them."""
     source = config.source
     return source.pairs if isinstance(source, CatalogueSource) else source.limit
-
-
-def query_id(locale: str, query: str) -> str:
-    """Return the id of a query. Case makes no difference."""
-    return digest(["query", locale, query.casefold()])
-
-
-def pair_id(locale: str, query: str, product_id: str) -> str:
-    """Return the id of a pair: 16 hex digits. The case of the query makes no difference."""
-    return digest(["pair", locale, query.casefold(), product_id])
 
 
 def _where(config: PairsStage) -> str:

@@ -39,10 +39,11 @@ SPLIT_NAMES = {
 
 @dataclass(frozen=True)
 class SourceRows:
-    """All rows of a source (`ROW`) and its seed rationales (`SOURCE_SEED`), if it has any."""
+    """All rows of a source (`ROW`), and its seed rationales (`SOURCE_SEED`) and judgements, if it has any."""
 
     rows: pa.Table
     seeds: pa.Table | None = None
+    judgements: pa.Table | None = None
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,9 @@ class AnySource(Settings):
 
     label_map: dict[str, str] = Field({}, description="which label of the source is which code of the scheme")
     max_failed_share: Share = Field(0.2, description="the stage stops if a larger share of the rows fails")
+    judgements: str | None = Field(
+        None, description="file of verdicts and rationales per perspective, which the teacher is not asked for"
+    )
 
 
 class CatalogueSource(AnySource):

@@ -14,7 +14,8 @@ import pytest
 
 from cluster.base.errors import UserError
 from cluster.base.stage_folder import StageFolder
-from mpcot.pairs.stage import _source_rows, check, pair_id, plan_rows, run
+from mpcot.pairs.ids import pair_id
+from mpcot.pairs.stage import _source_rows, check, plan_rows, run
 from mpcot.records import FAILED_ROW, PAIR, SEED
 from mpcot.sources.config import CatalogueSource, LabelSettings, PairsStage, SplitSettings, TableSource
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ import pyarrow as pa
 from cluster.base.errors import UserError
 from cluster.base.stage_folder import StageFolder
 from cluster.base.tables import read_table, write_table
-from mpcot.asking.prompts import answer, messages, render
+from mpcot.asking.prompts import answer
 from mpcot.perspectives.perspective import load_perspectives
 from mpcot.records import NOT_GOLD, PREFERENCE
 from mpcot.schemes.scheme import load_scheme
 from teacher.config import PreferenceStage
+from teacher.fitting import Fitting
 from teacher.model import load_tokenizer
 from teacher.preferences.conflicts import Candidate, Preference, conflicts, gold_probability
 from teacher.preferences.reference_logprobs import SIDES, score_preferences
+from teacher.sft import prompt_of
 
 ANSWER_COLUMNS = ["pair_id", "perspective", "sample", "rationale", "verdict", "logprobs", "reason", "hinted"]
 
@@ -38,7 +41,10 @@ def run(config: PreferenceStage, folder: StageFolder) -> None:
             'preferences.when_empty = "skip".'
         )
     model = str((folder.input("3-sft") / "model").resolve())
-    table = preference_table(found, pairs, config, model)
+    fitting = Fitting(load_tokenizer(model), config.dpo.max_tokens)
+    table = preference_table(found, pairs, config, fitting)
+    fits = set(table["preference_id"].to_pylist())
+    found = [preference for preference in found if preference.id in fits]
     if len(table):
         table = score_preferences(table, model, config, folder.path)
     write_table(folder.path / "preferences.parquet", table)
@@ -49,6 +55,8 @@ def run(config: PreferenceStage, folder: StageFolder) -> None:
         "labels": dict(Counter(gold[p.chosen.pair_id] for p in found)),
         "chosen_perspectives": dict(Counter(p.chosen.perspective for p in found)),
         "rejected_perspectives": dict(Counter(p.rejected.perspective for p in found)),
+        "left_out": dict(fitting.left_out),
+        "cut": dict(fitting.cut),
     }
     folder.finish(counts, figures)
 
@@ -86,21 +94,27 @@ def seed_candidates(pairs: Path, perspectives: Sequence[str]) -> Iterator[Candid
             yield Candidate(**row, sample=-1, gold_probability=None)
 
 
-def preference_table(found: list[Preference], pairs: dict[str, Any], config: PreferenceStage, model: str) -> pa.Table:
-    """Return the preferences as text; their reference log-probabilities are still empty."""
-    perspectives = {p.name: p for p in load_perspectives(config.perspectives)}
-    scheme, tokenizer, form = load_scheme(config.labels.scheme), load_tokenizer(model), config.samples
+def preference_table(
+    found: list[Preference], pairs: dict[str, Any], config: PreferenceStage, fitting: Fitting
+) -> pa.Table:
+    """Return the preferences as text; their reference log-probabilities are still empty.
 
-    def prompt(candidate: Candidate) -> str:
-        pair, perspective = pairs[candidate.pair_id], perspectives[candidate.perspective]
-        return render(tokenizer, messages(pair, perspective, scheme, form.few_shot, form.description_chars))
+    Prompts are shortened to what fits, and a preference of which one side cannot fit is left out.
+    """
+    perspectives = {p.name: p for p in load_perspectives(config.perspectives)}
+    write = partial(prompt_of, fitting.tokenizer, load_scheme(config.labels.scheme), config.samples)
+
+    def prompt(candidate: Candidate, said: str) -> str | None:
+        about = partial(write, perspectives[candidate.perspective])
+        return fitting.prompt(pairs[candidate.pair_id], said, about)
 
     rows = []
     for p in found:
         row = {"preference_id": p.id, "pair_id": p.chosen.pair_id, "split": pairs[p.chosen.pair_id]["split"]}
         for side, candidate in zip(SIDES, (p.chosen, p.rejected), strict=True):
             row[f"{side}_perspective"] = candidate.perspective
-            row[f"{side}_prompt"] = prompt(candidate)
             row[side] = answer(candidate.rationale, candidate.verdict)
-        rows.append(row)
+            row[f"{side}_prompt"] = prompt(candidate, row[side])
+        if None not in (row["chosen_prompt"], row["rejected_prompt"]):
+            rows.append(row)
     return pa.Table.from_pylist(rows, PREFERENCE)

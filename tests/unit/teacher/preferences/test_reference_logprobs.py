@@ -20,7 +20,9 @@ from mpcot.sources.config import LabelSettings
 from teacher.answer_tokens import IGNORED, encode
 from teacher.config import DpoSettings, Lora, PreferenceStage
 from teacher.dpo import DpoTask
+from teacher.fitting import Fitting
 from teacher.losses import sequence_logprobs
+from teacher.model import load_tokenizer
 from teacher.preferences.conflicts import Candidate, Preference
 from teacher.preferences.reference_logprobs import SIDES, ReferenceScorer, fill_logprobs
 from teacher.preferences.stage import preference_table
@@ -52,7 +54,9 @@ def table(llama_folder: Path) -> pa.Table:
             candidate("p1", "intent", "S", "It could be bought instead."),
         ),
     ]
-    return preference_table(found, {"p0": PAIR, "p1": PAIR | {"split": "dev"}}, STAGE, str(llama_folder))
+    return preference_table(
+        found, {"p0": PAIR, "p1": PAIR | {"split": "dev"}}, STAGE, Fitting(load_tokenizer(str(llama_folder)), 1024)
+    )
 
 
 def test_each_side_has_the_prompt_of_its_own_perspective(table: pa.Table) -> None:

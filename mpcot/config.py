@@ -170,6 +170,15 @@ class JudgeSettings(AnswerSettings):
     )
     temperature: float = Field(0.0, ge=0, description="0 is greedy")
     splits: tuple[Split, ...] = Field(("train", "dev", "test", "unlabelled"), description="splits to judge")
+    fit: bool = Field(
+        False, description="fit on dev how sure each perspective is and how much it counts, for vote and soft labels"
+    )
+
+    @model_validator(mode="after")
+    def _fit(self) -> JudgeSettings:
+        if self.fit and "dev" not in self.splits:
+            raise ValueError("fit needs judged dev pairs: add dev to splits, or turn it off")
+        return self
 
 
 class PreferenceSettings(Settings):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.base.stage_folder import StageFolder
-from cluster.base.tables import table_writer
+from cluster.base.tables import batches_of, rows_of, table_writer
 from cluster.models.folders import check_model
 from mpcot.asking.answers import Answers, asked_figures
 from mpcot.asking.generate import generate, select_pairs
@@ -23,7 +24,8 @@ from mpcot.given import Given
 from mpcot.pairs.given_judgements import GIVEN
 from mpcot.records import ANSWER, JUDGEMENT, texts
 from mpcot.schemes.scheme import Scheme, load_scheme
-from mpcot.votes import distribution, majority
+from mpcot.vote_fit import VoteFit, fit_vote
+from mpcot.votes import distribution, majority, mean_distribution
 
 TAKEN = pa.schema(texts("pair_id"))
 TEACHER = "teacher"  # the origin of what this run's teacher said
@@ -54,6 +56,7 @@ def _run(config: JudgeStage, folder: StageFolder, model: str | None) -> None:
     scheme, names = load_scheme(config.labels.scheme), config.perspectives.names
     given = Given(folder.input("1-pairs") / GIVEN, names)
     rounds: list[Answers] = []
+    dev: list[tuple[dict[str, Any], str]] = []
     quality, counts, origins = Quality(names), Counter[str](), Counter[str]()
     with (
         table_writer(folder.path / "judgements.parquet", JUDGEMENT) as judged,
@@ -67,13 +70,39 @@ def _run(config: JudgeStage, folder: StageFolder, model: str | None) -> None:
             judged.write_table(pa.Table.from_pylist(rows, JUDGEMENT))
             failed.write_table(unusable)
             taken.write_table(pa.table([sorted({row["pair_id"] for row in elsewhere})], schema=TAKEN))
-            quality.add(rows, {row["pair_id"]: row for row in joined.pairs.to_pylist()})
+            truth = {row["pair_id"]: row for row in joined.pairs.to_pylist()}
+            quality.add(rows, truth)
+            if config.judge.fit:
+                dev += [(row, gold) for row in rows if (gold := _gold_of_dev(truth[row["pair_id"]]))]
             counts["requested"] += len(joined.pairs)
             counts["judged"] += len(rows)
             counts["failed" if model else "left_out"] += len(joined.pairs) - len(rows)
             counts["failed_answers"] += len(unusable)
             origins.update(who for row in rows for who in row["origin"] if who)
-    folder.finish(counts, {"quality": quality.figures(), "origins": dict(origins)} | asked_figures(rounds))
+    figures: dict[str, Any] = {"origins": dict(origins)} | asked_figures(rounds)
+    if config.judge.fit:
+        fit, losses = fit_vote([row for row, _ in dev], [gold for _, gold in dev], scheme)
+        quality = rewrite(folder.path / "judgements.parquet", folder.input("1-pairs"), fit, names, scheme)
+        by_name = {"temperatures": fit.temperatures, "weights": fit.weights}
+        named = {what: dict(zip(names, values, strict=True)) for what, values in by_name.items()}
+        figures["fit"] = {"dev_pairs": len(dev), **losses, **named}
+    folder.finish(counts, {"quality": quality.figures()} | figures)
+
+
+def _gold_of_dev(pair: Mapping[str, Any]) -> str | None:
+    return pair["label"] if pair["split"] == "dev" else None
+
+
+def rewrite(path: Path, pairs: Path, fit: VoteFit, perspectives: Sequence[str], scheme: Scheme) -> Quality:
+    """Apply the fit to the judgements in the file, and return the quality that they then have."""
+    truth = {row["pair_id"]: row for row in rows_of(pairs / "pairs.parquet", ["pair_id", "label", "split"])}
+    quality = Quality(perspectives)
+    with table_writer(path, JUDGEMENT) as judged:  # it takes the place of the file once it is whole
+        for batch in batches_of(path):
+            rows = [fit.apply(row, scheme) for row in batch.to_pylist()]
+            judged.write_table(pa.Table.from_pylist(rows, JUDGEMENT))
+            quality.add(rows, truth)
+    return quality
 
 
 def _answered(
@@ -105,7 +134,7 @@ def judge(answers: Iterable[dict[str, Any]], perspectives: Sequence[str], scheme
     """Combine the answers to one pair into a judgement; return None if no perspective has answered.
 
     The vote is the verdict of most perspectives (see `majority`). A perspective that was asked several times has the
-    verdict of most of its samples, the mean of their distributions, and the first rationale with that verdict.
+    verdict of most of its samples, their `mean_distribution`, and the first rationale with that verdict.
     """
     by_perspective: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in answers:
@@ -118,7 +147,7 @@ def judge(answers: Iterable[dict[str, Any]], perspectives: Sequence[str], scheme
         each = [distribution(row["logprobs"], row["verdict"], scheme) for row in rows]
         verdict, _ = majority([row["verdict"] for row in rows], each, scheme)
         said[name] = next(row for row in rows if row["verdict"] == verdict)
-        soft[name] = np.mean(each, axis=0)
+        soft[name] = mean_distribution(rows, scheme)
     mean = np.mean(list(soft.values()), axis=0)
     vote, votes = majority([row["verdict"] for row in said.values()], list(soft.values()), scheme)
     return {

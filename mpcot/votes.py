@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,21 @@ def distribution(logprobs: Sequence[float] | None, verdict: str, scheme: Scheme)
         return np.asarray([SURE if code == verdict else rest for code in scheme.codes])
     weights = np.exp(np.asarray(logprobs, dtype=np.float64) - max(logprobs))
     return weights / weights.sum()
+
+
+def mean_distribution(answers: Sequence[Mapping[str, Any]], scheme: Scheme) -> np.ndarray:
+    """Return the distribution over the labels of several answers to one question.
+
+    It is the mean of the answers' own. Answers without log-probabilities are counted instead: their shares are smoothed
+    by as much as makes a single one as sure as `distribution` has it.
+    """
+    known = [distribution(a["logprobs"], a["verdict"], scheme) for a in answers if a["logprobs"] is not None]
+    verdicts = [answer["verdict"] for answer in answers if answer["logprobs"] is None]
+    labels = len(scheme.codes)
+    extra = (1 - SURE) / (SURE * labels - 1)  # solves (1 + extra) / (1 + labels extra) = SURE
+    counts = np.asarray([verdicts.count(code) for code in scheme.codes])
+    counted = (counts + extra) / (len(verdicts) + labels * extra)
+    return np.asarray(np.mean([*known, *[counted] * len(verdicts)], axis=0))
 
 
 def majority(verdicts: Sequence[str], soft: Sequence[np.ndarray], scheme: Scheme) -> tuple[str, int]:

@@ -122,6 +122,30 @@ def test_a_teacher_with_nothing_left_to_judge_is_not_started(
     assert counts(tmp_path / "run")["judged"] == 60
 
 
+def test_a_fitted_vote_is_written_with_its_figures(
+    config_file: Path, tmp_path: Path, pairs: list[dict[str, Any]], wide: None
+) -> None:
+    """`rules` is right, `intent` always says S: the fit gives `rules` the vote, which plain counting may not."""
+    given = tmp_path / "given.jsonl"
+    lines = [json.loads(line) for line in write(given, pairs).read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        line["verdict"] = "S" if line["perspective"] != "rules" else line["verdict"]
+    given.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    options = ("--set", f"source.judgements={given}", *NOBODY, "--set", "judge.fit=true", "--out", tmp_path / "run")
+    done = broadfast("run", config_file, *options, "--to", "judgements")
+    assert done.exit_code == 0, done.output
+    manifest = read_manifest(tmp_path / "run/7-judgements")
+    assert manifest is not None
+    fit = manifest["figures"]["fit"]
+    assert fit["weights"]["rules"] > 0.8 and sum(fit["weights"].values()) == pytest.approx(1)
+    assert fit["temperatures"]["rules"] < 1 < fit["temperatures"]["intent"]
+    assert fit["log_loss_after"] < fit["log_loss_before"] and fit["dev_pairs"] > 0
+    assert all(row["vote"] == row["verdicts"][2] for row in judged(tmp_path / "run"))
+    quality = manifest["figures"]["quality"]["test"]
+    assert quality["vote"]["accuracy"] == quality["rules"]["accuracy"] == 1
+    assert broadfast("verify", tmp_path / "run").output.count("yes") == 2
+
+
 def test_a_changed_file_of_judgements_makes_the_pairs_anew(
     config_file: Path, tmp_path: Path, pairs: list[dict[str, Any]]
 ) -> None:

@@ -36,7 +36,7 @@ def add_writing(app: typer.Typer, run: Callable[..., Any]) -> None:
 
     @app.command(rich_help_panel="Single stages")
     def judgements(
-        config: Annotated[Path, typer.Argument(help="a TOML config, or a run folder", metavar="CONFIG.toml|RUN_DIR")],
+        place: Annotated[Path, typer.Argument(help="a TOML config, or a run folder", metavar="CONFIG.toml|RUN_DIR")],
         path: Annotated[
             Optional[Path], typer.Argument(help="the file to write of a run folder", metavar="FILE.jsonl")
         ] = None,
@@ -49,10 +49,10 @@ def add_writing(app: typer.Typer, run: Callable[..., Any]) -> None:
 
         with clear_errors():
             if path is not None:
-                said = ", ".join(f"{count:,} of {origin}" for origin, count in write_judgements(config, path).items())
+                said = ", ".join(f"{count:,} of {origin}" for origin, count in write_judgements(place, path).items())
                 console().print(f"{path}: {said}", highlight=False)
                 return
-            if config.is_dir():
-                raise UsageError(f"{config} is a folder: name the file to write its judgements to after it")
-            settings = load_config(config, changes or ())
+            if place.is_dir():
+                raise UsageError(f"{place} is a folder: name the file to write its judgements to after it")
+            settings = load_config(place, changes or ())
         run(settings, out, "judgements", "judgements", False, False, verbose)

@@ -163,7 +163,7 @@ class SampleSettings(SortedSettings):
 
 
 class JudgeSettings(AnswerSettings):
-    """How stage 7 asks the teacher after DPO about every pair."""
+    """How stage 7 judges every pair."""
 
     engine: Literal["default", "none"] = Field(
         "default", description="none: nobody is asked, and the judgements of source.judgements are all there are"

@@ -16,10 +16,10 @@ def preflight(source: SourceSettings) -> None:
     Raises:
         UserError: a path does not exist or cannot be opened.
     """
-    from mpcot.sources.filesets import check_path
-
     for name in ("path", "seeds", "judgements"):
         if path := getattr(source, name, None):
+            from mpcot.sources.filesets import check_path
+
             check_path(path, f"source.{name}")
 
 

@@ -82,7 +82,8 @@ def test_as_much_as_fits_is_kept() -> None:
 
 def test_what_cannot_fit_is_left_out_with_its_reason() -> None:
     bare = PRODUCT | {"bullets": "", "description": "", "attributes": [], "title": "c"}
-    assert fitted(tokens(written(bare)))[0] == written(bare)
+    prompt, fitting = fitted(tokens(written(bare)))
+    assert prompt is not None and fitting.cut == {"title": 1}
     prompt, fitting = fitted(tokens(written(bare)) - 1)
     assert prompt is None and fitting.left_out == {PROMPT_TOO_LONG: 1} and not fitting.cut
     prompt, fitting = fitted(0)
@@ -105,14 +106,19 @@ def test_a_long_seed_is_left_out_and_the_rest_is_trained_on(tmp_path: Path) -> N
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="the shared cases are not beside the repository")
 def test_a_long_title_never_costs_the_query() -> None:
-    """The sizes of esci.toml: 512 tokens, where bytes are tokens and the title alone has more than 600."""
+    """A Japanese title of 224 characters, of which there is room for 100 bytes, each of which is a token here."""
     found = json.loads((CASES / "t3_long_title.jsonl").read_text(encoding="utf-8").splitlines()[0])
     row = dict.fromkeys(PAIR.names) | found
-    fitting = Fitting(TOKENIZER, 512)
     intent = Perspective(name="intent", question="What does the shopper want to do?", examples=())
     form, scheme = SampleSettings(), load_scheme("binary")
-    prompt = fitting.prompt(row, SAID, lambda pair: prompt_of(TOKENIZER, scheme, form, intent, pair))
+
+    def render(about: Any) -> str:
+        return prompt_of(TOKENIZER, scheme, form, intent, about)
+
+    most = tokens(render(row | {"title": ""})) + 100 + tokens(SAID) + 1
+    fitting = Fitting(TOKENIZER, most)
+    prompt = fitting.prompt(row, SAID, render)
     assert prompt is not None and fitting.cut == {"title": 1}
     assert f"Query: {found['query']}\n" in prompt and prompt.startswith("<system>") and intent.question in prompt
     assert found["title"] not in prompt and found["title"][:20] in prompt
-    encode(TOKENIZER, prompt, SAID, 512)
+    encode(TOKENIZER, prompt, SAID, most)

@@ -143,7 +143,7 @@ def judge(answers: Iterable[dict[str, Any]], perspectives: Sequence[str], scheme
     if not by_perspective:
         return None
     said, soft = {}, {}
-    for name, rows in by_perspective.items():
+    for name, rows in sorted(by_perspective.items()):  # a tie must not depend on the order of the answers
         each = [distribution(row["logprobs"], row["verdict"], scheme) for row in rows]
         verdict, _ = majority([row["verdict"] for row in rows], each, scheme)
         said[name] = next(row for row in rows if row["verdict"] == verdict)

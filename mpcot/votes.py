@@ -13,6 +13,7 @@ from mpcot.asking.join_answers import AnsweredPairs
 from mpcot.schemes.scheme import Scheme
 
 SURE = 0.9
+ROUNDED = 9  # decimals, since sums of the same numbers in another order differ in the last
 
 
 def distribution(logprobs: Sequence[float] | None, verdict: str, scheme: Scheme) -> np.ndarray:
@@ -48,7 +49,7 @@ def majority(verdicts: Sequence[str], soft: Sequence[np.ndarray], scheme: Scheme
         verdicts: one for each answer, at least one.
         soft: the distribution over the labels of each answer.
     """
-    log_mean = np.mean([np.log(np.maximum(shares, 1e-9)) for shares in soft], axis=0)
+    log_mean = np.round(np.mean([np.log(np.maximum(shares, 1e-9)) for shares in soft], axis=0), ROUNDED)
     votes = Counter(verdicts)
     vote = max(votes, key=lambda code: (votes[code], log_mean[scheme.index(code)]))
     return vote, votes[vote]

@@ -69,7 +69,8 @@ def test_labels_are_mapped_and_texts_tidied() -> None:
 
 
 def test_jsonl_and_parquet_are_read_alike(tmp_path: Path) -> None:
-    rows = [ROW | {"confidence": 0.7}, ROW | {"perspective": "rules", "probabilities": {"E": 0.2, "S": 0.8}}]
+    sure = {"confidence": None, "probabilities": {"E": 0.2, "S": 0.8}}
+    rows = [ROW | {"confidence": 0.7, "probabilities": None}, ROW | {"perspective": "rules"} | sure]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "given.jsonl").write_text(lines + "{broken\n", encoding="utf-8")
     found = read_judgements(str(tmp_path / "given.jsonl"), ESCI).to_pylist()

@@ -224,8 +224,9 @@ def _judgements(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
     sources = [_ids(folder, "given")] if (folder / "given.parquet").exists() else []
     if (folder / REQUESTED).exists():  # somebody was asked
         requested = Ids((folder / REQUESTED,), "key").set()
-        where = {"beside": ("key",), "where": lambda batch: requested.has(batch["key"].to_pylist())}
-        sources.append(Ids((folder / ANSWERS,), **where))
+        sources.append(
+            Ids((folder / ANSWERS,), beside=("key",), where=lambda batch: requested.has(batch["key"].to_pylist()))
+        )
     spoken = Several(tuple(sources))
     known = IdSet(spoken.batches()).both(_ids(run_dir / "1-pairs", "pairs").set())
     failed = _ids(folder, "failed").set().minus(judged.set())

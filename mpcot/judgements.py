@@ -76,7 +76,7 @@ def _run(config: JudgeStage, folder: StageFolder, model: str | None) -> None:
                 dev += [(row, gold) for row in rows if (gold := _gold_of_dev(truth[row["pair_id"]]))]
             counts["requested"] += len(joined.pairs)
             counts["judged"] += len(rows)
-            counts["failed" if model else "left_out"] += len(joined.pairs) - len(rows)
+            counts["left_out" if model is None else "failed"] += len(joined.pairs) - len(rows)
             counts["failed_answers"] += len(unusable)
             origins.update(who for row in rows for who in row["origin"] if who)
     figures: dict[str, Any] = {"origins": dict(origins)} | asked_figures(rounds)

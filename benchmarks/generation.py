@@ -26,7 +26,8 @@ from mpcot.asking.engines.vllm_engine import engine_arguments, engine_environmen
 from mpcot.asking.generate import generate
 from mpcot.asking.parsing import LabelTokens
 from mpcot.asking.plan import GenerationPlan
-from mpcot.asking.prompts import Message, answer_regex, pair_text, render, system_text
+from mpcot.asking.prompts import Message, answer_regex, pair_text, question
+from mpcot.asking.rendering import render
 from mpcot.config import AnswerSettings, PerspectiveSettings, Replicas, VllmEngine
 from mpcot.filters.chain import Chain
 from mpcot.filters.config import DEFAULT
@@ -51,9 +52,13 @@ GOODS = ("keeps its shape", "is easy to clean", "comes off without tools", "can 
 class PerspectiveFirst(GenerationPlan):
     """The same requests with the question first, as a prompt template for each perspective would have it."""
 
-    def _chat(self, pair: dict[str, Any], perspective: Perspective, description_chars: int) -> list[Message]:
-        text = f"{perspective.question}\n\n{pair_text(pair, description_chars)}"
-        return [{"role": "system", "content": system_text(self.scheme)}, {"role": "user", "content": text}]
+    def _chat(
+        self, pair: dict[str, Any], perspective: Perspective, description_chars: int | None = None
+    ) -> list[Message]:
+        system, user = super()._chat(pair, perspective, description_chars)
+        asked = question(perspective, self.ask.guide)
+        text = f"{asked}\n\n{user['content'].removesuffix(asked).rstrip()}"
+        return [system, user | {"content": text}]
 
 
 def product(number: int) -> dict[str, Any]:

@@ -12,6 +12,11 @@ from mpcot.sources.config import LabelSettings, PairsStage
 
 Split = Literal["train", "dev", "test", "unlabelled"]
 
+# The settings of `AnswerSettings` that show in a prompt. The teacher is judged with the prompts that it learnt from.
+PROMPT_FORM = ("few_shot", "description_chars", "guide", "words", "max_chars")
+CHARS_PER_WORD = 7  # of English prose, with the space
+MOST_WORDS = 120
+
 
 class PerspectiveSettings(Settings):
     """Which perspectives the teacher reasons from, in which order, and where your own are."""
@@ -20,6 +25,9 @@ class PerspectiveSettings(Settings):
         ("intent", "attributes", "rules"), description="their names, in the order of the student's vectors"
     )
     folder: str | None = Field(None, description="folder with your own perspectives as NAME.toml files")
+    rules_file: str | None = Field(
+        None, description="text file with the rules of your shop, one per line, in place of those shipped"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> PerspectiveSettings:
@@ -81,11 +89,15 @@ class VllmEngine(Settings):
     tensor_parallel: PositiveInt = Field(1, description="GPUs that share one engine")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of a GPU's memory that the engine takes")
     cpu_kv_cache_gib: PositiveInt = Field(1, description="KV cache of an engine on a CPU, GiB")
+    thinking: Literal["off", "on"] = Field(
+        "off", description="on: a model that can think does so before its answer; only the answer is kept"
+    )
+    thinking_tokens: int = Field(512, ge=16, description="with thinking, the most tokens of it, end mark included")
     replicas: Replicas = Replicas()
 
     def prompt_tokens(self, ask: AnswerSettings) -> int:
         """Return how many tokens a prompt may have."""
-        return self.max_model_len - ask.max_tokens
+        return self.max_model_len - ask.max_tokens - (self.thinking_tokens if self.thinking == "on" else 0)
 
 
 class ScriptedEngine(Settings):
@@ -114,9 +126,17 @@ class AnswerSettings(Settings):
     top_p: float = Field(1.0, gt=0, le=1, description="sample from the likeliest tokens with this much probability")
     max_tokens: PositiveInt = Field(128, description="the most tokens of an answer, verdict included")
     min_chars: PositiveInt = Field(20, description="shortest rationale")
-    max_chars: PositiveInt = Field(400, description="longest rationale, enforced by the engine")
+    max_chars: PositiveInt = Field(400, description="longest line of a rationale, enforced by the engine")
     few_shot: NonNegativeInt = Field(0, description="worked examples in a prompt")
-    description_chars: NonNegativeInt = Field(0, description="characters of the product description in the prompt")
+    description_chars: NonNegativeInt = Field(
+        500, description="characters of attributes, bullets and description in the prompt; attributes come first"
+    )
+    guide: Literal["full", "short"] = Field(
+        "full", description="the system text: with the whole guide to the labels, or a few lines for a very small model"
+    )
+    words: tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="fewest and most words that the prompt asks for; empty: what max_chars has room for"
+    )
     when_too_long: Literal["reject", "cut"] = Field("reject", description="the prompt fails, or loses description")
     splits: tuple[Split, ...] = Field(("train",), description="splits to ask about")
     pairs_per_split: PositiveInt | None = Field(None, description="the most pairs of each split; empty takes all")
@@ -132,7 +152,18 @@ class AnswerSettings(Settings):
             raise ValueError(f"min_chars {self.min_chars} is above max_chars {self.max_chars}: no answer can be both")
         if self.samples > 1 and not self.temperature:
             raise ValueError(f"samples {self.samples} at temperature 0 are all the same: raise temperature, or set 1")
+        least, most = self.asked_words
+        if least > most:
+            raise ValueError(f"words {least} to {most}: write the fewest first")
         return self
+
+    @property
+    def asked_words(self) -> tuple[int, int]:
+        """The fewest and the most words that the prompt asks for."""
+        if self.words is not None:
+            return self.words
+        most = max(3, min(MOST_WORDS, self.max_chars // CHARS_PER_WORD))
+        return most // 3, most
 
 
 class SortedSettings(AnswerSettings):

@@ -7,10 +7,14 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from cluster.config import Fields, Settings, TrainSettings, check_best_by
-from mpcot.config import PerspectiveSettings, PreferenceSettings, SampleSettings, TeacherSettings
+from mpcot.config import (
+    PROMPT_FORM,
+    PerspectiveSettings,
+    PreferenceSettings,
+    SampleSettings,
+    TeacherSettings,
+)
 from mpcot.sources.config import LabelSettings
-
-PROMPT_FORM = ("few_shot", "description_chars")
 
 
 class Lora(Settings):

@@ -21,7 +21,8 @@ from cluster.base.tables import read_table
 from cluster.models.folders import check_model
 from cluster.training.arrow_rows import ArrowRows, write_rows
 from cluster.training.driver import Row, Rows, TrainTask, run_training
-from mpcot.asking.prompts import answer, messages, render
+from mpcot.asking.prompts import answer, messages
+from mpcot.asking.rendering import render
 from mpcot.config import SampleSettings
 from mpcot.perspectives.perspective import Perspective, load_perspectives
 from mpcot.schemes.scheme import Scheme, load_scheme
@@ -116,7 +117,7 @@ def prompt_of(
     tokenizer: Any, scheme: Scheme, form: SampleSettings, perspective: Perspective, pair: Mapping[str, Any]
 ) -> str:
     """Return the prompt about a pair as the teacher reads it in training."""
-    return render(tokenizer, messages(pair, perspective, scheme, form.few_shot, form.description_chars))
+    return render(tokenizer, messages(pair, perspective, scheme, form))
 
 
 def to_sequences(examples: pa.Table, most: int) -> pa.Table:

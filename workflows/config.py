@@ -83,12 +83,18 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _same_prompt(self) -> RunConfig:
         """Refuse to judge with a prompt that the teacher was not trained on, and prompts that do not fit."""
-        for name in ("few_shot", "description_chars") if self.teacher.tuning != "none" else ():
+        for name in ("few_shot", "description_chars", "guide") if self.teacher.tuning != "none" else ():
             trained, asked = getattr(self.samples, name), getattr(self.judge, name)
             if trained != asked:
                 raise ValueError(
                     f"judge.{name} is {asked}, but the teacher learns with samples.{name} {trained}: set both alike"
                 )
+        trained, asked = (f"{least} to {most}" for least, most in (self.samples.asked_words, self.judge.asked_words))
+        if trained != asked and self.teacher.tuning != "none":
+            raise ValueError(
+                f"judge asks for {asked} words, but the teacher learns to write {trained}: set samples.words and "
+                "judge.words alike, or their max_chars"
+            )
         if isinstance(self.engine, VllmEngine):
             for name in self.asking():
                 ask = getattr(self, name)

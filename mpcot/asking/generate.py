@@ -28,6 +28,7 @@ from mpcot.asking.answers import ANSWERS, Answers, TooManyFailed, joined_folder,
 from mpcot.asking.engines.start import replica_resources
 from mpcot.asking.join_answers import REQUEST, split_by_pair
 from mpcot.asking.plan import GenerationPlan
+from mpcot.asking.prompts import EVERYTHING, pair_text
 from mpcot.asking.worker import AnswerWorker
 from mpcot.config import AnswerSettings, VllmEngine
 from mpcot.records import ANSWER, PAIR
@@ -75,6 +76,7 @@ def generate(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path
         if failed / requested > most:
             said = too_many_failed(failed / requested, most, Counter({"given up in earlier runs": failed}))
             raise UserError(f"{label}: {said} Raise retries to ask them again, or max_failed_share to go on.")
+        plan.check()
         told = _run_workers(plan, shared, label, (requested, missing, failed))
     shared.child(ANSWERS).bring(folder / ANSWERS, ".parquet")
     for left in (folder / ANSWERS).glob("*.partial"):  # workers were killed while they wrote these
@@ -135,7 +137,8 @@ def _write_missing(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder
             counts["missing"] += sum(map(len, lacking))
             counts["requested"] += len(flat)
             written.write_table(pa.table([flat], schema=KEY))
-            yield pa.table([*([row[name] for row in rows] for name in REQUEST.names[:-1]), keys], schema=REQUEST)
+            columns = [[row[name] for row in rows] for name in ("pair_id", "label", "split")]
+            yield pa.table([*columns, [pair_text(row, EVERYTHING) for row in rows], keys], schema=REQUEST)
 
     with table_writer(folder / (REQUESTED_HINTED if plan.hinted else REQUESTED), KEY) as written:
         split_by_pair(requests(), REQUEST, joined_folder(folder, plan.hinted) / "requests")

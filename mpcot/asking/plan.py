@@ -15,6 +15,7 @@ from mpcot.asking.engines.engine import Ask
 from mpcot.asking.failure_reasons import under
 from mpcot.asking.join_answers import settled
 from mpcot.asking.prompts import Message, messages
+from mpcot.asking.rendering import check_prompts
 from mpcot.config import AnswerSettings, AskingStage, Engine, VllmEngine
 from mpcot.perspectives.perspective import Perspective, load_perspectives
 from mpcot.records import PAIR
@@ -58,8 +59,21 @@ class GenerationPlan:
 
     def easy(self) -> Ask:
         """Return a request that every engine can answer, unless it is broken."""
+        return next(self._easy())[2]
+
+    def check(self) -> None:
+        """Check, before a model is loaded, that its template takes the prompts and that they have room.
+
+        Raises:
+            UserError: names the perspective and the way out.
+        """
+        if isinstance(self.engine, VllmEngine):
+            chats = ((perspective.name, ask.chat) for perspective, sample, ask in self._easy() if not sample)
+            check_prompts(self.model, chats, self.engine.prompt_tokens(self.ask), self.engine.thinking == "on")
+
+    def _easy(self) -> Iterator[tuple[Perspective, int, Ask]]:
         made = dict.fromkeys(PAIR.names) | {"pair_id": "easy", "query": "shoe", "title": "Shoe"}
-        return next(self.asks(made | {"label": self.scheme.codes[0]}))[2]
+        return self.asks(made | {"label": self.scheme.codes[0]})
 
     def asks(self, pair: dict[str, Any]) -> Iterator[tuple[Perspective, int, Ask]]:
         """Yield the requests of a pair, perspective by perspective and sample by sample.
@@ -69,7 +83,7 @@ class GenerationPlan:
         for perspective in self.perspectives:
             if perspective.name in pair.get("given", ()):
                 continue
-            chat = self._chat(pair, perspective, self.ask.description_chars)
+            chat = self._chat(pair, perspective)
             shorter = partial(self._chat, pair, perspective) if self.ask.when_too_long == "cut" else None
             texts = [text for message in chat for text in (message["role"], message["content"])]
             base = answer_key(self.parameters, pair["pair_id"], perspective.name, *texts)
@@ -77,6 +91,8 @@ class GenerationPlan:
                 key = answer_key(base, str(sample))
                 yield perspective, sample, Ask(key, chat, int(key[:8], 16) & 0x7FFFFFFF, pair["label"], shorter)
 
-    def _chat(self, pair: dict[str, Any], perspective: Perspective, description_chars: int) -> list[Message]:
+    def _chat(
+        self, pair: dict[str, Any], perspective: Perspective, description_chars: int | None = None
+    ) -> list[Message]:
         hint = pair["label"] if self.hinted else None
-        return messages(pair, perspective, self.scheme, self.ask.few_shot, description_chars, hint)
+        return messages(pair, perspective, self.scheme, self.ask, hint, description_chars)

@@ -9,8 +9,9 @@ from mpcot.config import AnswerSettings, SortedSettings
 from workflows.config import RunConfig
 
 CHARS_PER_TOKEN = 4
-PAIR_TOKENS = 200  # an assumption for system text, query and title
-QUESTION_TOKENS = 40  # an assumption for a perspective's question, and for query and title of a worked example
+SYSTEM_TOKENS = {"full": 400, "short": 100}  # an assumption for the system text, by `guide`
+PAIR_TOKENS = 100  # an assumption for query, title and the template
+QUESTION_TOKENS = 100  # an assumption for a perspective's question with its rules, and for a worked example's pair
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def prompt_tokens(ask: AnswerSettings) -> int:
 
 
 def _pair_tokens(ask: AnswerSettings) -> int:
-    return PAIR_TOKENS + ask.description_chars // CHARS_PER_TOKEN
+    return SYSTEM_TOKENS[ask.guide] + PAIR_TOKENS + ask.description_chars // CHARS_PER_TOKEN
 
 
 def split_sizes(config: RunConfig, pairs: int) -> dict[str, int]:

@@ -11,7 +11,8 @@ from mpcot.asking.engines.engine import Ask, EngineStopped, Reply
 from mpcot.asking.failure_reasons import too_long
 from mpcot.asking.parsing import LabelTokens
 from mpcot.asking.prompt_length import longest_that_fits
-from mpcot.asking.prompts import Message, answer_regex, render
+from mpcot.asking.prompts import Message, answer_regex
+from mpcot.asking.rendering import end_of_thought, render
 from mpcot.config import AnswerSettings, VllmEngine
 from mpcot.schemes.scheme import Scheme
 
@@ -106,6 +107,7 @@ class Vllm:
         self.limit = engine.prompt_tokens(ask)
         self.regex = answer_regex(scheme, ask.min_chars, ask.max_chars)
         self.ask, self.gpu = ask, gpu
+        self.thinking = engine.thinking_tokens if engine.thinking == "on" else 0
         arguments = AsyncEngineArgs(**engine_arguments(engine, model, gpu))
         # In the class for many prompts at once it prefills more of them in a step than in the one for a server.
         self.engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
@@ -116,7 +118,30 @@ class Vllm:
         return sampling(self.ask, self.regex, self.labels.all, own, ask.tried)
 
     def _encode(self, chat: list[Message]) -> Sequence[int]:
-        return self.tokenizer.encode(render(self.tokenizer, chat), add_special_tokens=False)
+        return self.tokenizer.encode(render(self.tokenizer, chat, self.thinking > 0), add_special_tokens=False)
+
+    async def _think(self, prompt: Sequence[int], ask: Ask) -> tuple[Sequence[int], int]:
+        """Let the model think. Return the prompt with its thoughts, ended, and how many tokens it wrote."""
+        from vllm.inputs import TokensPrompt
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        end = end_of_thought(self.tokenizer.decode(prompt[-16:]))
+        closing = self.tokenizer.encode(f"\n{end}\n\n", add_special_tokens=False)
+        freely = SamplingParams(
+            temperature=temperature_of(self.ask, ask.tried),
+            top_p=self.ask.top_p,
+            max_tokens=self.thinking - len(closing),
+            seed=self._sampling(ask).seed,
+            stop=[end],
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        final = None
+        asked = TokensPrompt(prompt_token_ids=list(prompt))
+        async for output in self.engine.generate(asked, freely, f"{ask.key}-{ask.seed}-thoughts"):
+            final = output
+        assert final is not None
+        thought = self.tokenizer.encode(final.outputs[0].text.rstrip(), add_special_tokens=False)
+        return [*prompt, *thought[: freely.max_tokens], *closing], len(final.outputs[0].token_ids)
 
     async def reply(self, ask: Ask) -> Reply:
         prompt = self._encode(ask.chat)
@@ -129,9 +154,11 @@ class Vllm:
         from vllm.inputs import TokensPrompt
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        final = None
+        final, thoughts = None, 0
         request = f"{ask.key}-{ask.seed}"
         try:
+            if self.thinking:
+                prompt, thoughts = await self._think(prompt, ask)
             asked = TokensPrompt(prompt_token_ids=list(prompt))
             async for output in self.engine.generate(asked, self._sampling(ask), request):
                 final = output
@@ -142,4 +169,5 @@ class Vllm:
         known = [{i: p.logprob for i, p in step.items()} for step in said.logprobs or []]
         logprobs = self.labels.logprobs(list(zip(said.token_ids, known, strict=False)))
         error = "too long: the answer met max_tokens" if said.finish_reason == "length" else None
-        return Reply(said.text, logprobs, len(prompt), len(said.token_ids), error, final.num_cached_tokens or 0)
+        written = thoughts + len(said.token_ids)
+        return Reply(said.text, logprobs, len(prompt) - thoughts, written, error, final.num_cached_tokens or 0)

@@ -55,4 +55,4 @@ def test_without_the_rule_nothing_is_cut() -> None:
 
 def test_cutting_what_is_not_there_is_refused() -> None:
     with pytest.raises(ValidationError, match="nothing to cut: set description_chars"):
-        AnswerSettings(when_too_long="cut")
+        AnswerSettings(when_too_long="cut", description_chars=0)

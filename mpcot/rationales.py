@@ -44,7 +44,7 @@ def run_samples(config: SampleStage, folder: StageFolder) -> None:
 
 def _run(config: AskingStage, folder: StageFolder, model: str, ask: SortedSettings, label: str) -> None:
     plan = GenerationPlan.of(config, model, ask)
-    filters = Chain(ask.filters, plan.scheme)
+    filters = Chain(ask.filters, plan.scheme, plan.perspectives)
     pairs = folder.input("1-pairs") / "pairs.parquet"
     rounds = [generate(plan, select_pairs(pairs, ask), folder.path, label)]
     retried = ask_with_hint(plan, rounds[0], pairs, folder.path, label) if ask.hinted_retry else None
@@ -77,13 +77,14 @@ def sort_out(joined: AnsweredPairs, filters: Chain, hinted: bool = False) -> dic
     """Sort answers into kept, filtered and failed ones, the last two with a reason. Every row goes to exactly one."""
     wanted = wanted_verdicts(joined, filters.scheme)
     answers = joined.answers
+    known = dict(zip(joined.pairs["pair_id"].to_pylist(), joined.pairs["text"].to_pylist(), strict=True))
     reasons = answers["reason"].to_pylist()
     outcomes = []
     looked_at = (answers[name].to_pylist() for name in ("pair_id", "perspective", "rationale", "verdict"))
     for row, (pair_id, perspective, rationale, verdict) in enumerate(zip(*looked_at, strict=True)):
         failed = reasons[row] is not None
         if not failed:
-            answer = WellFormed(pair_id, perspective, rationale, verdict, wanted[pair_id], hinted)
+            answer = WellFormed(pair_id, perspective, rationale, verdict, wanted[pair_id], hinted, known[pair_id])
             reasons[row] = filters.reason(answer)
         outcomes.append("failed" if failed else "filtered" if reasons[row] else "kept")
     weights = [wanted[pair_id].weight for pair_id in answers["pair_id"].to_pylist()]

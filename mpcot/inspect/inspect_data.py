@@ -10,7 +10,7 @@ from cluster.base.errors import UsageError
 from cluster.base.stage_folder import read_json, read_manifest
 from mpcot.config import ASKING, AnswerSettings, PerspectiveSettings
 from mpcot.inspect import figures
-from mpcot.inspect.examples import examples
+from mpcot.inspect.examples import examples, looked_at
 from mpcot.inspect.findings import findings
 from mpcot.inspect.read_answers import read_answers
 from mpcot.schemes.scheme import Scheme, load_scheme
@@ -97,5 +97,6 @@ def _stage(folder: Path, kind: Kind, scheme: Scheme, names: tuple[str, ...], wan
         "lengths": figures.lengths(answers, names),
         "reasons": {outcome: figures.reasons(answers, outcome) for outcome in ("filtered", "failed")},
     }
+    found["grounded"] = figures.ungrounded(*looked_at(answers, folder, names))
     found["findings"] = findings(found, ask, kind.section)
     return found | examples(answers, folder, names, wanted)

@@ -28,7 +28,7 @@ from mpcot.asking.engines.engine import Ask, Reply
 from mpcot.asking.engines.vllm_engine import Vllm
 from mpcot.asking.parsing import parse_answer
 from mpcot.asking.plan import GenerationPlan
-from mpcot.asking.prompts import VERDICT
+from mpcot.asking.prompts import EVERYTHING, VERDICT, pair_text
 from mpcot.config import JudgeSettings, PerspectiveSettings, VllmEngine
 from mpcot.filters.chain import Chain, WellFormed
 from mpcot.filters.config import DEFAULT
@@ -130,7 +130,14 @@ def record(data: str, model: str, request: Request, reply: Reply, scheme: Scheme
         assert parsed.rationale and parsed.verdict
         wanted = Wanted(parsed.verdict, 1.0, True)  # so that the verdict itself meets no objection
         objection = chain.reason(
-            WellFormed(request.pair["pair_id"], request.perspective, parsed.rationale, parsed.verdict, wanted)
+            WellFormed(
+                request.pair["pair_id"],
+                request.perspective,
+                parsed.rationale,
+                parsed.verdict,
+                wanted,
+                text=pair_text(request.pair, EVERYTHING),
+            )
         )
     return {
         "key": request.ask.key,
@@ -167,7 +174,7 @@ def answer(data: str, path: str, model: str, wanted: int) -> Row:
 async def _answer(
     data: str, model: str, plan: GenerationPlan, settings: VllmEngine, missing: list[Request], total: int
 ) -> None:
-    chain = Chain([step for step in DEFAULT if step.kind != "verdict"], plan.scheme)
+    chain = Chain([step for step in DEFAULT if step.kind != "verdict"], plan.scheme, plan.perspectives)
     with progress(f"{data}, {model}", unit="answer", total=total) as bar, RECORDS.open("a", encoding="utf-8") as file:
         bar.wait("vLLM to start and load the model")
         ours = Vllm(settings, plan.model, plan.scheme, plan.ask)

@@ -41,7 +41,9 @@ DISTILABEL, DISTILABEL_BATCH = "distilabel", 512
 DISTILABEL_SCRIPT = Path(__file__).parent / "contest" / "distilabel_arm.py"
 LEAST_TOKENS = 250
 # Greedy, so that all arms write the same amount. Answers are short, as in a run that needs verdicts most.
-ASK = AnswerSettings(temperature=0, max_tokens=40, min_chars=20, max_chars=60, description_chars=4000, retries=0)
+ASK = AnswerSettings(
+    temperature=0, max_tokens=40, min_chars=20, max_chars=60, description_chars=4000, guide="short", retries=0
+)
 ENGINE = VllmEngine(max_model_len=1024, enforce_eager=True, replicas=Replicas(cpus=2))
 KINDS = ("cordless drill", "espresso machine", "hiking rucksack", "desk lamp", "water filter", "tool case")
 PARTS = ("housing", "handle", "cover", "frame", "clasp", "switch", "base", "strap", "hinge", "lining", "cable", "foot")

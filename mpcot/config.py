@@ -124,7 +124,7 @@ class AnswerSettings(Settings):
     samples: PositiveInt = Field(1, description="answers per pair and perspective")
     temperature: float = Field(0.7, ge=0, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1, description="sample from the likeliest tokens with this much probability")
-    max_tokens: PositiveInt = Field(128, description="the most tokens of an answer, verdict included")
+    max_tokens: PositiveInt = Field(256, description="the most tokens of an answer, verdict included")
     min_chars: PositiveInt = Field(20, description="shortest rationale")
     max_chars: PositiveInt = Field(400, description="longest line of a rationale, enforced by the engine")
     few_shot: NonNegativeInt = Field(0, description="worked examples in a prompt")

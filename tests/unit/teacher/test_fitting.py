@@ -110,7 +110,7 @@ def test_a_long_title_never_costs_the_query() -> None:
     found = json.loads((CASES / "t3_long_title.jsonl").read_text(encoding="utf-8").splitlines()[0])
     row = dict.fromkeys(PAIR.names) | found
     intent = Perspective(name="intent", question="What does the shopper want to do?", examples=())
-    form, scheme = SampleSettings(), load_scheme("binary")
+    form, scheme = SampleSettings(guide="short", description_chars=0), load_scheme("binary")
 
     def render(about: Any) -> str:
         return prompt_of(TOKENIZER, scheme, form, intent, about)

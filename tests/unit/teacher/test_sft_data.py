@@ -74,7 +74,7 @@ def stage(model: Path, **changes: Any) -> SftStage:
         labels=LabelSettings(),
         perspectives=PerspectiveSettings(),
         teacher=TeacherSettings(model=str(model)),
-        samples=SampleSettings(),
+        samples=SampleSettings(guide="short", description_chars=0),
         sft=SftSettings(**changes),
     )
 

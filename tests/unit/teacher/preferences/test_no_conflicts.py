@@ -38,7 +38,11 @@ def run_dir(tmp_path: Path, llama_folder: Path) -> Path:
 
 def stage(when_empty: str, **changes: object) -> PreferenceStage:
     preferences = PreferenceSettings.model_validate({"when_empty": when_empty, **changes})
-    parts = {"labels": LabelSettings(), "perspectives": PerspectiveSettings(), "samples": SampleSettings()}
+    parts = {
+        "labels": LabelSettings(),
+        "perspectives": PerspectiveSettings(),
+        "samples": SampleSettings(guide="short", description_chars=0),
+    }
     return PreferenceStage(seed=1, preferences=preferences, dpo=DpoSettings(), **parts)
 
 

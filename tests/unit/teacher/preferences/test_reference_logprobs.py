@@ -33,7 +33,7 @@ STAGE = PreferenceStage(
     seed=1,
     labels=LabelSettings(),
     perspectives=PerspectiveSettings(),
-    samples=SampleSettings(),
+    samples=SampleSettings(guide="short", description_chars=0),
     preferences=PreferenceSettings(),
     dpo=DpoSettings(),
 )

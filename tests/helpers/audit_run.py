@@ -46,6 +46,7 @@ def judgements() -> list[dict[str, Any]]:
         verdicts = [None if code == "-" else code for code in said]
         row = {"pair_id": own, "vote": said[0], "agreement": 1.0, "soft": soft[0], "verdicts": verdicts}
         texts = [None if code is None else f"[red]{SCRIPT}[/red] because it is {code}." for code in verdicts]
+        row["origin"] = [None if code is None else "teacher" for code in verdicts]
         rows.append(row | {"rationales": texts, "perspective_soft": list(soft)})
     return rows
 

@@ -91,16 +91,16 @@ def rater_ceiling(ratings: Iterable[Sequence[str] | None]) -> dict[str, Any] | N
     Returns: `pairs`, `accuracy`, `kappa`.
     """
     several = [rated for rated in ratings if rated and len(rated) > 1]
-    told = []
+    told: list[tuple[str, str, float]] = []
     for rated in several:
         for place, own in enumerate(rated):
             others = multimode([*rated[:place], *rated[place + 1 :]])
             told += [(label, own, 1 / len(others) / len(rated)) for label in others]
     if not told:
         return None
-    labels, own, weights = zip(*told, strict=True)
-    accuracy = float(accuracy_score(labels, own, sample_weight=weights))
-    return {"pairs": len(several), "accuracy": accuracy, "kappa": kappa(labels, own, weights)}
+    labels, given, weights = zip(*told, strict=True)
+    accuracy = float(accuracy_score(labels, given, sample_weight=weights))
+    return {"pairs": len(several), "accuracy": accuracy, "kappa": kappa(labels, given, weights)}
 
 
 def per_label(gold: Sequence[str], predicted: Sequence[str], scheme: Scheme) -> dict[str, dict[str, Any]]:

@@ -219,6 +219,14 @@ class PreferenceSettings(Settings):
 
     per_pair: PositiveInt = Field(4, description="the most preferences per pair of query and product")
     cross_perspective: bool = Field(True, description="chosen and rejected may come from different perspectives")
+    prompt: Literal["rejected", "joint", "own"] = Field(
+        "rejected",
+        description="whose question both answers are compared under: that of the rejected one, one that names all "
+        "perspectives, or each its own, with which DPO's constant does not cancel",
+    )
+    skip_disputed: bool = Field(
+        False, description="reject no answer to a pair whose gold label the samples of all perspectives dispute"
+    )
     margin_by: Literal["probability", "log_probability"] = Field("probability", description="what margins are taken of")
     min_margin: float = Field(0.0, ge=0, description="the least margin of chosen over rejected; logarithms are natural")
     max_margin: float | None = Field(None, gt=0, description="the largest margin; beyond it there is little to learn")

@@ -13,6 +13,7 @@ from rich.table import Table
 from cluster.base.errors import UsageError, UserError
 from cluster.base.progress import console
 from distill.study.config import StudyConfig
+from workflows.audit_command import add_audit
 from workflows.config import RunConfig, load_config, load_study, validate
 from workflows.serve_commands import Changes, Verbose, add_serving
 from workflows.stages import STAGES, stages_of
@@ -257,6 +258,7 @@ def list_models() -> None:
     console().print(table)
 
 
+add_audit(app)
 add_serving(app)
 add_writing(app, _run)
 

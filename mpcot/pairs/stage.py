@@ -18,12 +18,13 @@ from cluster.base.tables import write_table
 from mpcot.config import GivenPairsStage
 from mpcot.pairs.given_judgements import write_given
 from mpcot.pairs.ids import pair_id, query_id
+from mpcot.pairs.overrides import correct, read_overrides
 from mpcot.pairs.splits import LABELLED, QuerySplits, split_queries, unit_hash
 from mpcot.records import FAILED_ROW, PAIR, SEED, SPLITS
 from mpcot.schemes.scheme import Scheme, load_scheme
 from mpcot.sources.clean_rows import SourceRows, failed_json, reason_of
 from mpcot.sources.config import CatalogueSource, PairsStage, SplitSettings
-from mpcot.sources.open_source import preflight, read_source
+from mpcot.sources.open_source import cleaning_of, preflight, read_source
 
 Row = dict[str, Any]  # the columns KEYS of a source row, then query_id and pair_id
 HELD_OUT = "unlabelled row of a held-out query"
@@ -42,6 +43,7 @@ def run(config: PairsStage, folder: StageFolder) -> None:
     if not rows:
         raise UserError(f"source: {_where(config)} has no rows. Check the file and source.locales")
     _identify(rows)
+    corrected = _corrected(rows, config, scheme)
     _fail_duplicates(rows)
     _settle_failed(config, source.rows, rows, folder)
     _assign_splits(rows, config.split, config.seed)
@@ -61,6 +63,8 @@ def run(config: PairsStage, folder: StageFolder) -> None:
         ids = {row["pair_id"] for row in pairs}
         given, figures["judgements"] = write_given(source.judgements, ids, config.perspectives.names, folder.path)
         counts |= given
+    if corrected is not None:
+        counts["corrected"], figures["overrides"] = corrected["changed"], corrected
     folder.finish(counts, figures)
 
 
@@ -89,6 +93,13 @@ def _identify(rows: Iterable[Row]) -> None:
         if not row["error"]:
             row["query_id"] = query_id(row["locale"], row["query"])
             row["pair_id"] = pair_id(row["locale"], row["query"], row["product_id"])
+
+
+def _corrected(rows: list[Row], config: PairsStage, scheme: Scheme) -> dict[str, Any] | None:
+    """Put corrected labels in the place of the source's own; return what became of them, or None without any."""
+    if config.source.overrides is None:
+        return None
+    return correct(rows, read_overrides(config.source.overrides, cleaning_of(config.source, scheme)))
 
 
 def _fail_duplicates(rows: Iterable[Row]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -12,6 +14,7 @@ from cluster.config import Settings
 from mpcot.config import PerspectiveSettings
 
 SHIPPED = Path(__file__).parent
+JOINT = "joint"  # the name of a perspective that is made of others
 
 
 class Example(Settings):
@@ -57,6 +60,17 @@ def _with_rules(loaded: tuple[Perspective, ...], path: str) -> tuple[Perspective
         names = ", ".join(p.name for p in loaded)
         raise UserError(f"perspectives.rules_file has no effect: none of {names} goes by rules. Add rules to the names")
     return tuple(p.model_copy(update={"rules": rules, "short": ""}) if p.rules else p for p in loaded)
+
+
+def joint(perspectives: Sequence[Perspective]) -> Perspective:
+    """Return one perspective whose question names all the given ones. Its examples are theirs, in turns."""
+    questions = " ".join(f"{p.name}: {p.question}" for p in perspectives)
+    turns = zip_longest(*(p.examples for p in perspectives))
+    return Perspective(
+        name=JOINT,
+        question=f"Judge from one of these points of view. {questions}",
+        examples=tuple(example for turn in turns for example in turn if example is not None),
+    )
 
 
 def _load(name: str, folders: list[Path]) -> Perspective:

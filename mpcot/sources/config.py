@@ -31,6 +31,7 @@ class AnySource(Settings):
     judgements: str | None = Field(
         None, description="file of verdicts and rationales per perspective, which the teacher is not asked for"
     )
+    overrides: str | None = Field(None, description="file of corrected labels, as `broadfast audit --import` writes it")
 
 
 class CatalogueSource(AnySource):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mpcot.schemes.scheme import Scheme
+from mpcot.sources.catalogue.source import LOCALE as CATALOGUE_LOCALE
 from mpcot.sources.catalogue.source import read_catalogue
 from mpcot.sources.clean_rows import Cleaning, SourceRows
 from mpcot.sources.config import CatalogueSource, SourceSettings
@@ -16,11 +17,19 @@ def preflight(source: SourceSettings) -> None:
     Raises:
         UserError: a path does not exist or cannot be opened.
     """
-    for name in ("path", "seeds", "judgements"):
+    for name in ("path", "seeds", "judgements", "overrides"):
         if path := getattr(source, name, None):
             from mpcot.sources.filesets import check_path
 
             check_path(path, f"source.{name}")
+
+
+def cleaning_of(source: SourceSettings, scheme: Scheme) -> Cleaning:
+    """Return what cleaning needs to know of the source and the label scheme."""
+    if isinstance(source, CatalogueSource):
+        return Cleaning(scheme.codes, source.label_map, CATALOGUE_LOCALE)
+    locales = None if source.locales is None else frozenset(name.lower() for name in source.locales)
+    return Cleaning(scheme.codes, source.label_map, source.default_locale.lower(), locales)
 
 
 def read_source(source: SourceSettings, scheme: Scheme) -> SourceRows:
@@ -38,11 +47,9 @@ def read_source(source: SourceSettings, scheme: Scheme) -> SourceRows:
 
 
 def _read(source: SourceSettings, scheme: Scheme) -> tuple[Cleaning, SourceRows]:
+    cleaning = cleaning_of(source, scheme)
     if isinstance(source, CatalogueSource):
-        cleaning = Cleaning(scheme.codes, source.label_map, "us")
         return cleaning, read_catalogue(source, cleaning)
     from mpcot.sources.files import read_files  # loads pyarrow's file systems, which the catalogue does not need
 
-    locales = None if source.locales is None else frozenset(name.lower() for name in source.locales)
-    cleaning = Cleaning(scheme.codes, source.label_map, source.default_locale.lower(), locales)
     return cleaning, read_files(source, cleaning)

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster.base.errors import UserError
 from cluster.base.stage_folder import StageFolder
 from cluster.base.tables import read_table, write_table
 from mpcot.asking.prompts import answer
-from mpcot.perspectives.perspective import load_perspectives
+from mpcot.audit.disputes import find_disputes
+from mpcot.judgements import judge_pairs
+from mpcot.perspectives.perspective import JOINT, joint, load_perspectives
 from mpcot.records import NOT_GOLD, PREFERENCE
 from mpcot.schemes.scheme import load_scheme
 from teacher.config import PreferenceStage
@@ -32,6 +35,10 @@ def run(config: PreferenceStage, folder: StageFolder) -> None:
     pairs = {p["pair_id"]: p for p in read_table(folder.input("1-pairs") / "pairs.parquet").to_pylist()}
     gold = {pair_id: pair["label"] for pair_id, pair in pairs.items()}
     samples = list(candidates(folder.input("4-samples"), ("kept", "filtered"), gold, config))
+    disputed: set[str] = (
+        disputed_pairs(folder.input("4-samples"), gold, config) if config.preferences.skip_disputed else set()
+    )
+    samples = [c for c in samples if c.pair_id not in disputed or c.verdict == gold[c.pair_id]]
     found = conflicts(samples, fallback_candidates(config, folder, gold), gold, config.preferences, config.seed)
     if not found and config.preferences.when_empty == "stop":
         right = sum(gold[c.pair_id] == c.verdict for c in samples)
@@ -57,6 +64,7 @@ def run(config: PreferenceStage, folder: StageFolder) -> None:
         "rejected_perspectives": dict(Counter(p.rejected.perspective for p in found)),
         "left_out": dict(fitting.left_out),
         "cut": dict(fitting.cut),
+        "disputed_pairs": len(disputed),
     }
     folder.finish(counts, figures)
 
@@ -76,6 +84,19 @@ def candidates(
                 continue
             row["gold_probability"] = None if hinted else gold_probability(logprobs, label, scheme)
             yield Candidate(**row)
+
+
+def disputed_pairs(stage: Path, gold: dict[str, Any], config: PreferenceStage) -> set[str]:
+    """Return the pairs whose gold label the samples of all perspectives dispute with confidence."""
+    scheme = load_scheme(config.labels.scheme)
+    columns = [name for name in ANSWER_COLUMNS if name != "hinted"]
+    tables = [read_table(stage / f"{name}.parquet") for name in ("kept", "filtered")]
+    rows = pa.concat_tables(table.filter(pc.invert(table["hinted"])).select(columns) for table in tables)
+    rows = rows.filter(pc.or_kleene(pc.is_null(rows["reason"]), pc.equal(rows["reason"], NOT_GOLD)))
+    # A verdict that is not gold is no reason to pass over an answer here: it is what a dispute is made of.
+    rows = rows.set_column(rows.column_names.index("reason"), "reason", pa.nulls(len(rows), pa.string()))
+    judged = judge_pairs(rows.to_pylist(), config.perspectives.names, scheme)
+    return {dispute.pair_id for dispute in find_disputes(judged, gold, scheme).found}
 
 
 def fallback_candidates(config: PreferenceStage, folder: StageFolder, gold: dict[str, Any]) -> Iterator[Candidate]:
@@ -101,12 +122,13 @@ def preference_table(
 
     Prompts are shortened to what fits, and a preference of which one side cannot fit is left out.
     """
-    perspectives = {p.name: p for p in load_perspectives(config.perspectives)}
+    asked = load_perspectives(config.perspectives)
+    perspectives = {p.name: p for p in (joint(asked), *asked)}
     write = partial(prompt_of, fitting.tokenizer, load_scheme(config.labels.scheme), config.samples)
+    shared = config.preferences.prompt != "own"
 
-    def prompt(candidate: Candidate, said: str) -> str | None:
-        about = partial(write, perspectives[candidate.perspective])
-        return fitting.prompt(pairs[candidate.pair_id], said, about)
+    def prompt(pair_id: str, perspective: str, said: str) -> str | None:
+        return fitting.prompt(pairs[pair_id], said, partial(write, perspectives[perspective]))
 
     rows = []
     for p in found:
@@ -114,7 +136,12 @@ def preference_table(
         for side, candidate in zip(SIDES, (p.chosen, p.rejected), strict=True):
             row[f"{side}_perspective"] = candidate.perspective
             row[side] = answer(candidate.rationale, candidate.verdict)
-            row[f"{side}_prompt"] = prompt(candidate, row[side])
-        if None not in (row["chosen_prompt"], row["rejected_prompt"]):
-            rows.append(row)
+            question = {"own": candidate.perspective, "rejected": p.rejected.perspective, "joint": JOINT}
+            row[f"{side}_prompt"] = prompt(candidate.pair_id, question[config.preferences.prompt], row[side])
+        prompts = [row["chosen_prompt"], row["rejected_prompt"]]
+        if None in prompts:
+            continue
+        if shared:  # equation 7 of DPO follows only for one prompt; what fits beside the longer answer fits both
+            row["chosen_prompt"] = row["rejected_prompt"] = min(prompts, key=len)
+        rows.append(row)
     return pa.Table.from_pylist(rows, PREFERENCE)

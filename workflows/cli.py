@@ -13,6 +13,7 @@ from rich.table import Table
 from cluster.base.errors import UsageError, UserError
 from cluster.base.progress import console
 from distill.study.config import StudyConfig
+from workflows.batch_commands import add_batches
 from workflows.config import RunConfig, load_config, load_study, validate
 from workflows.serve_commands import Changes, Verbose, add_serving
 from workflows.stages import STAGES, stages_of
@@ -259,6 +260,7 @@ def list_models() -> None:
 
 add_serving(app)
 add_writing(app, _run)
+add_batches(app)
 
 
 def main() -> None:

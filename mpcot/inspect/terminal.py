@@ -52,6 +52,8 @@ def _headline(stage: Mapping[str, Any]) -> Text:
         said += f"{percent(majority['share'])})."
     if stage["hinted"]:
         said += f" Hinted, not counted: {stage['hinted']['kept']:,} of {stage['hinted']['asked']:,} kept."
+    if stage["usage"]:
+        said += f" Billed: {stage['usage']}."
     return Text(said)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from cluster.config import Fields, Resources, Settings, Workers
+from cluster.config import Fields, Settings, Workers
+from mpcot.asking.engines.config import OpenAiEngine, Replicas
 from mpcot.filters.config import DEFAULT, Filters
 from mpcot.sources.config import LabelSettings, PairsStage
 
@@ -41,35 +42,18 @@ ASKING = {"sft+dpo": ("rationales", "samples", "judge"), "sft": ("rationales", "
 
 
 class TeacherSettings(Settings):
-    """The large model that reasons."""
+    """The large model that reasons. With an engine behind an address, `engine.model` names it instead."""
 
     no_effect = frozenset({"tuning"})  # it decides which stages there are, not what any of them does
 
-    model: str = Field("", description="local folder or hub name of a chat model; needed unless nobody is asked")
+    model: str = Field(
+        "",
+        description="local folder or hub name of a chat model; needed unless nobody is asked, or a model behind an "
+        "address, where it may name the tokenizer with which --dry-run counts",
+    )
     tuning: Literal["sft+dpo", "sft", "none"] = Field(
         "sft+dpo", description="which trainings the teacher goes through before it judges; the others' stages fall away"
     )
-
-
-class Replicas(Resources):
-    """How many engines run, and what each of them takes from a node."""
-
-    min: PositiveInt = Field(1, description="the fewest engines")
-    max: PositiveInt = Field(1, description="the most engines; so many run if the cluster has room")
-    cpus: PositiveInt = Field(1, description="CPUs of one engine")
-    gpus: NonNegativeInt = Field(0, description="GPUs of one engine; tensor_parallel may take more")
-    pairs_per_task: PositiveInt = Field(96, description="pairs of one task; an engine works on two tasks at a time")
-    flush_rows: PositiveInt = Field(256, description="the most answers that may wait to be written")
-    flush_seconds: PositiveFloat = Field(10.0, description="the longest time that an answer may wait to be written")
-    store: str | None = Field(None, description="URI of a folder for the answers, if not the run folder; one per run")
-    stalled_s: PositiveFloat = Field(600.0, description="an engine that finishes no answer for this long has hung")
-    restarts: NonNegativeInt = Field(3, description="how often a stopped engine is replaced, if no request is to blame")
-
-    @model_validator(mode="after")
-    def _range(self) -> Replicas:
-        if self.max < self.min:
-            raise ValueError(f"max {self.max} is below min {self.min}: raise max or lower min")
-        return self
 
 
 class VllmEngine(Settings):
@@ -115,7 +99,7 @@ class ScriptedEngine(Settings):
     replicas: Replicas = Replicas()
 
 
-Engine = Annotated[VllmEngine | ScriptedEngine, Field(discriminator="kind")]
+Engine = Annotated[VllmEngine | ScriptedEngine | OpenAiEngine, Field(discriminator="kind")]
 
 
 class AnswerSettings(Settings):

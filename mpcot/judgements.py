@@ -14,11 +14,10 @@ import pyarrow.compute as pc
 
 from cluster.base.stage_folder import StageFolder
 from cluster.base.tables import batches_of, rows_of, table_writer
-from cluster.models.folders import check_model
 from mpcot.asking.answers import Answers, asked_figures
 from mpcot.asking.generate import generate, select_pairs
 from mpcot.asking.join_answers import AnsweredPairs
-from mpcot.asking.plan import GenerationPlan
+from mpcot.asking.plan import GenerationPlan, model_asked
 from mpcot.config import JudgeStage, UntunedJudgeStage
 from mpcot.given import Given
 from mpcot.pairs.given_judgements import GIVEN
@@ -40,7 +39,7 @@ def run(config: JudgeStage, folder: StageFolder) -> None:
 
 def run_untuned(config: UntunedJudgeStage, folder: StageFolder) -> None:
     """Judge with the teacher as it comes."""
-    _run(config, folder, check_model("teacher.model", config.teacher.model))
+    _run(config, folder, model_asked(config.engine, config.teacher.model))
 
 
 def run_given(config: JudgeStage, folder: StageFolder) -> None:

@@ -16,13 +16,12 @@ import pyarrow.compute as pc
 
 from cluster.base.stage_folder import StageFolder
 from cluster.base.tables import table_writer
-from cluster.models.folders import check_model
 from mpcot.asking.answers import Answers, asked_figures
 from mpcot.asking.failure_reasons import kind_of
 from mpcot.asking.generate import generate, select_pairs
 from mpcot.asking.hinted_retry import ask_with_hint
 from mpcot.asking.join_answers import AnsweredPairs
-from mpcot.asking.plan import GenerationPlan
+from mpcot.asking.plan import GenerationPlan, model_asked
 from mpcot.config import AskingStage, RationaleStage, SampleStage, SortedSettings
 from mpcot.filters.chain import Chain, WellFormed
 from mpcot.records import ANSWER, SORTED
@@ -33,7 +32,7 @@ OUTCOMES = ("kept", "filtered", "failed")
 
 def run_rationales(config: RationaleStage, folder: StageFolder) -> None:
     """Stage 2: ask the untrained teacher, and write `2-rationales/{kept,filtered,failed}.parquet`."""
-    model = check_model("teacher.model", config.teacher.model)
+    model = model_asked(config.engine, config.teacher.model)
     _run(config, folder, model, config.rationales, "rationales")
 
 

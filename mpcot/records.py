@@ -44,14 +44,15 @@ FAILED_ROW = pa.schema([pa.field("source_row", pa.int64(), nullable=False), *tex
 
 # The parts that the workers of 2-rationales, 4-samples and 7-judgements write -> the same stages.
 # `logprobs` holds one log-probability per label in the order of the scheme, `reason` says why an answer failed, and
-# `tries` how often it was asked for.
+# `tries` how often it was asked for. Tokens are those of all tries. `cached_tokens`, the part of `prompt_tokens` that
+# was in the host's cache, is null where tokens are not billed.
 ANSWER = pa.schema(
     [
         *texts("key", "pair_id", "perspective"),
         pa.field("sample", pa.int32(), nullable=False),
         *texts("rationale?", "verdict?"),
         pa.field("logprobs", pa.list_(pa.float32())),
-        *(pa.field(name, pa.int32()) for name in ("prompt_tokens", "output_tokens", "tries")),
+        *(pa.field(name, pa.int32()) for name in ("prompt_tokens", "cached_tokens", "output_tokens", "tries")),
         *texts("reason?"),
     ]
 )

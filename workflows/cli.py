@@ -14,6 +14,7 @@ from cluster.base.errors import UsageError, UserError
 from cluster.base.progress import console
 from distill.study.config import StudyConfig
 from workflows.audit_command import add_audit
+from workflows.batch_commands import add_batches
 from workflows.config import RunConfig, load_config, load_study, validate
 from workflows.serve_commands import Changes, Verbose, add_serving
 from workflows.stages import STAGES, stages_of
@@ -261,6 +262,7 @@ def list_models() -> None:
 add_audit(app)
 add_serving(app)
 add_writing(app, _run)
+add_batches(app)
 
 
 def main() -> None:

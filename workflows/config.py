@@ -14,6 +14,7 @@ from cluster.config import ClusterSettings, Settings
 from distill.config import ExportSettings, StudentSettings, TargetSettings
 from distill.report.config import ReportSettings
 from distill.study.config import StudyConfig
+from mpcot.asking.engines.config import OpenAiEngine
 from mpcot.config import (
     ASKING,
     Engine,
@@ -73,9 +74,16 @@ class RunConfig(Settings):
                 )
             if self.source.judgements is None:
                 raise ValueError("judge.engine 'none' asks nobody: name the file of judgements in source.judgements")
+        elif isinstance(self.engine, OpenAiEngine):
+            if self.teacher.tuning != "none":
+                raise ValueError(
+                    f"teacher.tuning {self.teacher.tuning!r} trains a model of your own, and engine.kind 'openai' asks "
+                    "one behind an address: set teacher.tuning = 'none', or take engine.kind 'vllm'"
+                )
         elif not self.teacher.model:
             raise ValueError(
-                "teacher.model: name a chat model, or ask nobody, with source.judgements, teacher.tuning = 'none' and "
+                "teacher.model: name a chat model, or ask one behind an address (engine.kind 'openai') or nobody, with "
+                "source.judgements, teacher.tuning = 'none' and "
                 "judge.engine = 'none'"
             )
         return self

@@ -27,6 +27,9 @@ from cluster.base.stage_folder import (
 from cluster.base.tables import check_writable
 from cluster.models.folders import check_model, model_fingerprint
 from cluster.training.driver import CHECKPOINTS
+from mpcot.asking.engines.config import OpenAiEngine
+from mpcot.asking.engines.openai_engine import check_address
+from mpcot.asking.plan import teacher_fingerprint
 from mpcot.asking.prompts import examples
 from mpcot.pairs.stage import check as check_source
 from mpcot.perspectives.perspective import Perspective, load_perspectives
@@ -34,7 +37,7 @@ from mpcot.schemes.scheme import Scheme, load_scheme
 from mpcot.sources.config import PairsStage
 from mpcot.sources.filesets import state as file_state
 from workflows.config import RunConfig
-from workflows.stages import STAGES, Stage, find_stage, stages_of
+from workflows.stages import STAGES, Stage, asks, find_stage, stages_of
 
 STARTED = "started.json"
 AGAIN = "again.json"
@@ -65,6 +68,10 @@ def run_stages(config: RunConfig, run_dir: Path, stages: Sequence[Stage], redo: 
         left = _left_of_redo(config, run_dir, stages) if redo else unfinished(config, run_dir, stages)
         again = redo and not left
         check_resources(config, stages if again else left, resources)
+        if isinstance(config.engine, OpenAiEngine) and any(
+            asks(config, stage) for stage in (stages if again else left)
+        ):
+            check_address(config.engine)
         if again:
             forget(run_dir, stages[0])
             unfinished(config, run_dir, stages)  # a folder that is refused keeps its own config
@@ -84,7 +91,8 @@ def preflight(config: RunConfig, stages: Sequence[Stage]) -> None:
         pairs = find_stage("pairs").settings(config)
         assert isinstance(pairs, PairsStage)
         check_source(pairs)
-    if any("teacher" in stage.config.model_fields for stage in stages):
+    loaded = any("teacher" in stage.config.model_fields for stage in stages)
+    if loaded and not isinstance(config.engine, OpenAiEngine):
         check_model("teacher.model", config.teacher.model)
     if "targets" in names:
         check_model("targets.encoder", config.targets.encoder)
@@ -174,7 +182,7 @@ def _content(config: RunConfig, stage: Stage) -> dict[str, str]:
     if "perspectives" in fields and "perspectives" not in stage.config.reads_only:
         found["perspectives"] = digest([p.model_dump() for p in load_perspectives(config.perspectives)])
     if "teacher" in fields:
-        found["teacher"] = model_fingerprint(config.teacher.model)
+        found["teacher"] = teacher_fingerprint(config.engine, config.teacher.model)
     if "targets" in fields:
         found["encoder"] = model_fingerprint(config.targets.encoder)
     if "student" in fields:

@@ -15,7 +15,17 @@ from cluster.base.errors import UsageError
 from cluster.config import Settings, Workers
 from distill.config import EncoderWorkers, ExportStage, StudentStage, TargetsStage
 from distill.report.config import ReportStage
-from mpcot.config import GivenPairsStage, JudgeStage, RationaleStage, SampleStage, UntunedJudgeStage, VllmEngine
+from mpcot.asking.engines.config import OpenAiEngine
+from mpcot.config import (
+    AnswerSettings,
+    AskingStage,
+    GivenPairsStage,
+    JudgeStage,
+    RationaleStage,
+    SampleStage,
+    UntunedJudgeStage,
+    VllmEngine,
+)
 from mpcot.sources.config import PairsStage
 from teacher.config import DpoStage, PreferenceStage, SftStage
 from workflows.config import RunConfig
@@ -59,7 +69,8 @@ def _engine(config: RunConfig, model: str) -> Need:
     gpus = replicas.gpus
     if isinstance(config.engine, VllmEngine) and gpus:
         gpus = max(gpus, config.engine.tensor_parallel)
-    return Need(replicas.min * replicas.cpus, replicas.min * gpus, model)
+    asked = config.engine.model if isinstance(config.engine, OpenAiEngine) else model
+    return Need(replicas.min * replicas.cpus, replicas.min * gpus, asked)
 
 
 def _workers(workers: Workers | EncoderWorkers, model: str) -> Need:
@@ -124,6 +135,16 @@ STAGES: tuple[Stage, ...] = (
         ReportStage, "distill.report.stage:run", lambda c: Need(model="10-export"), "write a page and its numbers",
     ),
 )  # fmt: skip
+
+
+def asks(config: RunConfig, stage: Stage) -> bool:
+    """Return whether the stage asks the teacher."""
+    return issubclass(stage.config, AskingStage) and (stage.short != "judgements" or config.judge.engine != "none")
+
+
+def stage_asks(config: RunConfig, stage: Stage) -> AnswerSettings:
+    """Return how a stage that asks the teacher does so."""
+    return getattr(config, {"judgements": "judge"}.get(stage.short, stage.short))
 
 
 def stages_of(config: RunConfig) -> tuple[Stage, ...]:

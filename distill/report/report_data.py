@@ -16,6 +16,7 @@ from distill.report.config import ReportStage
 from distill.report.quality import agreement, headline, stages_of_teacher, teacher
 from distill.segments import segments
 from mpcot.asking.failure_reasons import kind_of
+from mpcot.asking.meter import usage_said
 from mpcot.records import SPLITS
 from mpcot.schemes.scheme import Scheme, load_scheme
 from mpcot.sources.clean_rows import reason_of
@@ -42,6 +43,7 @@ def collect(config: ReportStage, folder: StageFolder) -> dict[str, Any]:
     answers = {stage: answers_of(at[stage]) for stage in ASKING if stage in at}
     draws = {"resamples": config.report.bootstrap_resamples, "seed": config.seed}
     quality = headline(pairs, judged, students, scheme, **draws)
+    stages = [stage_row(stage, place) for stage, place in at.items()]
     return {
         "name": config.name,
         "scheme": scheme.model_dump(mode="json"),
@@ -55,7 +57,8 @@ def collect(config: ReportStage, folder: StageFolder) -> dict[str, Any]:
         "answers": {stage: kept_rates(found, pairs, names, scheme) for stage, found in answers.items()},
         "curves": histories(at),
         "samples": samples(pairs, judged, students, names, config.report.samples),
-        "stages": [stage_row(stage, place) for stage, place in at.items()],
+        "stages": stages,
+        "billed": billed(stages),
     }
 
 
@@ -168,3 +171,11 @@ def stage_row(stage: str, folder: Path) -> dict[str, Any]:
     assert manifest is not None, "checked by `finished`"
     picked = ("counts", "figures", "seconds", "finished", "versions")
     return {"stage": stage, **{key: manifest[key] for key in picked}}
+
+
+def billed(stages: Rows) -> str | None:
+    """Return in words the tokens of all stages that were billed, and their cost; None if nobody was paid."""
+    sums: Counter[str] = Counter()
+    for row in stages:
+        sums.update(row["figures"].get("usage", {}))
+    return usage_said(sums) if sums else None

@@ -9,8 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.models.folders import model_fingerprint
+from cluster.base.stage_folder import digest
+from cluster.models.folders import check_model, model_fingerprint
 from mpcot.asking.answer_keys import answer_key, sampling_digest
+from mpcot.asking.engines.config import OpenAiEngine
 from mpcot.asking.engines.engine import Ask
 from mpcot.asking.failure_reasons import under
 from mpcot.asking.join_answers import settled
@@ -20,6 +22,20 @@ from mpcot.config import AnswerSettings, AskingStage, Engine, VllmEngine
 from mpcot.perspectives.perspective import Perspective, load_perspectives
 from mpcot.records import PAIR
 from mpcot.schemes.scheme import Scheme, load_scheme
+
+
+def model_asked(engine: Engine, model: str) -> str:
+    """Return the model that the engine asks: one behind an address by its name there, another one as its folder.
+
+    Raises:
+        UserError: it is no model folder.
+    """
+    return engine.model if isinstance(engine, OpenAiEngine) else check_model("teacher.model", model)
+
+
+def teacher_fingerprint(engine: Engine, model: str) -> str:
+    """Return a digest of the model that the engine asks: of its folder, or of its name behind an address."""
+    return digest([engine.model, engine.snapshot]) if isinstance(engine, OpenAiEngine) else model_fingerprint(model)
 
 
 @dataclass(frozen=True)
@@ -39,7 +55,8 @@ class GenerationPlan:
     def of(cls, config: AskingStage, model: str, ask: AnswerSettings) -> GenerationPlan:
         """Return the plan of a stage that asks `model`."""
         scheme, perspectives = load_scheme(config.labels.scheme), load_perspectives(config.perspectives)
-        return cls(model, model_fingerprint(model), config.engine, scheme, perspectives, ask, config.seed)
+        identity = teacher_fingerprint(config.engine, model)
+        return cls(model, identity, config.engine, scheme, perspectives, ask, config.seed)
 
     def __getstate__(self) -> dict[str, Any]:
         # Each worker computes the digest itself, so that another version of the code on its node is noticed.

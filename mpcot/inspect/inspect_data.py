@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.base.errors import UsageError
 from cluster.base.stage_folder import read_json, read_manifest
+from mpcot.asking.meter import usage_said
 from mpcot.config import ASKING, AnswerSettings, PerspectiveSettings
 from mpcot.inspect import figures
 from mpcot.inspect.examples import examples, looked_at
@@ -65,7 +66,11 @@ def collect(run_dir: Path, wanted: int) -> dict[str, Any]:
     stages = [
         _stage(run_dir / stage, kind, scheme, names, wanted) for stage, kind in kinds.items() if stage not in missing
     ]
-    shown = {"name": config["name"], "model": config["teacher"]["model"], "scheme": scheme.model_dump(mode="json")}
+    shown = {
+        "name": config["name"],
+        "model": config.get("engine", {}).get("model") or config["teacher"]["model"],
+        "scheme": scheme.model_dump(mode="json"),
+    }
     return shown | {"perspectives": list(names), "missing": missing, "stages": stages}
 
 
@@ -86,6 +91,7 @@ def _stage(folder: Path, kind: Kind, scheme: Scheme, names: tuple[str, ...], wan
         "words": {"kept": kind.kept, "filtered": kind.filtered},
         "seconds": manifest["seconds"],
         "finished": manifest["finished"],
+        "usage": usage_said(used) if (used := manifest["figures"].get("usage")) else None,
         "limits": {"min_chars": ask.min_chars, "max_chars": ask.max_chars},
         "samples_per_pair": ask.samples,
         "counts": figures.counts(answers),

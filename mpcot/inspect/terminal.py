@@ -55,6 +55,8 @@ def _headline(stage: Mapping[str, Any]) -> Text:
         said += f" Of {grounds:,} rationales, {share} name what neither query nor product has."
     if stage["hinted"]:
         said += f" Hinted, not counted: {stage['hinted']['kept']:,} of {stage['hinted']['asked']:,} kept."
+    if stage["usage"]:
+        said += f" Billed: {stage['usage']}."
     return Text(said)
 
 

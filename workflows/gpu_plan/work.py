@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from mpcot.asking.engines.config import OpenAiEngine
+from mpcot.asking.estimate import Estimate
 from mpcot.config import AnswerSettings, SortedSettings
 from workflows.config import RunConfig
 
@@ -59,6 +61,14 @@ def generated(config: RunConfig, ask: AnswerSettings, pairs: int) -> int:
     if isinstance(ask, SortedSettings) and ask.hinted_retry:
         asked += pairs_asked(config, ask.model_copy(update={"splits": ("train",)}), pairs)
     return asked * len(config.perspectives.names)
+
+
+def billed(config: RunConfig, ask: AnswerSettings, pairs: int) -> Estimate:
+    """Return what a generation asks of an engine behind an address, and what that costs."""
+    assert isinstance(config.engine, OpenAiEngine)
+    answers = generated(config, ask, pairs)
+    tokens = answers * prompt_tokens(ask), answers * answer_tokens(ask)
+    return Estimate(answers, *tokens, config.engine.price_per_million)
 
 
 def sft_work(config: RunConfig, pairs: int) -> Work:

@@ -15,6 +15,9 @@ from mpcot.schemes.scheme import Scheme
 class Scripted:
     """Answers by rule, a given share of them right. Each answer depends only on its key and seed."""
 
+    never_hangs = False
+    spent: float | None = None
+
     def __init__(self, engine: ScriptedEngine, scheme: Scheme) -> None:
         self.engine, self.scheme = engine, scheme
         self.asked = 0

@@ -93,6 +93,9 @@ def temperature_of(ask: AnswerSettings, tried: int) -> float:
 class Vllm:
     """vLLM's asynchronous engine."""
 
+    never_hangs = False
+    spent: float | None = None
+
     def __init__(self, engine: VllmEngine, model: str, scheme: Scheme, ask: AnswerSettings) -> None:
         gpu = engine.replicas.gpus > 0
         shared_node = engine.replicas.max > 1

@@ -36,7 +36,7 @@ QUICK = ("1-pairs", "2-rationales", "3-sft", "4-samples", "5-preferences", "6-dp
 
 
 def answer_here(
-    plan: generate.GenerationPlan, shared: SharedFolder, label: str, counts: tuple[int, int, int]
+    plan: generate.GenerationPlan, folder: Path, shared: SharedFolder, label: str, counts: tuple[int, int, int]
 ) -> dict[str, float]:
     """What the Ray Data actors do, one batch after the other in this process."""
     files = shared.child(generate.MISSING)

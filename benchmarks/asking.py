@@ -1,9 +1,12 @@
-"""Compares our prompt with a short one on judged pairs.
+"""Compares our prompt with a short one on judged pairs, and an engine behind an address with one in the process.
 
 `--prompts` asks a model about equally many pairs per label of the Shopping Queries Data Set (us) and of Chorus: with
 the short prompt (`short_prompt.toml`, a line for each label and one line of reasoning) and with the one of stage 7. A
 pair without a verdict counts as wrong, with equal probabilities. An answer is kept if its verdict is right and the
 default filters have no objection. Intervals are of resampled queries. Start it again to go on after an interruption.
+
+`--address` answers stage 7's prompts about pairs of the catalogue with vLLM in the process and with `vllm serve` on
+loopback, both with the same engine.
 """
 
 from __future__ import annotations
@@ -129,6 +132,12 @@ def prompt_figures(rows: Sequence[Row]) -> Iterator[Figure]:
             yield figure(f"prompt_{name}{end}", factor * middle[column], told)
 
 
+def address_figures(rows: Sequence[Row]) -> Iterator[Figure]:
+    """Yield the speed behind the address over the speed in the process."""
+    speeds = {row["arm"]: row["output_tokens_per_s"] for row in rows}
+    yield figure("address_over_in_process", speeds["address"] / speeds["in process"], "ratio of output tokens/s")
+
+
 def figure(name: str, value: float, unit: str) -> Figure:
     """Return the figure with the goal that its name has."""
     if name.startswith("address"):
@@ -160,19 +169,34 @@ def compare_prompts(given: argparse.Namespace) -> None:
     write("prompt", list(prompt_figures(rows)), rows)
 
 
+def compare_engines(given: argparse.Namespace) -> None:
+    """Run both arms in processes of their own, and write what is found."""
+    from asking_address import ARMS, run_arm
+
+    if given.arm:
+        write_json(given.told, run_arm(given.arm, given.model, given.pairs))
+        return
+    own = partial(in_own_process, __file__, "--address", "--model", given.model, "--pairs", given.pairs)
+    rows = [own("--arm", arm) for arm in ARMS]
+    write("address", list(address_figures(rows)), rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", action="store_true", required=True, help="compare the prompts")
+    part = parser.add_mutually_exclusive_group(required=True)
+    part.add_argument("--prompts", action="store_true", help="compare the prompts")
+    part.add_argument("--address", action="store_true", help="compare the engines")
     parser.add_argument("--model", required=True, help="folder of a chat model")
     parser.add_argument("--esci", help="jsonl file of the Shopping Queries Data Set")
     parser.add_argument("--chorus", help="folder of Chorus")
-    parser.add_argument("--pairs", type=int, default=150, help="pairs of each data set, three perspectives each")
+    parser.add_argument("--pairs", type=int, help="150 of each data set, or 32 of the catalogue with --address")
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     parser.add_argument("--told", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if not (given.esci or given.chorus):
+    given.pairs = given.pairs or (150 if given.prompts else 32)
+    if given.prompts and not (given.esci or given.chorus):
         parser.error("--prompts needs --esci or --chorus")
-    compare_prompts(given)
+    (compare_prompts if given.prompts else compare_engines)(given)
 
 
 if __name__ == "__main__":

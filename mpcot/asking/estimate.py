@@ -12,7 +12,8 @@ from mpcot.asking.chat_requests import most_output_tokens
 from mpcot.asking.engines.config import OpenAiEngine, Price
 from mpcot.asking.generate import answered
 from mpcot.asking.plan import GenerationPlan
-from mpcot.asking.prompts import Message, render
+from mpcot.asking.prompts import Message
+from mpcot.asking.rendering import render
 
 SAMPLE = 200
 BYTES_PER_TOKEN = 4

@@ -113,8 +113,7 @@ def test_batches_say_what_is_wrong(far: RunConfig, tmp_path: Path) -> None:
     assert said.exit_code == 1 and "cannot be read" in text(said)
     saved = tmp_path / "run" / "config.json"
     config = json.loads(saved.read_text(encoding="utf-8"))
-    saved.write_text(
-        json.dumps(config | {"engine": {"kind": "scripted"}, "teacher": {"model": "m/m"}}), encoding="utf-8"
-    )
+    near = {"engine": {"kind": "scripted"}, "teacher": {"model": "m/m", "tuning": "none"}}
+    saved.write_text(json.dumps(config | near), encoding="utf-8")
     said = broadfast("batch", "write", tmp_path / "run")
     assert said.exit_code == 1 and "batches are for engine.kind 'openai'" in text(said)

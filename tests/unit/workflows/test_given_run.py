@@ -169,7 +169,7 @@ def test_only_a_run_with_judgements_depends_on_the_perspectives_from_the_start()
     [
         ({"judge": {"engine": "none"}}, "judge.engine 'none' asks nobody, but teacher.tuning is 'sft\\+dpo'"),
         ({"judge": {"engine": "none"}, "teacher": {"tuning": "none"}}, "name the file of judgements in source.judg"),
-        ({"teacher": {"tuning": "none"}}, "teacher.model: name a chat model, or ask nobody"),
+        ({"teacher": {"tuning": "none"}}, "teacher.model: name a chat model, or ask one behind an address"),
     ],
 )
 def test_a_run_without_judge_or_judgements_is_refused(change: dict[str, Any], says: str) -> None:

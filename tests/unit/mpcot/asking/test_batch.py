@@ -111,7 +111,7 @@ def test_an_estimate_of_what_is_missing(tmp_path: Path) -> None:
     whole = estimate(plan(), pairs(), tmp_path)
     read_batch(plan(), pairs(), tmp_path, answers(tmp_path, *map(answered, lines[:6])))
     half = estimate(plan(), pairs(), tmp_path)
-    assert (whole.requests, half.requests) == (12, 6) and half.output_tokens == 6 * 128
+    assert (whole.requests, half.requests) == (12, 6) and half.output_tokens == 6 * 256
     chars = sum(len(message["content"]) for line in lines for message in line["body"]["messages"])
     assert whole.prompt_tokens == pytest.approx(chars / 4, abs=2)
     cost = (half.prompt_tokens * 1 + half.output_tokens * 2) / 1e6

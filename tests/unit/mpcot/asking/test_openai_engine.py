@@ -66,7 +66,7 @@ def test_an_answer_with_its_tokens(server: ScriptedServer) -> None:
     assert reply(server) == Reply(ANSWER, None, 100, 20, None, 40, True)
     (asked,) = server.asked
     assert asked["messages"] == CHAT and asked["model"] == MODEL
-    assert asked["max_tokens"] == 128 and asked["temperature"] == 0.7
+    assert asked["max_tokens"] == 256 and asked["temperature"] == 0.7
     assert asked["structured_outputs"]["regex"].endswith("Verdict: (E|S|C|I)")
 
 
@@ -287,7 +287,7 @@ def test_the_budget_is_not_passed(server: ScriptedServer) -> None:
     """An answer costs 60 x 10 + 40 x 1 + 20 x 100 = 2,640 millionths, and at most about 13,300 before it comes."""
     engine = settings(server, price_per_million=PRICE, max_spend=0.03)
     meter = Meter(engine)
-    made = BehindAddress(engine, ESCI, AnswerSettings(), NearMeter(meter))
+    made = BehindAddress(engine, ESCI, AnswerSettings(max_tokens=128), NearMeter(meter))
 
     async def ask() -> list[Any]:
         return await asyncio.gather(*(made.reply(Ask(str(n), CHAT, 1)) for n in range(30)), return_exceptions=True)

@@ -90,11 +90,12 @@ def test_one_prompt_is_shortened_for_the_longer_of_the_two_answers(llama_folder:
     title = "a case for a red drill with a battery and bits " * 8
     whole = rendered(llama_folder, "rejected", title=title).to_pylist()[1]
     tokens = {name: size(whole[name]) for name in ("chosen_prompt", "chosen", "rejected")}
-    most = tokens["chosen_prompt"] + tokens["rejected"] + 1  # the rejected answer has room beside the whole title
-    assert tokens["chosen"] > tokens["rejected"]
+    shorter, longer = sorted((tokens["chosen"], tokens["rejected"]))
+    most = tokens["chosen_prompt"] + shorter + 1  # the shorter answer has room beside the whole title
+    assert longer > shorter
     cut = rendered(llama_folder, "rejected", most, title=title).to_pylist()[1]
     assert cut["chosen_prompt"] == cut["rejected_prompt"] != whole["chosen_prompt"]
-    assert size(cut["chosen_prompt"]) + tokens["chosen"] + 1 <= most
+    assert size(cut["chosen_prompt"]) + longer + 1 <= most
 
 
 def test_a_joint_question_names_every_perspective(llama_folder: Path) -> None:

@@ -49,7 +49,8 @@ def majority(verdicts: Sequence[str], soft: Sequence[np.ndarray], scheme: Scheme
         verdicts: one for each answer, at least one.
         soft: the distribution over the labels of each answer.
     """
-    log_mean = np.round(np.mean([np.log(np.maximum(shares, 1e-9)) for shares in soft], axis=0), ROUNDED)
+    logs = np.log(np.maximum(np.asarray(soft), 1e-9))
+    log_mean: list[float] = np.round(logs.mean(axis=0), ROUNDED).tolist()
     votes = Counter(verdicts)
     vote = max(votes, key=lambda code: (votes[code], log_mean[scheme.index(code)]))
     return vote, votes[vote]

@@ -7,7 +7,9 @@ keeps 16 bytes per answered request in memory, and nothing else that grows.
 
 from __future__ import annotations
 
+import gc
 import heapq
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -195,7 +197,7 @@ def _run_workers(
             bar, "vLLM to start and load the model" if isinstance(plan.engine, VllmEngine) else "the engine to start"
         )
         try:
-            dataset = stream_parquet(shared.child(MISSING)).map_batches(
+            answered = stream_parquet(shared.child(MISSING)).map_batches(
                 AnswerWorker,
                 fn_constructor_args=(
                     plan,
@@ -213,11 +215,23 @@ def _run_workers(
                 ),
                 **replica_resources(plan.engine),
             )
-            return _told(dataset.iter_batches(batch_size=None))
+            return _told(answered.iter_batches(batch_size=None))
         except (ray.exceptions.RayError, RuntimeError) as error:
+            del answered
+            _forget_frames(error)
             raise UserError(f"{label}: {_what_happened(error)}") from error
         finally:
             board.stop()
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Drop the frames that led to an error, and what they hold: Ray Data's workers and their place on the cluster.
+
+    Otherwise it keeps them for as long as somebody keeps the error, and another run in this process waits.
+    """
+    error.__cause__ = error.__context__ = None
+    traceback.clear_frames(error.__traceback__)
+    gc.collect()
 
 
 def _told(batches: Iterable[dict[str, Any]]) -> dict[str, float]:

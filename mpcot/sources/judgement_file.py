@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from mpcot.records import texts
-from mpcot.sources.clean_rows import SOURCE_SEED, Cleaning, clean_text, failed_json
+from mpcot.sources.clean_rows import SOURCE_SEED, Cleaning, failed_json
+from mpcot.sources.clean_texts import clean_text
 from mpcot.sources.filesets import collect, find
 from mpcot.sources.parse_text import PARSE_ERROR
 

@@ -31,7 +31,7 @@ from tests.helpers.generation_run import STAGE, check_exactly_once, write_pairs
 
 pytestmark = [
     pytest.mark.usefixtures("local_ray"),
-    pytest.mark.skipif(no_models(), reason="needs `make models`"),
+    pytest.mark.skipif(no_models(), reason="no models: make setup"),
 ]
 PATIENCE_S = 600.0
 PAIRS = 3

@@ -128,7 +128,7 @@ class Vllm:
         from vllm.inputs import TokensPrompt
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-        end = end_of_thought(self.tokenizer.decode(prompt[-16:]))
+        end = end_of_thought(str(self.tokenizer.decode(list(prompt[-16:]))))
         closing = self.tokenizer.encode(f"\n{end}\n\n", add_special_tokens=False)
         freely = SamplingParams(
             temperature=temperature_of(self.ask, ask.tried),

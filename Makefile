@@ -56,9 +56,9 @@ check: tools ## formatter, linter, type checker
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-bench: tools ## run every benchmark; targets.py asks for runs of your own
+bench: tools ## run every benchmark; asking.py and targets.py ask for data of your own
 	@$(PIP) $(PIP_FLAGS) -e '.[bench]' >> $(VENV)/install.log 2>&1 || (tail -20 $(VENV)/install.log; exit 1)
-	@for file in $(filter-out $(addprefix benchmarks/,results.py training_arms.py targets.py),$(wildcard benchmarks/*.py)); do $(BIN)/python $$file || exit 1; done
+	@for file in $(filter-out $(addprefix benchmarks/,results.py %_arms.py asking%.py targets.py),$(wildcard benchmarks/*.py)); do $(BIN)/python $$file || exit 1; done
 
 clean: ## remove runs and caches; keeps .venv and models
 	rm -rf runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

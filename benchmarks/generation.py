@@ -26,7 +26,8 @@ from mpcot.asking.engines.vllm_engine import engine_arguments, engine_environmen
 from mpcot.asking.generate import generate
 from mpcot.asking.parsing import LabelTokens
 from mpcot.asking.plan import GenerationPlan
-from mpcot.asking.prompts import Message, answer_regex, pair_text, render, system_text
+from mpcot.asking.prompts import Message, answer_regex, pair_text, question
+from mpcot.asking.rendering import render
 from mpcot.config import AnswerSettings, PerspectiveSettings, Replicas, VllmEngine
 from mpcot.filters.chain import Chain
 from mpcot.filters.config import DEFAULT
@@ -40,7 +41,9 @@ DISTILABEL, DISTILABEL_BATCH = "distilabel", 512
 DISTILABEL_SCRIPT = Path(__file__).parent / "contest" / "distilabel_arm.py"
 LEAST_TOKENS = 250
 # Greedy, so that all arms write the same amount. Answers are short, as in a run that needs verdicts most.
-ASK = AnswerSettings(temperature=0, max_tokens=40, min_chars=20, max_chars=60, description_chars=4000, retries=0)
+ASK = AnswerSettings(
+    temperature=0, max_tokens=40, min_chars=20, max_chars=60, description_chars=4000, guide="short", retries=0
+)
 ENGINE = VllmEngine(max_model_len=1024, enforce_eager=True, replicas=Replicas(cpus=2))
 KINDS = ("cordless drill", "espresso machine", "hiking rucksack", "desk lamp", "water filter", "tool case")
 PARTS = ("housing", "handle", "cover", "frame", "clasp", "switch", "base", "strap", "hinge", "lining", "cable", "foot")
@@ -51,9 +54,13 @@ GOODS = ("keeps its shape", "is easy to clean", "comes off without tools", "can 
 class PerspectiveFirst(GenerationPlan):
     """The same requests with the question first, as a prompt template for each perspective would have it."""
 
-    def _chat(self, pair: dict[str, Any], perspective: Perspective, description_chars: int) -> list[Message]:
-        text = f"{perspective.question}\n\n{pair_text(pair, description_chars)}"
-        return [{"role": "system", "content": system_text(self.scheme)}, {"role": "user", "content": text}]
+    def _chat(
+        self, pair: dict[str, Any], perspective: Perspective, description_chars: int | None = None
+    ) -> list[Message]:
+        system, user = super()._chat(pair, perspective, description_chars)
+        asked = question(perspective, self.ask.guide)
+        text = f"{asked}\n\n{user['content'].removesuffix(asked).rstrip()}"
+        return [system, user | {"content": text}]
 
 
 def product(number: int) -> dict[str, Any]:

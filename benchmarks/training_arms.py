@@ -26,8 +26,9 @@ from cluster.config import ClusterSettings, TrainSettings, Workers
 from cluster.training.arrow_rows import write_rows
 from cluster.training.driver import run_training
 from cluster.training.task import epoch_batches
-from mpcot.asking.prompts import answer, messages, render
-from mpcot.config import PerspectiveSettings
+from mpcot.asking.prompts import answer, messages
+from mpcot.asking.rendering import render
+from mpcot.config import AnswerSettings, PerspectiveSettings
 from mpcot.perspectives.perspective import load_perspectives
 from mpcot.schemes.scheme import load_scheme
 from mpcot.sources.catalogue.make_pairs import Pair, make_pairs
@@ -41,6 +42,7 @@ from teacher.sft import SftTask
 
 MODEL = Path(__file__).parents[1] / "models" / "smollm2-135m-instruct"
 THREADS, SEED, MAX_TOKENS = 2, 13, 384
+ASK = AnswerSettings(guide="short", description_chars=0)
 PAIRS = 28  # of three answers each for SFT, of one preference each for DPO
 PER_STEP, PER_PASS = 4, 2  # pairs
 WARM_UP_STEPS = 2
@@ -81,7 +83,7 @@ def catalogue() -> list[Pair]:
 
 def prompt(pair: Pair, question: Any) -> str:
     shown = {"query": pair.query.text, "title": pair.product.title, "brand": pair.product.brand}
-    return render(load_tokenizer(str(MODEL)), messages(shown, question, load_scheme("esci")))
+    return render(load_tokenizer(str(MODEL)), messages(shown, question, load_scheme("esci"), ASK))
 
 
 def said(pair: Pair, other: Pair, perspective: str) -> str:

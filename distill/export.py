@@ -14,10 +14,10 @@ from cluster.base.tables import read_table, rows_of
 from cluster.base.whole_files import disk_error
 from distill.config import ExportStage, StudentConfig
 from distill.metrics import evaluate, majority_baseline
-from distill.student.calibration import fit_temperature, scaled
 from distill.student.model import CONFIG, Student, load_tokenizer, read_student_config
 from distill.student.predict import predict
 from distill.student.rationale_index import ROWS, VECTORS, write_index
+from mpcot.temperature import fit_temperature, scaled
 
 Row = dict[str, Any]
 TOLERANCE = 1e-4

@@ -6,12 +6,20 @@ Shapes: N pairs, Q queries, C labels, S bootstrap samples.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from statistics import multimode
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, ndcg_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    cohen_kappa_score,
+    confusion_matrix,
+    f1_score,
+    ndcg_score,
+    roc_auc_score,
+)
 
 from mpcot.schemes.scheme import Scheme
 
@@ -35,7 +43,7 @@ def evaluate(
         query_ids: N.
         predicted: N label codes, if they are not the most probable ones, as with a vote.
 
-    Returns: `pairs`, `accuracy`, `macro_f1`, `auc` (relevant or not), `ndcg_at_10`, `ndcg_queries`,
+    Returns: `pairs`, `accuracy`, `macro_f1`, `kappa`, `auc` (relevant or not), `ndcg_at_10`, `ndcg_queries`,
         `calibration_error`, `confusion` (rows gold, columns predicted, scheme order), `per_label`. A metric that
         is undefined, such as the AUC of a single class, is None.
     """
@@ -46,6 +54,7 @@ def evaluate(
     return {
         "pairs": len(gold),
         **label_metrics(gold, predicted),
+        "kappa": kappa(gold, predicted),
         "auc": relevance_auc(gold, probabilities, scheme),
         "ndcg_at_10": ndcg,
         "ndcg_queries": queries,
@@ -63,13 +72,54 @@ def label_metrics(gold: Sequence[str], predicted: Sequence[str]) -> dict[str, fl
     return {"accuracy": float(accuracy_score(gold, predicted)), "macro_f1": float(macro_f1)}
 
 
+def kappa(gold: Sequence[str], predicted: Sequence[str], weights: Sequence[float] | None = None) -> float | None:
+    """Return Cohen's kappa: 0 for an agreement as by chance, 1 for a perfect one; None if there is a single label."""
+    if len({*gold, *predicted}) < 2:
+        return None
+    return float(cohen_kappa_score(gold, predicted, sample_weight=weights))
+
+
+def rater_ceiling(ratings: Iterable[Sequence[str] | None]) -> dict[str, Any] | None:
+    """Return how well one rater meets the label of the others, as a ceiling for every judge; None without such pairs.
+
+    The label of the others is the one that most of them gave. Of equally frequent ones each counts in equal parts, and
+    a pair counts once, however many raters it has.
+
+    Args:
+        ratings: the labels of each pair's raters; pairs with fewer than two are left out.
+
+    Returns: `pairs`, `accuracy`, `kappa`.
+    """
+    several = [rated for rated in ratings if rated and len(rated) > 1]
+    told: list[tuple[str, str, float]] = []
+    for rated in several:
+        for place, own in enumerate(rated):
+            others = multimode([*rated[:place], *rated[place + 1 :]])
+            told += [(label, own, 1 / len(others) / len(rated)) for label in others]
+    if not told:
+        return None
+    labels, given, weights = zip(*told, strict=True)
+    accuracy = float(accuracy_score(labels, given, sample_weight=weights))
+    return {"pairs": len(several), "accuracy": accuracy, "kappa": kappa(labels, given, weights)}
+
+
 def per_label(gold: Sequence[str], predicted: Sequence[str], scheme: Scheme) -> dict[str, dict[str, Any]]:
-    """Return F1 and the number of pairs by label; F1 is None for a label that is neither gold nor predicted."""
+    """Return for each label the number of pairs, F1, and the shares that were rated `over` and `under` it.
+
+    A label is over another that comes later in the scheme. F1 is None for a label that is neither gold nor predicted,
+    the shares are None for one that is not gold.
+    """
     seen, counts = {*gold, *predicted}, Counter(gold)
     codes = [code for code in scheme.codes if code in seen]
     scores = f1_score(gold, predicted, labels=codes, average=None, zero_division=0) if codes else []
     f1 = dict(zip(codes, map(float, scores), strict=True))
-    return {code: {"pairs": counts[code], "f1": f1.get(code)} for code in scheme.codes}
+    table = confusion(gold, predicted, scheme)
+    sides = {"over": np.tril(table, -1).sum(1), "under": np.triu(table, 1).sum(1)}
+    return {
+        code: {"pairs": counts[code], "f1": f1.get(code)}
+        | {side: rows[i] / counts[code] if counts[code] else None for side, rows in sides.items()}
+        for i, code in enumerate(scheme.codes)
+    }
 
 
 def confusion(gold: Sequence[str], predicted: Sequence[str], scheme: Scheme) -> np.ndarray:

@@ -18,7 +18,7 @@ from cluster.config import Settings
 from mpcot.schemes.scheme import Scheme
 
 JUDGED = ["pair_id", "vote", "agreement", "soft", "verdicts"]  # without the rationales, which are most of the file
-TEXT = ["pair_id", "query_id", "query", "title", "brand", "description"]
+TEXT = ["pair_id", "query_id", "query", "title", "brand", "description", "bullets", "attributes"]
 
 
 class RowSettings(Settings):
@@ -88,7 +88,7 @@ class StudentRows(Sequence[dict[str, Any]]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         pair = _row(self.pairs, index % len(self))
-        row = {name: pair[name] for name in TEXT}
+        row = {name: pair.get(name) for name in TEXT}  # earlier versions wrote fewer
         return row | self._teaching(pair, self.sources[index % len(self)])
 
     def labels(self) -> list[int]:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from cluster.config import Resources, Settings, Workers
+from cluster.config import Fields, Settings, Workers
+from mpcot.asking.engines.config import OpenAiEngine, Replicas
 from mpcot.filters.config import DEFAULT, Filters
-from mpcot.sources.config import LabelSettings
+from mpcot.sources.config import LabelSettings, PairsStage
 
 Split = Literal["train", "dev", "test", "unlabelled"]
+
+# The settings of `AnswerSettings` that show in a prompt. The teacher is judged with the prompts that it learnt from.
+PROMPT_FORM = ("few_shot", "description_chars", "guide", "words", "max_chars")
+CHARS_PER_WORD = 7  # of English prose, with the space
+MOST_WORDS = 120
 
 
 class PerspectiveSettings(Settings):
@@ -20,6 +26,9 @@ class PerspectiveSettings(Settings):
         ("intent", "attributes", "rules"), description="their names, in the order of the student's vectors"
     )
     folder: str | None = Field(None, description="folder with your own perspectives as NAME.toml files")
+    rules_file: str | None = Field(
+        None, description="text file with the rules of your shop, one per line, in place of those shipped"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> PerspectiveSettings:
@@ -28,31 +37,23 @@ class PerspectiveSettings(Settings):
         return self
 
 
+# By `teacher.tuning`: the sections of the config that say how the teacher is asked, in the order of their stages.
+ASKING = {"sft+dpo": ("rationales", "samples", "judge"), "sft": ("rationales", "judge"), "none": ("judge",)}
+
+
 class TeacherSettings(Settings):
-    """The large model that reasons."""
+    """The large model that reasons. With an engine behind an address, `engine.model` names it instead."""
 
-    model: str = Field(description="local folder or hub name of a chat model")
+    no_effect = frozenset({"tuning"})  # it decides which stages there are, not what any of them does
 
-
-class Replicas(Resources):
-    """How many engines run, and what each of them takes from a node."""
-
-    min: PositiveInt = Field(1, description="the fewest engines")
-    max: PositiveInt = Field(1, description="the most engines; so many run if the cluster has room")
-    cpus: PositiveInt = Field(1, description="CPUs of one engine")
-    gpus: NonNegativeInt = Field(0, description="GPUs of one engine; tensor_parallel may take more")
-    pairs_per_task: PositiveInt = Field(96, description="pairs of one task; an engine works on two tasks at a time")
-    flush_rows: PositiveInt = Field(256, description="the most answers that may wait to be written")
-    flush_seconds: PositiveFloat = Field(10.0, description="the longest time that an answer may wait to be written")
-    store: str | None = Field(None, description="URI of a folder for the answers, if not the run folder; one per run")
-    stalled_s: PositiveFloat = Field(600.0, description="an engine that finishes no answer for this long has hung")
-    restarts: NonNegativeInt = Field(3, description="how often a stopped engine is replaced, if no request is to blame")
-
-    @model_validator(mode="after")
-    def _range(self) -> Replicas:
-        if self.max < self.min:
-            raise ValueError(f"max {self.max} is below min {self.min}: raise max or lower min")
-        return self
+    model: str = Field(
+        "",
+        description="local folder or hub name of a chat model; needed unless nobody is asked, or a model behind an "
+        "address, where it may name the tokenizer with which --dry-run counts",
+    )
+    tuning: Literal["sft+dpo", "sft", "none"] = Field(
+        "sft+dpo", description="which trainings the teacher goes through before it judges; the others' stages fall away"
+    )
 
 
 class VllmEngine(Settings):
@@ -72,11 +73,15 @@ class VllmEngine(Settings):
     tensor_parallel: PositiveInt = Field(1, description="GPUs that share one engine")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of a GPU's memory that the engine takes")
     cpu_kv_cache_gib: PositiveInt = Field(1, description="KV cache of an engine on a CPU, GiB")
+    thinking: Literal["off", "on"] = Field(
+        "off", description="on: a model that can think does so before its answer; only the answer is kept"
+    )
+    thinking_tokens: int = Field(512, ge=16, description="with thinking, the most tokens of it, end mark included")
     replicas: Replicas = Replicas()
 
     def prompt_tokens(self, ask: AnswerSettings) -> int:
         """Return how many tokens a prompt may have."""
-        return self.max_model_len - ask.max_tokens
+        return self.max_model_len - ask.max_tokens - (self.thinking_tokens if self.thinking == "on" else 0)
 
 
 class ScriptedEngine(Settings):
@@ -94,7 +99,7 @@ class ScriptedEngine(Settings):
     replicas: Replicas = Replicas()
 
 
-Engine = Annotated[VllmEngine | ScriptedEngine, Field(discriminator="kind")]
+Engine = Annotated[VllmEngine | ScriptedEngine | OpenAiEngine, Field(discriminator="kind")]
 
 
 class AnswerSettings(Settings):
@@ -103,11 +108,19 @@ class AnswerSettings(Settings):
     samples: PositiveInt = Field(1, description="answers per pair and perspective")
     temperature: float = Field(0.7, ge=0, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1, description="sample from the likeliest tokens with this much probability")
-    max_tokens: PositiveInt = Field(128, description="the most tokens of an answer, verdict included")
+    max_tokens: PositiveInt = Field(256, description="the most tokens of an answer, verdict included")
     min_chars: PositiveInt = Field(20, description="shortest rationale")
-    max_chars: PositiveInt = Field(400, description="longest rationale, enforced by the engine")
+    max_chars: PositiveInt = Field(400, description="longest line of a rationale, enforced by the engine")
     few_shot: NonNegativeInt = Field(0, description="worked examples in a prompt")
-    description_chars: NonNegativeInt = Field(0, description="characters of the product description in the prompt")
+    description_chars: NonNegativeInt = Field(
+        500, description="characters of attributes, bullets and description in the prompt; attributes come first"
+    )
+    guide: Literal["full", "short"] = Field(
+        "full", description="the system text: with the whole guide to the labels, or a few lines for a very small model"
+    )
+    words: tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="fewest and most words that the prompt asks for; empty: what max_chars has room for"
+    )
     when_too_long: Literal["reject", "cut"] = Field("reject", description="the prompt fails, or loses description")
     splits: tuple[Split, ...] = Field(("train",), description="splits to ask about")
     pairs_per_split: PositiveInt | None = Field(None, description="the most pairs of each split; empty takes all")
@@ -123,7 +136,18 @@ class AnswerSettings(Settings):
             raise ValueError(f"min_chars {self.min_chars} is above max_chars {self.max_chars}: no answer can be both")
         if self.samples > 1 and not self.temperature:
             raise ValueError(f"samples {self.samples} at temperature 0 are all the same: raise temperature, or set 1")
+        least, most = self.asked_words
+        if least > most:
+            raise ValueError(f"words {least} to {most}: write the fewest first")
         return self
+
+    @property
+    def asked_words(self) -> tuple[int, int]:
+        """The fewest and the most words that the prompt asks for."""
+        if self.words is not None:
+            return self.words
+        most = max(3, min(MOST_WORDS, self.max_chars // CHARS_PER_WORD))
+        return most // 3, most
 
 
 class SortedSettings(AnswerSettings):
@@ -154,10 +178,22 @@ class SampleSettings(SortedSettings):
 
 
 class JudgeSettings(AnswerSettings):
-    """How stage 7 asks the teacher after DPO about every pair."""
+    """How stage 7 judges every pair."""
 
+    engine: Literal["default", "none"] = Field(
+        "default", description="none: nobody is asked, and the judgements of source.judgements are all there are"
+    )
     temperature: float = Field(0.0, ge=0, description="0 is greedy")
     splits: tuple[Split, ...] = Field(("train", "dev", "test", "unlabelled"), description="splits to judge")
+    fit: bool = Field(
+        False, description="fit on dev how sure each perspective is and how much it counts, for vote and soft labels"
+    )
+
+    @model_validator(mode="after")
+    def _fit(self) -> JudgeSettings:
+        if self.fit and "dev" not in self.splits:
+            raise ValueError("fit needs judged dev pairs: add dev to splits, or turn it off")
+        return self
 
 
 class PreferenceSettings(Settings):
@@ -167,6 +203,14 @@ class PreferenceSettings(Settings):
 
     per_pair: PositiveInt = Field(4, description="the most preferences per pair of query and product")
     cross_perspective: bool = Field(True, description="chosen and rejected may come from different perspectives")
+    prompt: Literal["rejected", "joint", "own"] = Field(
+        "rejected",
+        description="whose question both answers are compared under: that of the rejected one, one that names all "
+        "perspectives, or each its own, with which DPO's constant does not cancel",
+    )
+    skip_disputed: bool = Field(
+        False, description="reject no answer to a pair whose gold label the samples of all perspectives dispute"
+    )
     margin_by: Literal["probability", "log_probability"] = Field("probability", description="what margins are taken of")
     min_margin: float = Field(0.0, ge=0, description="the least margin of chosen over rejected; logarithms are natural")
     max_margin: float | None = Field(None, gt=0, description="the largest margin; beyond it there is little to learn")
@@ -189,6 +233,14 @@ class PreferenceSettings(Settings):
         if self.margin_by == "probability" and self.min_margin > 1:
             raise ValueError(f"min_margin {self.min_margin:g}: probabilities differ by 1 at most. Lower it")
         return self
+
+
+class GivenPairsStage(PairsStage):
+    """What stage 1 depends on if there are judgements from elsewhere, which name perspectives."""
+
+    reads_only: ClassVar[Fields] = {"perspectives": ("names",)}
+
+    perspectives: PerspectiveSettings = PerspectiveSettings()
 
 
 class AskingStage(Settings):
@@ -217,3 +269,9 @@ class JudgeStage(AskingStage):
     """What stage 7 depends on."""
 
     judge: JudgeSettings
+
+
+class UntunedJudgeStage(JudgeStage):
+    """What stage 7 depends on if the teacher has not been trained."""
+
+    teacher: TeacherSettings

@@ -1,9 +1,11 @@
-"""Stage 7: the teacher after DPO judges every pair. A judgement has a vote, soft labels, verdicts and rationales."""
+"""Stage 7: the teacher judges every pair. A judgement has a vote, soft labels, verdicts and rationales."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,49 +13,119 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.base.stage_folder import StageFolder
-from cluster.base.tables import table_writer
-from mpcot.asking.answers import asked_figures
+from cluster.base.tables import batches_of, rows_of, table_writer
+from mpcot.asking.answers import Answers, asked_figures
 from mpcot.asking.generate import generate, select_pairs
-from mpcot.asking.plan import GenerationPlan
-from mpcot.config import JudgeStage
-from mpcot.records import ANSWER, JUDGEMENT
-from mpcot.schemes.scheme import Scheme
-from mpcot.votes import distribution, majority
+from mpcot.asking.join_answers import AnsweredPairs
+from mpcot.asking.plan import GenerationPlan, model_asked
+from mpcot.config import JudgeStage, UntunedJudgeStage
+from mpcot.given import Given
+from mpcot.pairs.given_judgements import GIVEN
+from mpcot.records import ANSWER, JUDGEMENT, texts
+from mpcot.schemes.scheme import Scheme, load_scheme
+from mpcot.vote_fit import VoteFit, fit_vote
+from mpcot.votes import distribution, majority, mean_distribution
 
+TAKEN = pa.schema(texts("pair_id"))
+TEACHER = "teacher"  # the origin of what this run's teacher said
 NO_VERDICT = "-"  # stands for a missing verdict when verdicts are counted; no label may have this code
 
 
 def run(config: JudgeStage, folder: StageFolder) -> None:
-    """Write `7-judgements/{judgements,failed}.parquet`. A pair fails if no perspective has answered."""
-    model = str((folder.input("6-dpo") / "model").resolve())
-    plan = GenerationPlan.of(config, model, config.judge)
-    pairs = folder.input("1-pairs") / "pairs.parquet"
-    answers = generate(plan, select_pairs(pairs, config.judge), folder.path, "judgements")
-    quality = Quality(config.perspectives.names)
-    counts: Counter[str] = Counter()
+    """Judge with the teacher that the last of its trainings left."""
+    trained = "6-dpo" if "6-dpo" in folder.inputs else "3-sft"
+    _run(config, folder, str((folder.input(trained) / "model").resolve()))
+
+
+def run_untuned(config: UntunedJudgeStage, folder: StageFolder) -> None:
+    """Judge with the teacher as it comes."""
+    _run(config, folder, model_asked(config.engine, config.teacher.model))
+
+
+def run_given(config: JudgeStage, folder: StageFolder) -> None:
+    """Ask nobody, and take the judgements from elsewhere."""
+    _run(config, folder, None)
+
+
+def _run(config: JudgeStage, folder: StageFolder, model: str | None) -> None:
+    """Write `7-judgements/{judgements,failed,given}.parquet`, the last with the pairs judged elsewhere too.
+
+    A pair fails if no perspective has answered, and is left out if nobody was asked and nobody has judged it.
+    """
+    scheme, names = load_scheme(config.labels.scheme), config.perspectives.names
+    given = Given(folder.input("1-pairs") / GIVEN, names)
+    rounds: list[Answers] = []
+    dev: list[tuple[dict[str, Any], str]] = []
+    quality, counts, origins = Quality(names), Counter[str](), Counter[str]()
     with (
         table_writer(folder.path / "judgements.parquet", JUDGEMENT) as judged,
         table_writer(folder.path / "failed.parquet", ANSWER) as failed,
+        table_writer(folder.path / "given.parquet", TAKEN) as taken,
     ):
-        for joined in answers.by_pair():
-            rows = judge_pairs(joined.answers, config.perspectives.names, plan.scheme)
+        for joined in _answered(config, folder, model, given, rounds):
+            elsewhere = given.answers(joined.pairs)
+            rows = judge_pairs([*joined.answers.to_pylist(), *elsewhere], names, scheme)
             unusable = joined.answers.filter(pc.is_valid(joined.answers["reason"]))
             judged.write_table(pa.Table.from_pylist(rows, JUDGEMENT))
             failed.write_table(unusable)
-            quality.add(rows, {row["pair_id"]: row for row in joined.pairs.to_pylist()})
+            taken.write_table(pa.table([sorted({row["pair_id"] for row in elsewhere})], schema=TAKEN))
+            truth = {row["pair_id"]: row for row in joined.pairs.to_pylist()}
+            quality.add(rows, truth)
+            if config.judge.fit:
+                dev += [(row, gold) for row in rows if (gold := _gold_of_dev(truth[row["pair_id"]]))]
             counts["requested"] += len(joined.pairs)
             counts["judged"] += len(rows)
-            counts["failed"] += len(joined.pairs) - len(rows)
+            counts["left_out" if model is None else "failed"] += len(joined.pairs) - len(rows)
             counts["failed_answers"] += len(unusable)
-    folder.finish(counts, {"quality": quality.figures()} | asked_figures([answers]))
+            origins.update(who for row in rows for who in row["origin"] if who)
+    figures: dict[str, Any] = {"origins": dict(origins)} | asked_figures(rounds)
+    if config.judge.fit:
+        fit, losses = fit_vote([row for row, _ in dev], [gold for _, gold in dev], scheme)
+        quality = rewrite(folder.path / "judgements.parquet", folder.input("1-pairs"), fit, names, scheme)
+        by_name = {"temperatures": fit.temperatures, "weights": fit.weights}
+        named = {what: dict(zip(names, values, strict=True)) for what, values in by_name.items()}
+        figures["fit"] = {"dev_pairs": len(dev), **losses, **named}
+    folder.finish(counts, {"quality": quality.figures()} | figures)
 
 
-def judge_pairs(answers: pa.Table, perspectives: Sequence[str], scheme: Scheme) -> list[dict[str, Any]]:
+def _gold_of_dev(pair: Mapping[str, Any]) -> str | None:
+    return pair["label"] if pair["split"] == "dev" else None
+
+
+def rewrite(path: Path, pairs: Path, fit: VoteFit, perspectives: Sequence[str], scheme: Scheme) -> Quality:
+    """Apply the fit to the judgements in the file, and return the quality that they then have."""
+    truth = {row["pair_id"]: row for row in rows_of(pairs / "pairs.parquet", ["pair_id", "label", "split"])}
+    quality = Quality(perspectives)
+    with table_writer(path, JUDGEMENT) as judged:  # it takes the place of the file once it is whole
+        for batch in batches_of(path):
+            rows = [fit.apply(row, scheme) for row in batch.to_pylist()]
+            judged.write_table(pa.Table.from_pylist(rows, JUDGEMENT))
+            quality.add(rows, truth)
+    return quality
+
+
+def _answered(
+    config: JudgeStage, folder: StageFolder, model: str | None, given: Given, rounds: list[Answers]
+) -> Iterator[AnsweredPairs]:
+    """Yield all pairs, those about which the teacher is asked with its answers. What was asked goes to `rounds`."""
+    pairs = folder.input("1-pairs") / "pairs.parquet"
+    if model is not None:
+        left = given.to_ask(select_pairs(pairs, config.judge))
+        first = next(left, None)
+        if first is not None or given.path is None:
+            plan = GenerationPlan.of(config, model, config.judge)
+            asked = chain([first] if first else [], left)
+            rounds.append(generate(plan, asked, folder.path, "judgements"))
+            yield from rounds[0].by_pair()
+    yield from given.unasked(select_pairs(pairs, config.judge), nobody=model is None)
+
+
+def judge_pairs(answers: Iterable[dict[str, Any]], perspectives: Sequence[str], scheme: Scheme) -> list[dict[str, Any]]:
     """Return the judgements of the pairs to which any perspective has an answer, sorted by pair."""
     by_pair: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in answers.to_pylist():
+    for row in answers:
         by_pair[row["pair_id"]].append(row)
-    judged = ((pair_id, judge(rows, perspectives, scheme)) for pair_id, rows in by_pair.items())
+    judged = ((pair_id, judge(rows, perspectives, scheme)) for pair_id, rows in sorted(by_pair.items()))
     return [{"pair_id": pair_id} | found for pair_id, found in judged if found is not None]
 
 
@@ -61,7 +133,7 @@ def judge(answers: Iterable[dict[str, Any]], perspectives: Sequence[str], scheme
     """Combine the answers to one pair into a judgement; return None if no perspective has answered.
 
     The vote is the verdict of most perspectives (see `majority`). A perspective that was asked several times has the
-    verdict of most of its samples, the mean of their distributions, and the first rationale with that verdict.
+    verdict of most of its samples, their `mean_distribution`, and the first rationale with that verdict.
     """
     by_perspective: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in answers:
@@ -70,11 +142,11 @@ def judge(answers: Iterable[dict[str, Any]], perspectives: Sequence[str], scheme
     if not by_perspective:
         return None
     said, soft = {}, {}
-    for name, rows in by_perspective.items():
+    for name, rows in sorted(by_perspective.items()):  # a tie must not depend on the order of the answers
         each = [distribution(row["logprobs"], row["verdict"], scheme) for row in rows]
         verdict, _ = majority([row["verdict"] for row in rows], each, scheme)
         said[name] = next(row for row in rows if row["verdict"] == verdict)
-        soft[name] = np.mean(each, axis=0)
+        soft[name] = mean_distribution(rows, scheme)
     mean = np.mean(list(soft.values()), axis=0)
     vote, votes = majority([row["verdict"] for row in said.values()], list(soft.values()), scheme)
     return {
@@ -84,6 +156,7 @@ def judge(answers: Iterable[dict[str, Any]], perspectives: Sequence[str], scheme
         "verdicts": [said[p]["verdict"] if p in said else None for p in perspectives],
         "rationales": [said[p]["rationale"] if p in said else None for p in perspectives],
         "perspective_soft": [soft[p].tolist() if p in said else None for p in perspectives],
+        "origin": [said[p].get("origin", TEACHER) if p in said else None for p in perspectives],
     }
 
 

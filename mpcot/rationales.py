@@ -16,13 +16,12 @@ import pyarrow.compute as pc
 
 from cluster.base.stage_folder import StageFolder
 from cluster.base.tables import table_writer
-from cluster.models.folders import check_model
 from mpcot.asking.answers import Answers, asked_figures
 from mpcot.asking.failure_reasons import kind_of
 from mpcot.asking.generate import generate, select_pairs
 from mpcot.asking.hinted_retry import ask_with_hint
 from mpcot.asking.join_answers import AnsweredPairs
-from mpcot.asking.plan import GenerationPlan
+from mpcot.asking.plan import GenerationPlan, model_asked
 from mpcot.config import AskingStage, RationaleStage, SampleStage, SortedSettings
 from mpcot.filters.chain import Chain, WellFormed
 from mpcot.records import ANSWER, SORTED
@@ -33,7 +32,7 @@ OUTCOMES = ("kept", "filtered", "failed")
 
 def run_rationales(config: RationaleStage, folder: StageFolder) -> None:
     """Stage 2: ask the untrained teacher, and write `2-rationales/{kept,filtered,failed}.parquet`."""
-    model = check_model("teacher.model", config.teacher.model)
+    model = model_asked(config.engine, config.teacher.model)
     _run(config, folder, model, config.rationales, "rationales")
 
 
@@ -44,7 +43,7 @@ def run_samples(config: SampleStage, folder: StageFolder) -> None:
 
 def _run(config: AskingStage, folder: StageFolder, model: str, ask: SortedSettings, label: str) -> None:
     plan = GenerationPlan.of(config, model, ask)
-    filters = Chain(ask.filters, plan.scheme)
+    filters = Chain(ask.filters, plan.scheme, plan.perspectives)
     pairs = folder.input("1-pairs") / "pairs.parquet"
     rounds = [generate(plan, select_pairs(pairs, ask), folder.path, label)]
     retried = ask_with_hint(plan, rounds[0], pairs, folder.path, label) if ask.hinted_retry else None
@@ -77,13 +76,14 @@ def sort_out(joined: AnsweredPairs, filters: Chain, hinted: bool = False) -> dic
     """Sort answers into kept, filtered and failed ones, the last two with a reason. Every row goes to exactly one."""
     wanted = wanted_verdicts(joined, filters.scheme)
     answers = joined.answers
+    known = dict(zip(joined.pairs["pair_id"].to_pylist(), joined.pairs["text"].to_pylist(), strict=True))
     reasons = answers["reason"].to_pylist()
     outcomes = []
     looked_at = (answers[name].to_pylist() for name in ("pair_id", "perspective", "rationale", "verdict"))
     for row, (pair_id, perspective, rationale, verdict) in enumerate(zip(*looked_at, strict=True)):
         failed = reasons[row] is not None
         if not failed:
-            answer = WellFormed(pair_id, perspective, rationale, verdict, wanted[pair_id], hinted)
+            answer = WellFormed(pair_id, perspective, rationale, verdict, wanted[pair_id], hinted, known[pair_id])
             reasons[row] = filters.reason(answer)
         outcomes.append("failed" if failed else "filtered" if reasons[row] else "kept")
     weights = [wanted[pair_id].weight for pair_id in answers["pair_id"].to_pylist()]

@@ -12,27 +12,47 @@ def texts(*names: str) -> list[pa.Field]:
     return [pa.field(name.rstrip("?"), pa.string(), nullable=name.endswith("?")) for name in names]
 
 
-# 1-pairs/pairs.parquet -> every later stage. `label` is null exactly if the split is "unlabelled".
+# Name and value of what a source says of a product in fields of its own; null if it says nothing.
+ATTRIBUTES = pa.field("attributes", pa.map_(pa.string(), pa.string()))
+
+# 1-pairs/pairs.parquet -> every later stage. `label` is null exactly if the split is "unlabelled". `ratings` are the
+# labels that several people gave, if the source has them. `mpcot/details.py` joins what a product has beside title and
+# brand into one text.
 PAIR = pa.schema(
-    texts("pair_id", "query_id", "product_id", "locale", "query", "title", "brand?", "description?", "label?", "split")
+    [
+        *texts("pair_id", "query_id", "product_id", "locale", "query", "title", "brand?", "description?", "bullets?"),
+        ATTRIBUTES,
+        *texts("label?", "split"),
+        pa.field("ratings", pa.list_(pa.string())),
+    ]
 )
 
 # 1-pairs/seeds.parquet -> 3-sft, 5-preferences. Rationales that a source brings; `origin` says who wrote them.
 SEED = pa.schema(texts("pair_id", "perspective", "rationale", "verdict", "origin"))
+
+# 1-pairs/judgements.parquet -> 7-judgements. Judgements from elsewhere (`source.judgements`), at most one of a pair and
+# perspective. `probabilities` are in the order of the scheme, or null.
+GIVEN_JUDGEMENT = pa.schema(
+    [
+        *texts("pair_id", "perspective", "rationale?", "verdict", "origin"),
+        pa.field("probabilities", pa.list_(pa.float32())),
+    ]
+)
 
 # 1-pairs/failed.parquet -> people. `row` is the row of the source as JSON, cut to 2,000 characters.
 FAILED_ROW = pa.schema([pa.field("source_row", pa.int64(), nullable=False), *texts("reason", "row")])
 
 # The parts that the workers of 2-rationales, 4-samples and 7-judgements write -> the same stages.
 # `logprobs` holds one log-probability per label in the order of the scheme, `reason` says why an answer failed, and
-# `tries` how often it was asked for.
+# `tries` how often it was asked for. Tokens are those of all tries. `cached_tokens`, the part of `prompt_tokens` that
+# was in the host's cache, is null where tokens are not billed.
 ANSWER = pa.schema(
     [
         *texts("key", "pair_id", "perspective"),
         pa.field("sample", pa.int32(), nullable=False),
         *texts("rationale?", "verdict?"),
         pa.field("logprobs", pa.list_(pa.float32())),
-        *(pa.field(name, pa.int32()) for name in ("prompt_tokens", "output_tokens", "tries")),
+        *(pa.field(name, pa.int32()) for name in ("prompt_tokens", "cached_tokens", "output_tokens", "tries")),
         *texts("reason?"),
     ]
 )
@@ -59,7 +79,8 @@ PREFERENCE = pa.schema(
 
 # 7-judgements/judgements.parquet -> 8-targets, 9-student, 11-report. Lists have an entry per perspective, in the order
 # of the config, or null where a perspective did not answer. `soft` is the mean distribution over the labels in the
-# order of the scheme. `agreement` is the share of the perspectives that voted for `vote`.
+# order of the scheme. `agreement` is the share of the perspectives that voted for `vote`. `origin` says who judged:
+# "teacher", or the origin of a judgement from elsewhere.
 JUDGEMENT = pa.schema(
     [
         *texts("pair_id", "vote"),
@@ -68,6 +89,7 @@ JUDGEMENT = pa.schema(
         pa.field("verdicts", pa.list_(pa.string()), nullable=False),
         pa.field("rationales", pa.list_(pa.string()), nullable=False),
         pa.field("perspective_soft", pa.list_(pa.list_(pa.float32())), nullable=False),
+        pa.field("origin", pa.list_(pa.string())),
     ]
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from mpcot.asking.join_answers import AnsweredPairs
 from mpcot.schemes.scheme import Scheme
 
 SURE = 0.9
+ROUNDED = 9  # decimals, since sums of the same numbers in another order differ in the last
 
 
 def distribution(logprobs: Sequence[float] | None, verdict: str, scheme: Scheme) -> np.ndarray:
@@ -24,6 +25,21 @@ def distribution(logprobs: Sequence[float] | None, verdict: str, scheme: Scheme)
     return weights / weights.sum()
 
 
+def mean_distribution(answers: Sequence[Mapping[str, Any]], scheme: Scheme) -> np.ndarray:
+    """Return the distribution over the labels of several answers to one question.
+
+    It is the mean of the answers' own. Answers without log-probabilities are counted instead: their shares are smoothed
+    by as much as makes a single one as sure as `distribution` has it.
+    """
+    known = [distribution(a["logprobs"], a["verdict"], scheme) for a in answers if a["logprobs"] is not None]
+    verdicts = [answer["verdict"] for answer in answers if answer["logprobs"] is None]
+    labels = len(scheme.codes)
+    extra = (1 - SURE) / (SURE * labels - 1)  # solves (1 + extra) / (1 + labels extra) = SURE
+    counts = np.asarray([verdicts.count(code) for code in scheme.codes])
+    counted = (counts + extra) / (len(verdicts) + labels * extra)
+    return np.asarray(np.mean([*known, *[counted] * len(verdicts)], axis=0))
+
+
 def majority(verdicts: Sequence[str], soft: Sequence[np.ndarray], scheme: Scheme) -> tuple[str, int]:
     """Return the verdict of most answers, and how many answers have it.
 
@@ -33,7 +49,8 @@ def majority(verdicts: Sequence[str], soft: Sequence[np.ndarray], scheme: Scheme
         verdicts: one for each answer, at least one.
         soft: the distribution over the labels of each answer.
     """
-    log_mean = np.mean([np.log(np.maximum(shares, 1e-9)) for shares in soft], axis=0)
+    logs = np.log(np.maximum(np.asarray(soft), 1e-9))
+    log_mean: list[float] = np.round(logs.mean(axis=0), ROUNDED).tolist()
     votes = Counter(verdicts)
     vote = max(votes, key=lambda code: (votes[code], log_mean[scheme.index(code)]))
     return vote, votes[vote]

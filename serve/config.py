@@ -54,7 +54,10 @@ class LimitSettings(Resources):
     id_chars: PositiveInt = Field(256, description="characters of a product's id")
     query_chars: PositiveInt = Field(1_000, description="characters of the query")
     title_chars: PositiveInt = Field(4_000, description="characters of a title, or of a brand")
-    description_chars: PositiveInt = Field(20_000, description="characters of a description")
+    description_chars: PositiveInt = Field(
+        20_000, description="characters of a description, of the bullet points, or of an attribute"
+    )
+    attributes: PositiveInt = Field(500, description="number of a product's attributes")
     document_chars: PositiveInt = Field(20_000, description="characters of a text or title in `/v1/rerank`")
     body_bytes: PositiveInt = Field(4 * 2**20, description="bytes of the body")
     body_seconds: PositiveFloat = Field(10.0, description="how long the body of a request may take to arrive")

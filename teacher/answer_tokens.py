@@ -29,17 +29,12 @@ Joined = dict[str, list[int]]
 def encode(tokenizer: Any, prompt: str, answer: str, max_tokens: int) -> Example:
     """Return token ids and labels of one example; labels are `IGNORED` on the prompt.
 
-    The end-of-text token belongs to the answer, so that the model learns to stop. If the two do not fit together, the
-    prompt loses its start; the answer with its verdict is never cut.
-
-    Raises:
-        ValueError: the answer alone does not fit.
+    The end-of-text token belongs to the answer, so that the model learns to stop. That both fit together is seen to
+    before a training (`teacher.fitting`).
     """
     start = tokenizer.encode(prompt, add_special_tokens=False)
     said = [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
-    if len(said) >= max_tokens:
-        raise ValueError(f"an answer of {len(said)} tokens does not fit into max_tokens {max_tokens}")
-    start = start[max(0, len(start) + len(said) - max_tokens) :]
+    assert len(start) + len(said) <= max_tokens, f"{len(start)} + {len(said)} tokens, and max_tokens is {max_tokens}"
     return start + said, [IGNORED] * len(start) + said
 
 

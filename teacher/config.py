@@ -7,10 +7,14 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from cluster.config import Fields, Settings, TrainSettings, check_best_by
-from mpcot.config import PerspectiveSettings, PreferenceSettings, SampleSettings, TeacherSettings
+from mpcot.config import (
+    PROMPT_FORM,
+    PerspectiveSettings,
+    PreferenceSettings,
+    SampleSettings,
+    TeacherSettings,
+)
 from mpcot.sources.config import LabelSettings
-
-PROMPT_FORM = ("few_shot", "description_chars")
 
 
 class Lora(Settings):
@@ -40,7 +44,7 @@ class SftSettings(Settings):
 
     tuning: Tuning = Lora()
     max_tokens: PositiveInt = Field(
-        1024, description="of prompt and answer; the start of a longer prompt is cut, never the answer"
+        1024, description="of prompt and answer; a longer prompt loses of the product, never the query or the answer"
     )
     origins: tuple[Literal["teacher", "seed"], ...] = Field(
         ("teacher", "seed"),
@@ -93,7 +97,7 @@ class DpoSettings(Settings):
         0.0, ge=0, description="weight of the next-token loss on chosen answers, which is added to DPO's"
     )
     max_tokens: PositiveInt = Field(
-        1024, description="of prompt and answer; the start of a longer prompt is cut, never the answer"
+        1024, description="of prompt and answer; a longer prompt loses of the product, never the query or the answer"
     )
     share_prompts: bool = Field(True, description="compute the common beginning of both prompts of a preference once")
     dev_rows: PositiveInt = Field(200, description="preferences of dev pairs that are judged, at most")

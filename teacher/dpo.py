@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -26,7 +28,7 @@ def run(config: DpoStage, folder: StageFolder) -> None:
     start = folder.input("3-sft") / "model"
     folder.path.mkdir(parents=True, exist_ok=True)
     if not len(preferences):
-        shutil.copytree(start, folder.path / "model", dirs_exist_ok=True)
+        shutil.copytree(start, folder.path / "model", copy_function=link_or_copy, dirs_exist_ok=True)
         (folder.path / "history.jsonl").write_text("", encoding="utf-8")
         folder.finish({"train": 0, "dev": 0}, {"skipped": "no preferences: this is the SFT model"})
         return
@@ -46,6 +48,15 @@ def run(config: DpoStage, folder: StageFolder) -> None:
     # The figures before training are left out: every margin is then 0 but for rounding, so accuracy means nothing.
     figures = {f"dev_{name}_after": result.kept.get(name) for name in ("loss", "margin", "accuracy")}
     folder.finish({"train": len(train), "dev": len(watched)}, figures | result.steps())
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """Give the file a second name, which takes no space, or copy it where the file system has no such names."""
+    Path(target).unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def evenly_spaced(table: pa.Table, most: int) -> pa.Table:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,14 @@ from cluster.base.tables import read_table
 from cluster.models.folders import check_model
 from cluster.training.arrow_rows import ArrowRows, write_rows
 from cluster.training.driver import Row, Rows, TrainTask, run_training
-from mpcot.asking.prompts import answer, messages, render
-from mpcot.perspectives.perspective import load_perspectives
+from mpcot.asking.prompts import answer, messages
+from mpcot.asking.rendering import render
+from mpcot.config import SampleSettings
+from mpcot.perspectives.perspective import Perspective, load_perspectives
 from mpcot.schemes.scheme import Scheme, load_scheme
 from teacher.answer_tokens import IGNORED, Joined, encode, pad, share, verdict_tokens
 from teacher.config import SftStage, Tuning
+from teacher.fitting import Fitting
 from teacher.model import attention_kernel, load_tokenizer, load_trainable, save_merged
 
 EXAMPLE = pa.schema(
@@ -40,7 +46,8 @@ SEQUENCE = pa.schema(
 def run(config: SftStage, folder: StageFolder) -> None:
     """Train the teacher on rationales and write `3-sft/model`."""
     model = check_model("teacher.model", config.teacher.model)
-    examples = collect_examples(config, folder.input("1-pairs"), folder.input("2-rationales"), model)
+    fitting = Fitting(load_tokenizer(model), config.sft.max_tokens)
+    examples = collect_examples(config, folder.input("1-pairs"), folder.input("2-rationales"), fitting)
     gold = examples.filter(pc.not_equal(examples["origin"], VOTE))
     missing = check_labels(gold, load_scheme(config.labels.scheme), config.sft.missing_labels)
     settings = config.sft
@@ -58,16 +65,19 @@ def run(config: SftStage, folder: StageFolder) -> None:
         "origins": origins,
         "labels_without_rationale": missing,
         "beyond_label_ratio": len(found) - len(train),
+        "left_out": dict(fitting.left_out),
+        "cut": dict(fitting.cut),
     }
     figures |= {"dev_loss_before": result.before.get("loss"), "dev_loss_after": result.kept.get("loss")}
     figures |= result.steps()
-    folder.finish({"train": len(train), "dev": len(dev)}, figures)
+    folder.finish({"train": len(train), "dev": len(dev), "left_out": fitting.left_out.total()}, figures)
 
 
-def collect_examples(config: SftStage, pairs_folder: Path, rationales: Path, model: str) -> pa.Table:
+def collect_examples(config: SftStage, pairs_folder: Path, rationales: Path, fitting: Fitting) -> pa.Table:
     """Return one example per kept rationale and per seed of the training split, in a fixed order.
 
-    With `sft.use_unlabelled` the examples of unlabelled pairs are added, with their pair's agreement as `weight`.
+    Prompts are shortened to what fits, and what cannot fit is left out; `fitting` counts both. With
+    `sft.use_unlabelled` the examples of unlabelled pairs are added, with their pair's agreement as `weight`.
     """
     splits = ("train", "unlabelled") if config.sft.use_unlabelled else ("train",)
     pairs = {p["pair_id"]: p for p in read_table(pairs_folder / "pairs.parquet").to_pylist() if p["split"] in splits}
@@ -78,8 +88,6 @@ def collect_examples(config: SftStage, pairs_folder: Path, rationales: Path, mod
     if "seed" in config.sft.origins:
         found += [row | {"sample": 0, "weight": 1.0} for row in read_table(pairs_folder / "seeds.parquet").to_pylist()]
     perspectives = {p.name: p for p in load_perspectives(config.perspectives)}
-    scheme, tokenizer = load_scheme(config.labels.scheme), load_tokenizer(model)
-    form = config.samples
     rows = []
     for row in found:
         pair, perspective = pairs.get(row["pair_id"]), perspectives.get(row["perspective"])
@@ -89,11 +97,27 @@ def collect_examples(config: SftStage, pairs_folder: Path, rationales: Path, mod
             if row["origin"] != "teacher":  # a seed would give away the label that was held back
                 continue
             row["origin"] = VOTE
-        chat = messages(pair, perspective, scheme, form.few_shot, form.description_chars)
-        said = answer(row["rationale"], row["verdict"])
-        rows.append(row | {"query_id": pair["query_id"], "prompt": render(tokenizer, chat), "answer": said})
+        rows.append(row | {"query_id": pair["query_id"], "answer": answer(row["rationale"], row["verdict"])})
     rows.sort(key=lambda r: (r["pair_id"], r["perspective"], r["origin"], r["sample"]))
-    return pa.Table.from_pylist(rows[: config.sft.max_rows], EXAMPLE)
+    write = partial(prompt_of, fitting.tokenizer, load_scheme(config.labels.scheme), config.samples)
+    fitted = (
+        row
+        | {
+            "prompt": fitting.prompt(
+                pairs[row["pair_id"]], row["answer"], partial(write, perspectives[row["perspective"]])
+            )
+        }
+        for row in rows
+    )
+    usable = islice((row for row in fitted if row["prompt"] is not None), config.sft.max_rows)
+    return pa.Table.from_pylist(list(usable), EXAMPLE)
+
+
+def prompt_of(
+    tokenizer: Any, scheme: Scheme, form: SampleSettings, perspective: Perspective, pair: Mapping[str, Any]
+) -> str:
+    """Return the prompt about a pair as the teacher reads it in training."""
+    return render(tokenizer, messages(pair, perspective, scheme, form))
 
 
 def to_sequences(examples: pa.Table, most: int) -> pa.Table:

@@ -13,10 +13,13 @@ from rich.table import Table
 from cluster.base.errors import UsageError, UserError
 from cluster.base.progress import console
 from distill.study.config import StudyConfig
+from workflows.audit_command import add_audit
+from workflows.batch_commands import add_batches
 from workflows.config import RunConfig, load_config, load_study, validate
 from workflows.serve_commands import Changes, Verbose, add_serving
-from workflows.stages import STAGES
+from workflows.stages import STAGES, stages_of
 from workflows.terminal import LOG, clear_errors, quiet
+from workflows.writing_commands import add_writing
 
 app = typer.Typer(
     help="Think broad, act fast: a teacher LLM reasons about query-product pairs, and a small student learns from it.",
@@ -61,7 +64,7 @@ def _run(
 
     run_dir = out or Path("runs") / settings.name
     with clear_errors(run_dir / LOG):
-        stages = select(first, last)
+        stages = select(first, last, stages_of(settings))
         warn_of_emulated_bf16(settings.cluster, [stage.settings(settings) for stage in stages])
         if dry_run:
             print_dry_run(settings, run_dir, stages, redo)
@@ -69,7 +72,9 @@ def _run(
         with _quiet_in(run_dir, verbose):
             run_stages(settings, run_dir, stages, redo)
             if stages[-1].short == "report":
-                console().print(f"report: {run_dir / '11-report' / 'report.html'}", highlight=False)
+                from distill.report.terminal import show_report
+
+                show_report(run_dir / stages[-1].name, console())
 
 
 def _quiet_in(folder: Path, verbose: bool) -> AbstractContextManager[None]:
@@ -94,7 +99,8 @@ def plan(
     from workflows.gpu_plan.tables import print_gpu_plan
 
     with clear_errors():
-        print_gpu_plan(load_config(config, changes or ()), STAGES, gpu, nodes, gpus_per_node, pairs)
+        loaded = load_config(config, changes or ())
+        print_gpu_plan(loaded, stages_of(loaded), gpu, nodes, gpus_per_node, pairs)
 
 
 @app.command()
@@ -136,7 +142,6 @@ def submit(
     from workflows.submit import submit as send
 
     with clear_errors():
-        load_config(config, changes or ())
         code = send(address, plan_submission(config, changes or (), out, first, last, install), wait)
     raise typer.Exit(code)
 
@@ -150,7 +155,7 @@ def _stage_command(name: str, about: str) -> None:
 
 
 for _stage in STAGES:
-    if _stage.short != "report":
+    if _stage.short not in ("judgements", "report"):
         _stage_command(_stage.short, _stage.about)
 
 
@@ -215,23 +220,6 @@ def study(
 
 
 @app.command()
-def seeds(
-    run_dir: RunDir,
-    path: Annotated[Path, typer.Argument(help="the file to write", metavar="FILE.jsonl")],
-    origin: Annotated[
-        Optional[str], typer.Option(metavar="NAME", help="who wrote them; by default the teacher's name")
-    ] = None,
-) -> None:
-    """Write the rationales of a run's teacher as seeds, for source.seeds of another run."""
-    from mpcot.write_seeds import write_seeds
-
-    with clear_errors():
-        counts = write_seeds(run_dir, path, origin)
-        said = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
-        console().print(f"{path}: {said}", highlight=False)
-
-
-@app.command()
 def verify(run_dir: RunDir) -> None:
     """Check every ledger of a run folder; exit with 1 and what is wrong if one does not balance."""
     from workflows.verify import verify_run
@@ -271,7 +259,10 @@ def list_models() -> None:
     console().print(table)
 
 
+add_audit(app)
 add_serving(app)
+add_writing(app, _run)
+add_batches(app)
 
 
 def main() -> None:

@@ -14,7 +14,9 @@ from cluster.config import ClusterSettings, Settings
 from distill.config import ExportSettings, StudentSettings, TargetSettings
 from distill.report.config import ReportSettings
 from distill.study.config import StudyConfig
+from mpcot.asking.engines.config import OpenAiEngine
 from mpcot.config import (
+    ASKING,
     Engine,
     JudgeSettings,
     PerspectiveSettings,
@@ -43,7 +45,7 @@ class RunConfig(Settings):
     split: SplitSettings = SplitSettings()
     labels: LabelSettings = LabelSettings()
     perspectives: PerspectiveSettings = PerspectiveSettings()
-    teacher: TeacherSettings
+    teacher: TeacherSettings = TeacherSettings()
     engine: Engine = VllmEngine()
     rationales: RationaleSettings = RationaleSettings()
     sft: SftSettings = SftSettings()
@@ -57,25 +59,61 @@ class RunConfig(Settings):
     report: ReportSettings = ReportSettings()
     serve: ServeSettings = ServeSettings()
 
+    def asking(self) -> tuple[str, ...]:
+        """Return the sections that say how the teacher is asked, of the stages that the run has."""
+        return ASKING[self.teacher.tuning] if self.judge.engine != "none" else ()
+
+    @model_validator(mode="after")
+    def _somebody_judges(self) -> RunConfig:
+        """Refuse a run without a teacher where one is needed, and one with a teacher that would not be asked."""
+        if self.judge.engine == "none":
+            if self.teacher.tuning != "none":
+                raise ValueError(
+                    f"judge.engine 'none' asks nobody, but teacher.tuning is {self.teacher.tuning!r}: set "
+                    "teacher.tuning = 'none', or leave judge.engine out"
+                )
+            if self.source.judgements is None:
+                raise ValueError("judge.engine 'none' asks nobody: name the file of judgements in source.judgements")
+        elif isinstance(self.engine, OpenAiEngine):
+            if self.teacher.tuning != "none":
+                raise ValueError(
+                    f"teacher.tuning {self.teacher.tuning!r} trains a model of your own, and engine.kind 'openai' asks "
+                    "one behind an address: set teacher.tuning = 'none', or take engine.kind 'vllm'"
+                )
+        elif not self.teacher.model:
+            raise ValueError(
+                "teacher.model: name a chat model, or ask one behind an address (engine.kind 'openai') or nobody, with "
+                "source.judgements, teacher.tuning = 'none' and "
+                "judge.engine = 'none'"
+            )
+        return self
+
     @model_validator(mode="after")
     def _same_prompt(self) -> RunConfig:
         """Refuse to judge with a prompt that the teacher was not trained on, and prompts that do not fit."""
-        for name in ("few_shot", "description_chars"):
+        for name in ("few_shot", "description_chars", "guide") if self.teacher.tuning != "none" else ():
             trained, asked = getattr(self.samples, name), getattr(self.judge, name)
             if trained != asked:
                 raise ValueError(
                     f"judge.{name} is {asked}, but the teacher learns with samples.{name} {trained}: set both alike"
                 )
+        trained, asked = (f"{least} to {most}" for least, most in (self.samples.asked_words, self.judge.asked_words))
+        if trained != asked and self.teacher.tuning != "none":
+            raise ValueError(
+                f"judge asks for {asked} words, but the teacher learns to write {trained}: set samples.words and "
+                "judge.words alike, or their max_chars"
+            )
         if isinstance(self.engine, VllmEngine):
-            for name, ask in (("rationales", self.rationales), ("samples", self.samples), ("judge", self.judge)):
+            for name in self.asking():
+                ask = getattr(self, name)
                 if self.engine.prompt_tokens(ask) <= 0:
                     raise ValueError(
                         f"{name}.max_tokens {ask.max_tokens} leaves no room for a prompt in engine.max_model_len "
                         f"{self.engine.max_model_len}"
                     )
-        if "train" not in self.samples.splits:
+        if "samples" in self.asking() and "train" not in self.samples.splits:
             raise ValueError("samples.splits: must contain train, because preferences are learnt from its samples")
-        if self.sft.use_unlabelled and "unlabelled" not in self.rationales.splits:
+        if "rationales" in self.asking() and self.sft.use_unlabelled and "unlabelled" not in self.rationales.splits:
             raise ValueError("sft.use_unlabelled has no effect: add 'unlabelled' to rationales.splits")
         return self
 

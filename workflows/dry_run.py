@@ -14,6 +14,7 @@ from cluster.base.ray_internals import local_gpus
 from cluster.base.ray_session import ray_address, ray_session
 from cluster.base.stage_folder import read_manifest
 from cluster.config import ClusterSettings
+from workflows.behind_address import estimates
 from workflows.config import RunConfig
 from workflows.runner import own_folder
 from workflows.stages import Stage
@@ -35,6 +36,8 @@ def print_dry_run(config: RunConfig, run_dir: Path, stages: Sequence[Stage], red
             marked(need.gpus, have["GPU"]),
         )
     console().print(table)
+    for line in estimates(config, run_dir, stages):
+        console().print(line, highlight=False)
     where = f"the cluster at {config.cluster.address}" if config.cluster.address else "a local Ray"
     console().print(f"{where} has {have['CPU']:g} CPUs and {have['GPU']:g} GPUs")
 

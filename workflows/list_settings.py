@@ -116,7 +116,8 @@ def _allowed(field: NODE) -> str:
     if field.get("type") == "array":
         return f"list of: {_allowed(field.get('items', {}))}"
     if field.get("type") == "object":
-        return f"table of: {_allowed(field.get('additionalProperties') or {})}"
+        inside = field.get("additionalProperties")
+        return f"table of: {_allowed(inside if isinstance(inside, dict) else {})}"
     bounds = " and ".join(f"{sign} {field[name]:g}" for name, sign in BOUNDS.items() if name in field)
     pattern = f"like {field['pattern']}" if "pattern" in field else ""
     return " ".join(word for word in (TYPES.get(field.get("type", ""), "any"), bounds, pattern) if word)

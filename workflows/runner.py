@@ -27,6 +27,9 @@ from cluster.base.stage_folder import (
 from cluster.base.tables import check_writable
 from cluster.models.folders import check_model, model_fingerprint
 from cluster.training.driver import CHECKPOINTS
+from mpcot.asking.engines.config import OpenAiEngine
+from mpcot.asking.engines.openai_engine import check_address
+from mpcot.asking.plan import teacher_fingerprint
 from mpcot.asking.prompts import examples
 from mpcot.pairs.stage import check as check_source
 from mpcot.perspectives.perspective import Perspective, load_perspectives
@@ -34,20 +37,20 @@ from mpcot.schemes.scheme import Scheme, load_scheme
 from mpcot.sources.config import PairsStage
 from mpcot.sources.filesets import state as file_state
 from workflows.config import RunConfig
-from workflows.stages import STAGES, Stage, find_stage
+from workflows.stages import STAGES, Stage, asks, find_stage, stages_of
 
 STARTED = "started.json"
 AGAIN = "again.json"
 PAID_FOR = "answers"  # keyed by all that decides them, so they outlive a change of settings
 
 
-def select(first: str | None, last: str | None) -> tuple[Stage, ...]:
-    """Return the stages from `first` to `last`, both included."""
-    start = STAGES.index(find_stage(first)) if first else 0
-    end = STAGES.index(find_stage(last)) if last else len(STAGES) - 1
+def select(first: str | None, last: str | None, stages: tuple[Stage, ...] = STAGES) -> tuple[Stage, ...]:
+    """Return those of `stages` from `first` to `last`, both included."""
+    start = stages.index(find_stage(first, stages)) if first else 0
+    end = stages.index(find_stage(last, stages)) if last else len(stages) - 1
     if end < start:
         raise UsageError(f"--from {first} comes after --to {last}")
-    return STAGES[start : end + 1]
+    return stages[start : end + 1]
 
 
 def run_stages(config: RunConfig, run_dir: Path, stages: Sequence[Stage], redo: bool = False) -> None:
@@ -65,6 +68,10 @@ def run_stages(config: RunConfig, run_dir: Path, stages: Sequence[Stage], redo: 
         left = _left_of_redo(config, run_dir, stages) if redo else unfinished(config, run_dir, stages)
         again = redo and not left
         check_resources(config, stages if again else left, resources)
+        if isinstance(config.engine, OpenAiEngine) and any(
+            asks(config, stage) for stage in (stages if again else left)
+        ):
+            check_address(config.engine)
         if again:
             forget(run_dir, stages[0])
             unfinished(config, run_dir, stages)  # a folder that is refused keeps its own config
@@ -78,13 +85,14 @@ def preflight(config: RunConfig, stages: Sequence[Stage]) -> None:
     """Check what can be checked before anything runs: schemes, perspectives, model folders."""
     scheme, perspectives = load_scheme(config.labels.scheme), load_perspectives(config.perspectives)
     names = {stage.short for stage in stages}
-    for section in ("rationales", "samples", "judge"):
+    for section in config.asking():
         check_examples(section, getattr(config, section).few_shot, scheme, perspectives)
     if "pairs" in names:
         pairs = find_stage("pairs").settings(config)
         assert isinstance(pairs, PairsStage)
         check_source(pairs)
-    if names & {"rationales", "sft"}:
+    loaded = any("teacher" in stage.config.model_fields for stage in stages)
+    if loaded and not isinstance(config.engine, OpenAiEngine):
         check_model("teacher.model", config.teacher.model)
     if "targets" in names:
         check_model("targets.encoder", config.targets.encoder)
@@ -171,15 +179,15 @@ def _content(config: RunConfig, stage: Stage) -> dict[str, str]:
     found = {}
     if "labels" in fields:
         found["labels"] = digest(load_scheme(config.labels.scheme).model_dump())
-    if "perspectives" in fields:
+    if "perspectives" in fields and "perspectives" not in stage.config.reads_only:
         found["perspectives"] = digest([p.model_dump() for p in load_perspectives(config.perspectives)])
     if "teacher" in fields:
-        found["teacher"] = model_fingerprint(config.teacher.model)
+        found["teacher"] = teacher_fingerprint(config.engine, config.teacher.model)
     if "targets" in fields:
         found["encoder"] = model_fingerprint(config.targets.encoder)
     if "student" in fields:
         found["student"] = model_fingerprint(config.student.model)
-    for name, field in (("source", "path"), ("seeds", "seeds")):
+    for name, field in (("source", "path"), *((field, field) for field in ("seeds", "judgements", "overrides"))):
         path = getattr(config.source, field, None)
         if "source" in fields and path:
             found[name] = digest(file_state(path, f"source.{field}"))
@@ -188,7 +196,7 @@ def _content(config: RunConfig, stage: Stage) -> dict[str, str]:
 
 def warn_of_others(config: RunConfig, run_dir: Path, first: Stage) -> None:
     """Say which stages before `first` were finished with other settings: they stay as they are."""
-    for stage in STAGES[: STAGES.index(first)]:
+    for stage in select(None, first.name, stages_of(config))[:-1]:
         if manifest := read_manifest(run_dir / stage.name):
             before = {name: value for name, value in manifest["settings"].items() if name != "content"}
             for line in changed_settings(before, result_settings(stage.settings(config)))[:3]:
@@ -214,7 +222,7 @@ def _left_of_redo(config: RunConfig, run_dir: Path, stages: Sequence[Stage]) -> 
 
 def forget(run_dir: Path, first: Stage) -> None:
     """Make `first` and all after it unfinished, so that none of them outlives what it was made from."""
-    for stage in reversed(STAGES[STAGES.index(first) :]):
+    for stage in reversed(select(first.name, None)):  # also those that only another teacher.tuning has
         for name in (MANIFEST, STARTED):
             (run_dir / stage.name / name).unlink(missing_ok=True)
 

@@ -1,12 +1,13 @@
 """The ordered table of stages: what each reads, which settings it depends on, what runs it and what it needs.
 
-Heavy code is imported when a stage runs, not when the table is read.
+`STAGES` holds all of them, and `stages_of` those that a run has by its settings. Heavy code is imported when a stage
+runs, not when the table is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pkgutil import resolve_name
 from typing import Any
 
@@ -14,7 +15,17 @@ from cluster.base.errors import UsageError
 from cluster.config import Settings, Workers
 from distill.config import EncoderWorkers, ExportStage, StudentStage, TargetsStage
 from distill.report.config import ReportStage
-from mpcot.config import JudgeStage, RationaleStage, SampleStage, VllmEngine
+from mpcot.asking.engines.config import OpenAiEngine
+from mpcot.config import (
+    AnswerSettings,
+    AskingStage,
+    GivenPairsStage,
+    JudgeStage,
+    RationaleStage,
+    SampleStage,
+    UntunedJudgeStage,
+    VllmEngine,
+)
 from mpcot.sources.config import PairsStage
 from teacher.config import DpoStage, PreferenceStage, SftStage
 from workflows.config import RunConfig
@@ -58,12 +69,21 @@ def _engine(config: RunConfig, model: str) -> Need:
     gpus = replicas.gpus
     if isinstance(config.engine, VllmEngine) and gpus:
         gpus = max(gpus, config.engine.tensor_parallel)
-    return Need(replicas.min * replicas.cpus, replicas.min * gpus, model)
+    asked = config.engine.model if isinstance(config.engine, OpenAiEngine) else model
+    return Need(replicas.min * replicas.cpus, replicas.min * gpus, asked)
 
 
 def _workers(workers: Workers | EncoderWorkers, model: str) -> Need:
     return Need(workers.count * workers.cpus_per_worker, workers.count * workers.gpus_per_worker, model)
 
+
+# By `teacher.tuning`: the stage whose model judges, if any, and the stages that the run does not have.
+JUDGES = {"sft+dpo": "6-dpo", "sft": "3-sft", "none": None}
+SKIPPED = {
+    "sft+dpo": (),
+    "sft": ("4-samples", "5-preferences", "6-dpo"),
+    "none": ("2-rationales", "3-sft", "4-samples", "5-preferences", "6-dpo"),
+}
 
 STAGES: tuple[Stage, ...] = (
     Stage(
@@ -93,7 +113,8 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "7-judgements", ("1-pairs", "6-dpo"), JudgeStage, "mpcot.judgements:run",
-        lambda c: _engine(c, "6-dpo"), "the teacher judges every pair: verdicts, vote, soft labels",
+        lambda c: Need() if c.judge.engine == "none" else _engine(c, JUDGES[c.teacher.tuning] or c.teacher.model),
+        "the teacher judges every pair: verdicts, vote, soft labels",
     ),
     Stage(
         "8-targets", ("7-judgements",), TargetsStage, "distill.targets:run",
@@ -116,13 +137,44 @@ STAGES: tuple[Stage, ...] = (
 )  # fmt: skip
 
 
-def find_stage(name: str) -> Stage:
+def asks(config: RunConfig, stage: Stage) -> bool:
+    """Return whether the stage asks the teacher."""
+    return issubclass(stage.config, AskingStage) and (stage.short != "judgements" or config.judge.engine != "none")
+
+
+def stage_asks(config: RunConfig, stage: Stage) -> AnswerSettings:
+    """Return how a stage that asks the teacher does so."""
+    return getattr(config, {"judgements": "judge"}.get(stage.short, stage.short))
+
+
+def stages_of(config: RunConfig) -> tuple[Stage, ...]:
+    """Return the stages that the run has. What they read follows from which of them there are."""
+    judge, skipped = JUDGES[config.teacher.tuning], SKIPPED[config.teacher.tuning]
+
+    def row(stage: Stage) -> Stage:
+        if stage.short == "pairs" and config.source.judgements:
+            return replace(stage, config=GivenPairsStage)
+        reads = (judge if name == "6-dpo" else name for name in stage.reads if name == "6-dpo" or name not in skipped)
+        left = replace(stage, reads=tuple(dict.fromkeys(name for name in reads if name)))
+        if stage.short == "judgements" and config.judge.engine == "none":
+            return replace(left, entry="mpcot.judgements:run_given")
+        if stage.short == "judgements" and judge is None:
+            return replace(left, config=UntunedJudgeStage, entry="mpcot.judgements:run_untuned")
+        return left
+
+    return tuple(row(stage) for stage in STAGES if stage.name not in skipped)
+
+
+def find_stage(name: str, stages: Sequence[Stage] = STAGES) -> Stage:
     """Return a stage by its full or short name (`3-sft`, `sft`).
 
     Raises:
-        UsageError: there is no such stage.
+        UsageError: there is no such stage, or it is none of `stages`.
     """
-    for stage in STAGES:
+    for stage in stages:
         if name in (stage.name, stage.short):
             return stage
-    raise UsageError(f"no stage {name!r}; stages are {', '.join(s.short for s in STAGES)}")
+    known = ", ".join(s.short for s in stages)
+    if any(name in (stage.name, stage.short) for stage in STAGES):
+        raise UsageError(f"no stage {name!r} in a run with this teacher.tuning; its stages are {known}")
+    raise UsageError(f"no stage {name!r}; stages are {known}")

@@ -18,7 +18,9 @@ import typer
 
 from cluster.base.errors import UsageError, UserError
 from cluster.base.progress import console
+from workflows.config import load_config
 from workflows.runner import select
+from workflows.stages import stages_of
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -68,7 +70,7 @@ def plan_submission(
         raise UsageError(f"{config} is not sent with the job, because .gitignore names it: copy it elsewhere")
     if out is None or not out.is_absolute():
         raise UsageError(f"--out {out or 'is missing'}: give an absolute path on storage that every node mounts")
-    select(first, last)
+    select(first, last, stages_of(load_config(config, changes)))
     words = ["python", "-m", "workflows.cli", "run", str(inside), "--out", str(out)]
     words += [word for change in changes for word in ("--set", change)]
     words += [word for name, stage in (("--from", first), ("--to", last)) if stage for word in (name, stage)]

@@ -21,6 +21,7 @@ from cluster.base.tables import batches_of, rows_of, values_of
 from mpcot.asking.answers import ANSWERS
 from mpcot.asking.generate import REQUESTED, REQUESTED_HINTED
 from mpcot.asking.prompts import VERDICT
+from mpcot.pairs.given_judgements import FAILED, GIVEN
 from workflows.stages import STAGES
 
 BATCH = 65536
@@ -90,12 +91,24 @@ class Ids:
         return IdSet(self.batches())
 
 
+@dataclass(frozen=True)
+class Several:
+    """The ids of several columns, which a message may name."""
+
+    parts: tuple[Ids, ...]
+
+    def batches(self) -> Iterator[list[str]]:
+        """Yield some of the ids at a time."""
+        for part in self.parts:
+            yield from part.batches()
+
+
 def _ids(folder: Path, *names: str, column: str = "pair_id") -> Ids:
     return Ids(tuple(folder / f"{name}.parquet" for name in names), column)
 
 
 def _compare(
-    what: str, expected: IdSet, found: Ids, lost: Ids, name: Callable[[list[str]], Iterable[str]] = list
+    what: str, expected: IdSet, found: Ids, lost: Ids | Several, name: Callable[[list[str]], Iterable[str]] = list
 ) -> list[str]:
     """Name the ids that are missing, those that nobody asked for, and those that occur twice.
 
@@ -121,7 +134,21 @@ def _pairs(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
     wrong = _compare("pairs", found, pairs, pairs)
     if counts["read"] != len(found) + failed:
         wrong.append(f"read {counts['read']:,}, but there are {len(found):,} pairs and {failed:,} failed rows")
-    return wrong
+    return wrong + _given(folder, counts, found)
+
+
+def _given(folder: Path, counts: dict[str, int], pairs: IdSet) -> list[str]:
+    """Check the judgements from elsewhere, if there are any: as many as counted, and all of known pairs."""
+    if "judgements" not in counts:
+        return []
+    tables = {"judgements": GIVEN, "judgements_failed": FAILED}
+    rows = {name: _rows(folder / table) for name, table in tables.items()}
+    said = [f"{name}: {n:,} rows, the manifest says {counts[name]:,}" for name, n in rows.items() if n != counts[name]]
+    judged = Ids((folder / GIVEN,))
+    unknown = judged.set().minus(pairs)
+    if len(unknown):
+        said.append(f"judgements of {len(unknown)} unknown pairs, first {unknown.first(judged.batches(), 1)[0]}")
+    return said
 
 
 def _answers(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
@@ -194,13 +221,19 @@ def _one_right_one_wrong(pairs: Path, preferences: Path) -> list[str]:
 def _judgements(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
     folder, counts = run_dir / "7-judgements", manifest["counts"]
     judged, rows = _ids(folder, "judgements"), _rows(folder / "judgements.parquet")
-    requested = Ids((folder / REQUESTED,), "key").set()
-    asked = Ids((folder / ANSWERS,), beside=("key",), where=lambda batch: requested.has(batch["key"].to_pylist()))
-    known = asked.set().both(_ids(run_dir / "1-pairs", "pairs").set())
+    sources = [_ids(folder, "given")] if (folder / "given.parquet").exists() else []
+    if (folder / REQUESTED).exists():  # somebody was asked
+        requested = Ids((folder / REQUESTED,), "key").set()
+        sources.append(
+            Ids((folder / ANSWERS,), beside=("key",), where=lambda batch: requested.has(batch["key"].to_pylist()))
+        )
+    spoken = Several(tuple(sources))
+    known = IdSet(spoken.batches()).both(_ids(run_dir / "1-pairs", "pairs").set())
     failed = _ids(folder, "failed").set().minus(judged.set())
-    wrong = _compare("judgements", known.minus(failed), judged, asked)
-    if counts["requested"] != counts["judged"] + counts["failed"] or counts["judged"] != rows:
-        wrong.append(f"requested {counts['requested']:,}, judged {rows:,}, failed {counts['failed']:,}")
+    wrong = _compare("judgements", known.minus(failed), judged, spoken)
+    unjudged = counts.get("failed", 0) + counts.get("left_out", 0)
+    if counts["requested"] != counts["judged"] + unjudged or counts["judged"] != rows:
+        wrong.append(f"requested {counts['requested']:,}, judged {rows:,}, failed or left out {unjudged:,}")
     return wrong
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from distill.metrics import METRICS, evaluate, label_metrics, majority_baseline, paired_bootstrap
+from distill.metrics import METRICS, evaluate, label_metrics, majority_baseline, paired_bootstrap, rater_ceiling
 from distill.student.calibration import calibrated
 from mpcot.schemes.scheme import Scheme
 
@@ -29,7 +29,8 @@ def headline(
     """Compare all judges on the test pairs that each of them answered, and LRKD with labels only.
 
     Returns: `test_pairs`, `pairs` (those compared), `queries`, `judges` (one row of metrics each, by name),
-        `majority_label`, `differences` by metric (empty without a student on labels only), `conclusions`.
+        `majority_label`, `differences` by metric (empty without a student on labels only), `ceiling` (None if no pair
+        has several raters), `conclusions`.
     """
     vote = {i: {"label": row["vote"], "probabilities": row["soft"]} for i, row in judged.items()}
     answers = {"teacher": vote, **students}
@@ -54,6 +55,7 @@ def headline(
         }
     found = {"test_pairs": len(test), "pairs": len(ids), "queries": len(set(queries)), "judges": judges}
     found |= {"majority_label": majority["label"], "differences": differences}
+    found["ceiling"] = rater_ceiling(pairs[i].get("ratings") for i in ids)
     return found | {"conclusions": conclusions(found)}
 
 
@@ -137,12 +139,16 @@ def stages_of_teacher(
 ) -> Rows:
     """Return the quality of the untrained model, of the SFT model and of the trained teacher, by split and perspective.
 
-    All three are judged on the pairs that the untrained model answered. Dev and test pairs were not trained on.
+    All of them are judged on the pairs that the untrained model answered. Dev and test pairs were not trained on. A
+    teacher without DPO is the SFT model, and one without any training has no rows.
     """
     said = {stage: _verdicts(found) for stage, found in answers.items()}
+    if "2-rationales" not in said:
+        return []
     final = [(i, name, v) for i, row in judged.items() for name, v in zip(names, row["verdicts"], strict=True) if v]
     asked = {(i, name) for i, name, _ in said["2-rationales"]}
-    models = {"untrained": said["2-rationales"], "sft": said["4-samples"], "dpo": final}
+    sampled = {"sft": said["4-samples"], "dpo": final} if "4-samples" in said else {"sft": final}
+    models = {"untrained": said["2-rationales"], **sampled}
     rows = []
     for split in ("train", "dev", "test"):
         for name in (*names, "all"):

@@ -16,6 +16,7 @@ from distill.report.config import ReportStage
 from distill.report.quality import agreement, headline, stages_of_teacher, teacher
 from distill.segments import segments
 from mpcot.asking.failure_reasons import kind_of
+from mpcot.asking.meter import usage_said
 from mpcot.records import SPLITS
 from mpcot.schemes.scheme import Scheme, load_scheme
 from mpcot.sources.clean_rows import reason_of
@@ -23,10 +24,7 @@ from mpcot.sources.clean_rows import reason_of
 Rows = list[dict[str, Any]]
 Pairs = dict[str, dict[str, Any]]
 
-STAGES = (
-    "1-pairs", "2-rationales", "3-sft", "4-samples", "5-preferences", "6-dpo", "7-judgements", "8-targets", "9-student",
-    "10-export",
-)  # fmt: skip
+ASKING = ("2-rationales", "4-samples")
 STUDENTS = ("lrkd", "ce_only")
 
 
@@ -36,15 +34,16 @@ def collect(config: ReportStage, folder: StageFolder) -> dict[str, Any]:
     Raises:
         UserError: a stage that the report needs has not finished, or a file of it is missing.
     """
-    at = {stage: finished(folder.input(stage)) for stage in STAGES}
+    at = {stage: finished(folder.input(stage)) for stage in folder.inputs}
     scheme = load_scheme(config.labels.scheme)
     names = list(config.perspectives.names)
     pairs = {row["pair_id"]: row for row in rows_of(at["1-pairs"] / "pairs.parquet")}
     judged = {row["pair_id"]: row for row in rows_of(at["7-judgements"] / "judgements.parquet")}
     students = predictions(at["9-student"])
-    answers = {stage: answers_of(at[stage]) for stage in ("2-rationales", "4-samples")}
+    answers = {stage: answers_of(at[stage]) for stage in ASKING if stage in at}
     draws = {"resamples": config.report.bootstrap_resamples, "seed": config.seed}
     quality = headline(pairs, judged, students, scheme, **draws)
+    stages = [stage_row(stage, place) for stage, place in at.items()]
     return {
         "name": config.name,
         "scheme": scheme.model_dump(mode="json"),
@@ -58,7 +57,8 @@ def collect(config: ReportStage, folder: StageFolder) -> dict[str, Any]:
         "answers": {stage: kept_rates(found, pairs, names, scheme) for stage, found in answers.items()},
         "curves": histories(at),
         "samples": samples(pairs, judged, students, names, config.report.samples),
-        "stages": [stage_row(stage, at[stage]) for stage in STAGES],
+        "stages": stages,
+        "billed": billed(stages),
     }
 
 
@@ -125,7 +125,8 @@ def kept_rates(found: dict[str, Rows], pairs: Pairs, names: list[str], scheme: S
 
 def histories(at: Mapping[str, Path]) -> dict[str, Rows]:
     """Return the log of every training."""
-    places = {"sft": at["3-sft"], "dpo": at["6-dpo"]} | {name: at["9-student"] / name for name in STUDENTS}
+    places = {name: at[stage] for name, stage in (("sft", "3-sft"), ("dpo", "6-dpo")) if stage in at}
+    places |= {name: at["9-student"] / name for name in STUDENTS}
     logs = {name: place / "history.jsonl" for name, place in places.items()}
     # A training that there was no data for, or a baseline that was not wanted, has no log.
     found = {name: read_history(log) for name, log in logs.items() if log.exists()}
@@ -170,3 +171,11 @@ def stage_row(stage: str, folder: Path) -> dict[str, Any]:
     assert manifest is not None, "checked by `finished`"
     picked = ("counts", "figures", "seconds", "finished", "versions")
     return {"stage": stage, **{key: manifest[key] for key in picked}}
+
+
+def billed(stages: Rows) -> str | None:
+    """Return in words the tokens of all stages that were billed, and their cost; None if nobody was paid."""
+    sums: Counter[str] = Counter()
+    for row in stages:
+        sums.update(row["figures"].get("usage", {}))
+    return usage_said(sums) if sums else None

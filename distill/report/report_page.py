@@ -14,7 +14,7 @@ from distill.report.quality import TITLES
 
 Row = dict[str, Any]
 Lines = dict[str, list[tuple[float, float]]]
-METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "auc": "AUC", "ndcg_at_10": "NDCG@10"}
+METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "kappa": "Kappa", "auc": "AUC", "ndcg_at_10": "NDCG@10"}
 KINDS = {"sft": "SFT", "dpo": "DPO", "lrkd": "LRKD", "ce_only": "labels only"}
 
 
@@ -23,7 +23,10 @@ def render(report: Mapping[str, Any]) -> str:
     template = page_environment(Path(__file__).parent).get_template("report.html.j2")
     drawn = {name: Markup(text) for name, text in draw(report).items()}
     judges = [name for name in TITLES if name in report["segments"][0]["judges"]] if report["segments"] else []
-    return template.render(r=report, plots=drawn, titles=TITLES, metrics=METRICS, kinds=KINDS, judges=judges)
+    names = {row["stage"] for row in report["stages"]}
+    return template.render(
+        r=report, plots=drawn, titles=TITLES, metrics=METRICS, kinds=KINDS, judges=judges, stages=names
+    )
 
 
 def draw(report: Mapping[str, Any]) -> dict[str, str]:

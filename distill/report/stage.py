@@ -33,6 +33,7 @@ def run(config: ReportStage, folder: StageFolder) -> None:
 
 def figures(report: dict[str, Any]) -> dict[str, Any]:
     """Return the few figures that the manifest and the end of a run show."""
-    shown = ("accuracy", "macro_f1", "auc", "ndcg_at_10")
+    shown = ("accuracy", "macro_f1", "kappa", "auc", "ndcg_at_10")
     judges = report["headline"]["judges"]
-    return {name: {metric: row.get(metric) for metric in shown} for name, row in judges.items()}
+    found = {name: {metric: row.get(metric) for metric in shown} for name, row in judges.items()}
+    return found | {"ceiling": report["headline"]["ceiling"]}

@@ -7,14 +7,20 @@ from typing import Any
 
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
+from mpcot.details import details
+from mpcot.sources.clean_texts import without_html
+
 # Tokens are hardly ever longer than this. Texts are cut by it first, so that a megabyte of text costs nothing.
 CHARACTERS_PER_TOKEN = 32
 
 
 def product_text(pair: Mapping[str, Any], fields: str) -> str:
-    """Join the product's `fields` ("title", "title+brand", ...), without those that the pair does not have."""
-    values = (pair.get(field) for field in fields.split("+"))
-    return " ".join(value for value in values if value)
+    """Join the product's `fields` ("title", "title+brand", ...), without those that the pair does not have.
+
+    Attributes and bullet points belong to the description. HTML is taken out, as it is of the pairs of a run.
+    """
+    values = (details(pair) if field == "description" else pair.get(field) for field in fields.split("+"))
+    return without_html(" ".join(value for value in values if value))
 
 
 def encode_pairs(
@@ -30,7 +36,8 @@ def encode_pairs(
     that only the product is truncated.
 
     Args:
-        pairs: mappings with `query`, `title` and, if `fields` names them, `brand` and `description`.
+        pairs: mappings with `query`, `title` and, if `fields` names them, `brand` and `description`, to which `bullets`
+            and `attributes` belong.
         pad_to_multiple_of: tokens; with few different shapes a training has fewer kernels to prepare.
     """
     queries = short_queries(tokenizer, (pair["query"] for pair in pairs), max_tokens // 2)

@@ -137,7 +137,8 @@ def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
         UserError: it cannot be loaded, or it is a slow one, which cannot tell where in a text a token is.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        # A title that spells [SEP] stays text.
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False, split_special_tokens=True)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load a tokenizer from {str(model)!r}: {error}") from error
     if not tokenizer.is_fast:

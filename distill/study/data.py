@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import xxhash
 
 from cluster.base.errors import UserError
@@ -239,8 +240,9 @@ def fold_folder(run: Path, fold: int, folds: int, seed: int, folder: Path, hidde
 def content_digest(run: Path) -> str:
     """Return a digest of everything that a student learns from or is judged by; equal content has an equal digest."""
     sums = xxhash.xxh3_128()
+    written = pq.read_schema(run / "1-pairs" / "pairs.parquet").names  # earlier versions wrote fewer columns
     for stage, columns in (
-        ("1-pairs", PAIR.names),
+        ("1-pairs", [name for name in PAIR.names if name in written]),
         ("7-judgements", ["pair_id", "vote", "agreement", "soft", "verdicts"]),
         ("8-targets", ["pair_id", "vectors"]),
     ):

@@ -12,8 +12,8 @@ from mpcot.schemes.scheme import Scheme
 
 # Settings on which no answer depends, or which show in the prompt, which has a digest of its own.
 NOT_SAMPLING = {
-    "splits", "pairs_per_split", "max_failed_share", "retries", "samples", "few_shot", "description_chars", "filters",
-    "hinted_retry", "when_too_long", "retry_temperature",
+    "splits", "pairs_per_split", "max_failed_share", "retries", "samples", "few_shot", "description_chars", "guide",
+    "words", "filters", "hinted_retry", "when_too_long", "retry_temperature", "engine", "fit",
 }  # fmt: skip
 
 
@@ -24,6 +24,8 @@ def sampling_digest(model_digest: str, engine: Engine, scheme: Scheme, ask: Answ
         kept["retry_temperature"] = ask.retry_temperature
     regex = answer_regex(scheme, ask.min_chars, ask.max_chars)
     arguments = result_settings(engine)
+    if arguments.get("thinking") == "off":
+        del arguments["thinking"], arguments["thinking_tokens"]
     if ask.when_too_long == "reject":  # the limit makes no difference to a prompt that fits
         arguments.pop("max_model_len", None)
     return digest([ANSWER.names, model_digest, kept, regex, engine.kind, arguments, seed])

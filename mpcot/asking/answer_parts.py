@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from cluster.base.id_sets import IdSet
 from cluster.base.shared_folder import SharedFolder
+from mpcot.asking.engines.config import Replicas
 from mpcot.asking.join_answers import engine_failed
-from mpcot.config import Replicas
 from mpcot.records import ANSWER
 
 CLOCKS_DIFFER_S = 5.0

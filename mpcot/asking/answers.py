@@ -14,6 +14,7 @@ from mpcot.asking.failure_reasons import kind_of
 from mpcot.asking.join_answers import AnsweredPairs, join_by_pair, split_answers
 
 ANSWERS, JOINED = "answers", "joined"
+USAGE = ("prompt_tokens", "cached_tokens", "output_tokens")
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Answers:
         asked: number of requests that this run had to ask; the others had been answered before.
         hinted: whether the prompts gave the gold label away.
         engine: what the engines reported; empty if nothing had to be asked.
+        usage: the billed tokens of all answers of the stage, and their cost.
     """
 
     folder: Path
@@ -35,6 +37,7 @@ class Answers:
     asked: int
     hinted: bool = False
     engine: dict[str, float] = field(default_factory=dict)
+    usage: dict[str, float] = field(default_factory=dict)
 
     def by_pair(self, again: bool = False) -> Iterator[AnsweredPairs]:
         """Yield the answer to every request once, sorted by pair, perspective and sample. Failed ones have a `reason`.
@@ -74,7 +77,9 @@ def asked_figures(rounds: Sequence[Answers]) -> dict[str, Any]:
     About the engines: the longest start in seconds, and the share of prompt tokens that the prefix cache had.
     """
     asked = sum(answers.asked for answers in rounds)
-    figures = {"asked": asked, "reused": sum(answers.requested for answers in rounds) - asked}
+    figures: dict[str, Any] = {"asked": asked, "reused": sum(answers.requested for answers in rounds) - asked}
+    if rounds and rounds[-1].usage:
+        figures["usage"] = rounds[-1].usage  # of all rounds: they share the parts
     told = [answers.engine for answers in rounds if answers.engine]
     if not told:
         return figures | {"engine": {}}

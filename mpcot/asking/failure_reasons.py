@@ -6,7 +6,8 @@ from __future__ import annotations
 ENGINE_ERROR = "engine error"
 PROMPT_TOO_LONG = "prompt too long"
 STOPS_ENGINE = "stops the engine"
-KINDS = (ENGINE_ERROR, PROMPT_TOO_LONG, STOPS_ENGINE)
+REFUSED = "refused by the model"
+KINDS = (ENGINE_ERROR, PROMPT_TOO_LONG, STOPS_ENGINE, REFUSED)
 
 
 def kind_of(reason: str) -> str:

@@ -7,9 +7,12 @@ keeps 16 bytes per answered request in memory, and nothing else that grows.
 
 from __future__ import annotations
 
+import gc
 import heapq
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,9 +28,12 @@ from cluster.base.ray_session import stream_parquet
 from cluster.base.shared_folder import SharedFolder
 from cluster.base.tables import batches_of, rows_of, table_writer
 from mpcot.asking.answers import ANSWERS, Answers, TooManyFailed, joined_folder, too_many_failed
+from mpcot.asking.engines.config import OpenAiEngine
 from mpcot.asking.engines.start import replica_resources
 from mpcot.asking.join_answers import REQUEST, split_by_pair
+from mpcot.asking.meter import SharedMeter, spent_in, usage_figures
 from mpcot.asking.plan import GenerationPlan
+from mpcot.asking.prompts import EVERYTHING, pair_text
 from mpcot.asking.worker import AnswerWorker
 from mpcot.config import AnswerSettings, VllmEngine
 from mpcot.records import ANSWER, PAIR
@@ -63,7 +69,7 @@ def generate(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path
     Raises:
         UserError: there are no pairs, or the engine cannot start or has stopped.
     """
-    shared = _shared(plan, folder)
+    shared = shared_folder(plan, folder)
     shared.child(ANSWERS).bring(folder / ANSWERS, ".parquet")
     _remove_others(folder / ANSWERS, shared.child(ANSWERS))
     requested, missing = _write_missing(plan, pairs, folder)
@@ -75,15 +81,17 @@ def generate(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path
         if failed / requested > most:
             said = too_many_failed(failed / requested, most, Counter({"given up in earlier runs": failed}))
             raise UserError(f"{label}: {said} Raise retries to ask them again, or max_failed_share to go on.")
-        told = _run_workers(plan, shared, label, (requested, missing, failed))
+        plan.check()
+        told = _run_workers(plan, folder, shared, label, (requested, missing, failed))
     shared.child(ANSWERS).bring(folder / ANSWERS, ".parquet")
     for left in (folder / ANSWERS).glob("*.partial"):  # workers were killed while they wrote these
         left.unlink(missing_ok=True)
     shared.child(MISSING).delete()
-    return Answers(folder, label, plan.ask.max_failed_share, requested, missing, plan.hinted, told)
+    usage = usage_figures(plan.engine, folder)
+    return Answers(folder, label, plan.ask.max_failed_share, requested, missing, plan.hinted, told, usage)
 
 
-def _shared(plan: GenerationPlan, folder: Path) -> SharedFolder:
+def shared_folder(plan: GenerationPlan, folder: Path) -> SharedFolder:
     """Return the folder that driver and workers share: the stage's, or one of its name in the configured store."""
     store = plan.engine.replicas.store
     return SharedFolder.at(store).child(folder.name) if store else SharedFolder.at(folder)
@@ -95,6 +103,14 @@ def _remove_others(answers: Path, shared: SharedFolder) -> None:
         if pq.read_schema(part).names != ANSWER.names:
             part.unlink()
             shared.remove(part.name)
+
+
+def answered(plan: GenerationPlan, folder: Path) -> IdSet:
+    """Return the keys of the requests that need not be asked again, from the parts of the stage in `folder`."""
+    shared = shared_folder(plan, folder)
+    if not shared.local:
+        shared.child(ANSWERS).bring(folder / ANSWERS, ".parquet")
+    return _keys(folder / ANSWERS, plan.settled) if (folder / ANSWERS).is_dir() else IdSet()
 
 
 def _keys(answers: Path, chosen: Callable[[pa.RecordBatch], pa.Array]) -> IdSet:
@@ -115,7 +131,7 @@ def _given_up(plan: GenerationPlan, folder: Path) -> int:
 
 def _write_missing(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path) -> tuple[int, int]:
     """Write all requests, and the pairs that lack answers. Return the number of requests and of missing answers."""
-    missing = _shared(plan, folder).child(MISSING)
+    missing = shared_folder(plan, folder).child(MISSING)
     missing.delete()
     (folder / REQUESTED_HINTED).unlink(missing_ok=True)
     (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
@@ -135,7 +151,8 @@ def _write_missing(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder
             counts["missing"] += sum(map(len, lacking))
             counts["requested"] += len(flat)
             written.write_table(pa.table([flat], schema=KEY))
-            yield pa.table([*([row[name] for row in rows] for name in REQUEST.names[:-1]), keys], schema=REQUEST)
+            columns = [[row[name] for row in rows] for name in ("pair_id", "label", "split")]
+            yield pa.table([*columns, [pair_text(row, EVERYTHING) for row in rows], keys], schema=REQUEST)
 
     with table_writer(folder / (REQUESTED_HINTED if plan.hinted else REQUESTED), KEY) as written:
         split_by_pair(requests(), REQUEST, joined_folder(folder, plan.hinted) / "requests")
@@ -152,8 +169,21 @@ def _write_pairs(rows: list[dict[str, Any]], store: SharedFolder, first: int, pe
     return len(starts)
 
 
+@contextmanager
+def _metered(plan: GenerationPlan, folder: Path) -> Iterator[SharedMeter | None]:
+    """Yield a meter that knows what the run has spent before, where there is something to measure."""
+    if not isinstance(plan.engine, OpenAiEngine):
+        yield None
+        return
+    meter = SharedMeter.start(plan.engine, spent_in(plan.engine, folder.parent))
+    try:
+        yield meter
+    finally:
+        meter.stop()
+
+
 def _run_workers(
-    plan: GenerationPlan, shared: SharedFolder, label: str, counts: tuple[int, int, int]
+    plan: GenerationPlan, folder: Path, shared: SharedFolder, label: str, counts: tuple[int, int, int]
 ) -> dict[str, float]:
     """Run the workers. `counts` are the requests, those without an answer, and those that were given up before."""
     import ray.data
@@ -162,12 +192,12 @@ def _run_workers(
     replicas, (requested, missing, failed) = plan.engine.replicas, counts
     # An error of a worker arrives as it is, without Ray Data's own words.
     ray.data.DataContext.get_current().raise_original_map_exception = True
-    with progress(label, unit="answer", total=missing) as bar:
+    with progress(label, unit="answer", total=missing) as bar, _metered(plan, folder) as meter:
         board = Board.start(
             bar, "vLLM to start and load the model" if isinstance(plan.engine, VllmEngine) else "the engine to start"
         )
         try:
-            dataset = stream_parquet(shared.child(MISSING)).map_batches(
+            answered = stream_parquet(shared.child(MISSING)).map_batches(
                 AnswerWorker,
                 fn_constructor_args=(
                     plan,
@@ -176,6 +206,7 @@ def _run_workers(
                     board.actor,
                     requested,
                     failed,
+                    meter,
                 ),
                 batch_size=replicas.pairs_per_task,
                 batch_format="pyarrow",
@@ -184,11 +215,23 @@ def _run_workers(
                 ),
                 **replica_resources(plan.engine),
             )
-            return _told(dataset.iter_batches(batch_size=None))
+            return _told(answered.iter_batches(batch_size=None))
         except (ray.exceptions.RayError, RuntimeError) as error:
+            del answered
+            _forget_frames(error)
             raise UserError(f"{label}: {_what_happened(error)}") from error
         finally:
             board.stop()
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Drop the frames that led to an error, and what they hold: Ray Data's workers and their place on the cluster.
+
+    Otherwise it keeps them for as long as somebody keeps the error, and another run in this process waits.
+    """
+    error.__cause__ = error.__context__ = None
+    traceback.clear_frames(error.__traceback__)
+    gc.collect()
 
 
 def _told(batches: Iterable[dict[str, Any]]) -> dict[str, float]:

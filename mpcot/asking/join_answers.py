@@ -21,7 +21,9 @@ from mpcot.asking.failure_reasons import ENGINE_ERROR, PROMPT_TOO_LONG
 from mpcot.records import ANSWER, texts
 
 # One row per pair: the keys of its requests, and what stages need to know to sort its answers.
-REQUEST = pa.schema([*texts("pair_id", "label?", "split"), pa.field("keys", pa.list_(pa.string()), nullable=False)])
+REQUEST = pa.schema(
+    [*texts("pair_id", "label?", "split", "text"), pa.field("keys", pa.list_(pa.string()), nullable=False)]
+)
 BUCKET = "bucket"
 ID_START = 2  # pair ids are hex digits of a hash: their first two make 256 buckets of about the same size
 SPLIT_ROWS = 32768
@@ -34,7 +36,8 @@ class AnsweredPairs:
     """Some pairs with all their answers. No pair comes twice.
 
     `answers` has the schema ANSWER and is sorted by pair, perspective and sample. `pairs` has the columns
-    `pair_id`, `label` and `split`. `lost` holds the keys of requests that have no answer.
+    `pair_id`, `label`, `split` and `text`, which is all that is known of query and product. `lost` holds the keys of
+    requests that have no answer.
     """
 
     answers: pa.Table
@@ -121,7 +124,7 @@ def _join(wanted: list[pa.Table], answered: list[pa.Table]) -> AnsweredPairs:
     found = _first_of_each(found.filter(pc.is_in(found["key"], keys)))
     lost = [] if len(found) == len(keys) else keys.filter(pc.invert(pc.is_in(keys, found["key"]))).to_pylist()
     order = [(name, "ascending") for name in ("pair_id", "perspective", "sample")]
-    return AnsweredPairs(found.sort_by(order), asked.select(["pair_id", "label", "split"]), lost)
+    return AnsweredPairs(found.sort_by(order), asked.select(["pair_id", "label", "split", "text"]), lost)
 
 
 def _first_of_each(table: pa.Table) -> pa.Table:

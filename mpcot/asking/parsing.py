@@ -21,16 +21,23 @@ class Parsed:
 
 
 def parse_answer(text: str, scheme: Scheme) -> Parsed:
-    """Split the text of an answer into rationale and verdict."""
+    """Split the text of an answer into rationale and verdict.
+
+    The lines of a rationale stay apart, without blank ones and without white space around them.
+    """
     if not text.strip():
         return Parsed(None, None, "empty")
     rationale, marker, verdict = text.rpartition(f"\n{VERDICT}")
-    rationale, verdict = " ".join(rationale.split()), verdict.strip()
+    rationale, verdict = _lines(rationale), verdict.strip()
     if not marker:
-        return Parsed(" ".join(text.split()), None, "unparsable: no verdict line")
+        return Parsed(_lines(text), None, "unparsable: no verdict line")
     if verdict not in scheme.codes:
         return Parsed(rationale, None, f"verdict outside the scheme: {verdict[:20]!r}")
     return Parsed(rationale, verdict, None) if rationale else Parsed(None, verdict, "empty")
+
+
+def _lines(text: str) -> str:
+    return "\n".join(line for line in (" ".join(line.split()) for line in text.splitlines()) if line)
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,33 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.models.folders import model_fingerprint
+from cluster.base.stage_folder import digest
+from cluster.models.folders import check_model, model_fingerprint
 from mpcot.asking.answer_keys import answer_key, sampling_digest
+from mpcot.asking.engines.config import OpenAiEngine
 from mpcot.asking.engines.engine import Ask
 from mpcot.asking.failure_reasons import under
 from mpcot.asking.join_answers import settled
 from mpcot.asking.prompts import Message, messages
+from mpcot.asking.rendering import check_prompts
 from mpcot.config import AnswerSettings, AskingStage, Engine, VllmEngine
 from mpcot.perspectives.perspective import Perspective, load_perspectives
 from mpcot.records import PAIR
 from mpcot.schemes.scheme import Scheme, load_scheme
+
+
+def model_asked(engine: Engine, model: str) -> str:
+    """Return the model that the engine asks: one behind an address by its name there, another one as its folder.
+
+    Raises:
+        UserError: it is no model folder.
+    """
+    return engine.model if isinstance(engine, OpenAiEngine) else check_model("teacher.model", model)
+
+
+def teacher_fingerprint(engine: Engine, model: str) -> str:
+    """Return a digest of the model that the engine asks: of its folder, or of its name behind an address."""
+    return digest([engine.model, engine.snapshot]) if isinstance(engine, OpenAiEngine) else model_fingerprint(model)
 
 
 @dataclass(frozen=True)
@@ -38,7 +55,8 @@ class GenerationPlan:
     def of(cls, config: AskingStage, model: str, ask: AnswerSettings) -> GenerationPlan:
         """Return the plan of a stage that asks `model`."""
         scheme, perspectives = load_scheme(config.labels.scheme), load_perspectives(config.perspectives)
-        return cls(model, model_fingerprint(model), config.engine, scheme, perspectives, ask, config.seed)
+        identity = teacher_fingerprint(config.engine, model)
+        return cls(model, identity, config.engine, scheme, perspectives, ask, config.seed)
 
     def __getstate__(self) -> dict[str, Any]:
         # Each worker computes the digest itself, so that another version of the code on its node is noticed.
@@ -58,13 +76,31 @@ class GenerationPlan:
 
     def easy(self) -> Ask:
         """Return a request that every engine can answer, unless it is broken."""
+        return next(self._easy())[2]
+
+    def check(self) -> None:
+        """Check, before a model is loaded, that its template takes the prompts and that they have room.
+
+        Raises:
+            UserError: names the perspective and the way out.
+        """
+        if isinstance(self.engine, VllmEngine):
+            chats = ((perspective.name, ask.chat) for perspective, sample, ask in self._easy() if not sample)
+            check_prompts(self.model, chats, self.engine.prompt_tokens(self.ask), self.engine.thinking == "on")
+
+    def _easy(self) -> Iterator[tuple[Perspective, int, Ask]]:
         made = dict.fromkeys(PAIR.names) | {"pair_id": "easy", "query": "shoe", "title": "Shoe"}
-        return next(self.asks(made | {"label": self.scheme.codes[0]}))[2]
+        return self.asks(made | {"label": self.scheme.codes[0]})
 
     def asks(self, pair: dict[str, Any]) -> Iterator[tuple[Perspective, int, Ask]]:
-        """Yield the requests of a pair, perspective by perspective and sample by sample."""
+        """Yield the requests of a pair, perspective by perspective and sample by sample.
+
+        Perspectives in its column `given`, if it has one, are not asked.
+        """
         for perspective in self.perspectives:
-            chat = self._chat(pair, perspective, self.ask.description_chars)
+            if perspective.name in pair.get("given", ()):
+                continue
+            chat = self._chat(pair, perspective)
             shorter = partial(self._chat, pair, perspective) if self.ask.when_too_long == "cut" else None
             texts = [text for message in chat for text in (message["role"], message["content"])]
             base = answer_key(self.parameters, pair["pair_id"], perspective.name, *texts)
@@ -72,6 +108,8 @@ class GenerationPlan:
                 key = answer_key(base, str(sample))
                 yield perspective, sample, Ask(key, chat, int(key[:8], 16) & 0x7FFFFFFF, pair["label"], shorter)
 
-    def _chat(self, pair: dict[str, Any], perspective: Perspective, description_chars: int) -> list[Message]:
+    def _chat(
+        self, pair: dict[str, Any], perspective: Perspective, description_chars: int | None = None
+    ) -> list[Message]:
         hint = pair["label"] if self.hinted else None
-        return messages(pair, perspective, self.scheme, self.ask.few_shot, description_chars, hint)
+        return messages(pair, perspective, self.scheme, self.ask, hint, description_chars)

@@ -1,65 +1,114 @@
 """Writes prompts and answers as text.
 
-What all perspectives of a pair share (system text, query, product) comes first, and the question of the perspective
-comes last, so that the engine's prefix cache needs to read the shared part only once.
+Without worked examples, what all perspectives of a pair share (system text, query, product) comes first and the
+question of the perspective last. Worked examples stand before the pair, since they are the same for many pairs. So the
+engine's prefix cache needs to read either of them only once.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+import xxhash
+
+from cluster.models.plain_text import without_control_tokens
+from mpcot.config import AnswerSettings
+from mpcot.details import attributes_text
 from mpcot.perspectives.perspective import Perspective
 from mpcot.schemes.scheme import Scheme
 
 VERDICT = "Verdict:"
 HINT = "Hint:"
+MOST_LINES, CHARS_PER_LINE = 8, 200  # a rationale may have a line more for each so many of its characters
+EVERYTHING = 100_000  # characters of a product: filters compare answers with all that is known of it
 Message = dict[str, str]
 
 
 @lru_cache
-def system_text(scheme: Scheme) -> str:
-    """Return the task and the meanings of the labels. Cached, because every prompt begins with it."""
-    lines = [f"{label.code} = {label.name}: {label.meaning}" for label in scheme.labels]
-    return "Judge how well the product answers the query.\n" + "\n".join(lines)
+def system_text(scheme: Scheme, guide: str, words: tuple[int, int], locale: str | None = None) -> str:
+    """Return who judges, the labels, how to decide, and the form. Cached, because every prompt begins with it.
+
+    Args:
+        guide: "full" or "short".
+        words: the fewest and the most words of the rationale.
+    """
+    place = f" The shop's locale is {locale}." if locale else ""
+    length = f"{words[0]} to {words[1]} words"
+    if guide == "short":
+        labels = [f"{label.code} = {label.name}: {label.meaning}" for label in scheme.labels]
+        form = f"Say why in {length} and whole sentences. Then write a line with the verdict."
+        return "\n".join([f"Judge how well the product answers the query.{place}", *labels, form])
+    labels = [f"{label.code} ({label.name}): {label.guide or label.meaning}" for label in scheme.labels]
+    parts = [
+        "You judge search results for an online shop. You get what a shopper typed and one product that the search "
+        f"found, and you decide how well the product answers the query.{place}",
+        "The labels:\n" + "\n".join(labels),
+        f"{scheme.order} {scheme.silent}".strip(),
+        f"First give your reasons in {length}, as whole sentences on one or more lines, without lists and markup. "
+        "State only facts that are in the query or in the product's text, and do not repeat the question. "
+        f'Then end with a line of its own that says "{VERDICT}" and one of {", ".join(scheme.codes)}.',
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
 def pair_text(pair: Mapping[str, Any], description_chars: int = 0) -> str:
-    """Return query and product in the form that prompts have."""
+    """Return query and product in the form that prompts have. No text of theirs spells a control token.
+
+    Attributes, then bullets and description, share `description_chars` characters.
+    """
     lines = [f"Query: {pair['query']}", f"Product: {pair['title']}"]
     if pair.get("brand") and pair["brand"].lower() not in pair["title"].lower():
         lines.append(f"Brand: {pair['brand']}")
-    if description_chars and pair.get("description"):
-        lines.append(f"Details: {pair['description'][:description_chars]}")
-    return "\n".join(lines)
+    left = description_chars
+    for name, text in _details(pair):
+        if shown := text[:left].rstrip():
+            lines.append(f"{name}: {shown}")
+            left -= len(shown)
+    return without_control_tokens("\n".join(lines))
+
+
+def _details(pair: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what is known of the product beside its title, the most telling first."""
+    yield "Attributes", attributes_text(pair)
+    yield "Details", " ".join(filter(None, (pair.get("bullets"), pair.get("description"))))
 
 
 def messages(
     pair: Mapping[str, Any],
     perspective: Perspective,
     scheme: Scheme,
-    few_shot: int = 0,
-    description_chars: int = 0,
+    ask: AnswerSettings,
     hint: str | None = None,
+    description_chars: int | None = None,
 ) -> list[Message]:
     """Return the chat for one pair and perspective. Examples without a verdict in `scheme` are left out.
 
     Args:
+        ask: how the teacher is asked; its fields in `PROMPT_FORM` decide the prompt.
         hint: a label to give away. It comes at the end, so that the rest of the prompt stays the same.
+        description_chars: in place of those in `ask`, for a prompt that is too long.
     """
-    shown = examples(perspective, scheme)[:few_shot] if few_shot else []
-    parts = [pair_text(pair, description_chars), perspective.question]
-    if shown:
-        above = "Now answer for the first query and product above."
-        parts += ["Examples of answers for other pairs:", *shown, above]
+    chars = ask.description_chars if description_chars is None else description_chars
+    parts = [pair_text(pair, chars), question(perspective, ask.guide)]
+    if shown := _turned(examples(perspective, scheme), ask.few_shot, str(pair.get("pair_id"))):
+        parts = ["Examples of answers for other pairs:", *shown, "Now judge this pair:", *parts]
     if hint is not None:
         name = scheme.labels[scheme.index(hint)].name
         parts.append(
             f"{HINT} the verdict is {hint} ({name}). Say why, from query and product, and not that it was told."
         )
-    return [{"role": "system", "content": system_text(scheme)}, {"role": "user", "content": "\n\n".join(parts)}]
+    system = system_text(scheme, ask.guide, ask.asked_words, pair.get("locale"))
+    return [{"role": "system", "content": system}, {"role": "user", "content": "\n\n".join(parts)}]
+
+
+def question(perspective: Perspective, guide: str) -> str:
+    """Return the perspective's question with its rules, or its short form if it has one and `guide` is "short"."""
+    if guide == "short" and perspective.short:
+        return perspective.short
+    return "\n".join([perspective.question, *(f"- {rule}" for rule in perspective.rules)])
 
 
 def examples(perspective: Perspective, scheme: Scheme) -> list[str]:
@@ -68,23 +117,30 @@ def examples(perspective: Perspective, scheme: Scheme) -> list[str]:
     return [f"Query: {e.query}\nProduct: {e.title}\n{answer(e.rationale, e.verdicts[scheme.name])}" for e in usable]
 
 
+def _turned(found: Sequence[str], count: int, pair_id: str) -> Sequence[str]:
+    """Return `count` examples. If there are more, the pair's id decides where to begin, so that each has its turn.
+
+    There are as many different beginnings of prompts as examples, few enough for the engine's prefix cache.
+    """
+    if count >= len(found):
+        return found
+    first = xxhash.xxh3_64_intdigest(pair_id.encode()) % len(found)
+    return [*found[first:], *found[:first]][:count]
+
+
 def answer(rationale: str, verdict: str) -> str:
     """Return an answer in the form that the teacher learns."""
-    return f"{rationale}\n{VERDICT} {verdict}"
+    return f"{without_control_tokens(rationale)}\n{VERDICT} {verdict}"
 
 
 def answer_regex(scheme: Scheme, min_chars: int, max_chars: int) -> str:
-    """Return the form that the engine enforces: one line of rationale, then one of the labels."""
-    codes = "|".join(re.escape(code) for code in scheme.codes)
-    return f"[^\\n]{{{min_chars},{max_chars}}}\\n{VERDICT} ({codes})"
+    """Return the form that the engine enforces: lines of rationale, then a line with one of the labels.
 
-
-def render(tokenizer: Any, chat: list[Message]) -> str:
-    """Return the chat in the form of the model's own template, up to where the answer starts.
-
-    Without a template the messages are joined by blank lines, so that base models work too. Where a template can turn
-    off the model's thinking, it is turned off: the rationale takes its place.
+    The first line has at least `min_chars` characters, so that no verdict comes early, and each has at most
+    `max_chars`. Short rationales have one line. No later line begins with a V, so that the first line that looks like
+    the verdict ends the answer. (To count characters over lines would take the engine a second per token.)
     """
-    if not getattr(tokenizer, "chat_template", None):
-        return "\n\n".join(m["content"] for m in chat) + "\n\n"
-    return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    codes = "|".join(re.escape(code) for code in scheme.codes)
+    more = min(MOST_LINES, 1 + max_chars // CHARS_PER_LINE) - 1
+    lines = f"(\\n[^\\nV][^\\n]{{0,{max_chars - 1}}}){{0,{more}}}" if more else ""
+    return f"[^\\n]{{{min_chars},{max_chars}}}{lines}\\n{VERDICT} ({codes})"

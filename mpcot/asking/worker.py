@@ -19,7 +19,8 @@ from cluster.base.errors import UserError
 from cluster.base.shared_folder import SharedFolder
 from mpcot.asking.answer_parts import PartWriter, Tries
 from mpcot.asking.answers import TooManyFailed, too_many_failed
-from mpcot.asking.engines.engine import Ask, EngineStopped, Reply
+from mpcot.asking.engines.engine import Ask, EngineStopped, Reply, StageStopped
+from mpcot.asking.engines.openai_engine import AnyMeter
 from mpcot.asking.engines.start import start_engine
 from mpcot.asking.failure_reasons import ENGINE_ERROR, PROMPT_TOO_LONG, STOPS_ENGINE, kind_of
 from mpcot.asking.parsing import parse_answer
@@ -29,6 +30,7 @@ from mpcot.perspectives.perspective import Perspective
 from mpcot.schemes.scheme import Scheme
 
 TOKENS = ("prompt_tokens", "cached_tokens", "output_tokens")
+NOTHING = Reply("", None, 0, 0)
 TICK_S = 1.0
 STOPPED = "stopped"
 
@@ -50,10 +52,18 @@ class AnswerWorker:
         board: where workers put their counts and read those of the others.
         requested: number of requests of the stage, of which `max_failed_share` may fail.
         failed: number of requests that failed in earlier runs and are not asked again.
+        meter: what grants requests to a server.
     """
 
     def __init__(
-        self, plan: GenerationPlan, answers: SharedFolder, tried: SharedFolder, board: Any, requested: int, failed: int
+        self,
+        plan: GenerationPlan,
+        answers: SharedFolder,
+        tried: SharedFolder,
+        board: Any,
+        requested: int,
+        failed: int,
+        meter: AnyMeter | None = None,
     ) -> None:
         self.plan, self.board, self.requested, self.failed = plan, board, requested, failed
         self.name = uuid.uuid4().hex[:12]
@@ -64,9 +74,10 @@ class AnswerWorker:
         self.inside: dict[str, Inside] = {}
         self.done = self.tokens = 0
         self.works = False
+        self.stop: StageStopped | None = None
         self.reasons: Counter[str] = Counter()
         began = time.monotonic()
-        self.engine = start_engine(plan.engine, plan.model, plan.scheme, plan.ask)
+        self.engine = start_engine(plan.engine, plan.model, plan.scheme, plan.ask, meter)
         self.started = self.moved = self.shown = time.monotonic()
         self.start_s = self.started - began
 
@@ -93,6 +104,7 @@ class AnswerWorker:
         Raises:
             EngineStopped: the engine is gone, or has finished no answer for `stalled_s` seconds.
             TooManyFailed: more answers have failed than may, whatever the others will be.
+            StageStopped: no engine can answer; what was on its way has come and is written.
         """
         self.moved = time.monotonic()
         waiting = asyncio.gather(*works)
@@ -102,6 +114,10 @@ class AnswerWorker:
                 self.parts.flush_old()
                 self._check_moving()
                 await self._show()
+            if self.stop is not None:
+                self.parts.flush()
+                await asyncio.sleep(2 * TICK_S)  # Ray ends the other workers with this one: let them write theirs
+                raise self.stop
             return waiting.result()
         finally:
             waiting.cancel()
@@ -133,7 +149,7 @@ class AnswerWorker:
 
     def _check_moving(self) -> None:
         stalled_s = self.plan.engine.replicas.stalled_s
-        if time.monotonic() - self.moved > stalled_s:
+        if not self.engine.never_hangs and time.monotonic() - self.moved > stalled_s:
             raise EngineStopped(f"it finished no answer for {stalled_s:g} s (engine.replicas.stalled_s)")
 
     async def _show(self) -> None:
@@ -143,6 +159,8 @@ class AnswerWorker:
         self.shown = time.monotonic()
         speed = self.tokens / (self.shown - self.started)
         figures = {"tokens/s": round(speed, 1), "failed": self.reasons.total()}
+        if self.engine.spent is not None:
+            figures["spent"] = self.engine.spent
         try:
             newest = await self.board.put.remote(self.name, self.done, None, figures)
         except Exception:  # the board's node may fail, which must not end the work
@@ -169,12 +187,22 @@ class AnswerWorker:
         return reply
 
     async def _answer(self, ask: Ask, owner: dict[str, Any]) -> Reply:
+        """Ask until an answer can be used, as often as may be. What was paid for is written even if the stage stops."""
+        replies: list[Reply] = []
         for tried in range(self.plan.ask.retries + 1):
-            reply = await self._reply(replace(ask, seed=ask.seed + tried, tried=tried))
-            row = answer_row(reply, self.plan.scheme)
-            if row["reason"] is None or row["reason"].startswith(PROMPT_TOO_LONG):
+            try:
+                replies.append(await self._reply(replace(ask, seed=ask.seed + tried, tried=tried)))
+            except StageStopped as stopped:
+                self.stop = stopped
                 break
-        self._add(row | {"key": ask.key, "tries": tried + 1} | owner)
+            reason = answer_row(replies[-1], self.plan.scheme)["reason"]
+            if reason is None or reason.startswith(PROMPT_TOO_LONG):
+                break
+        if not replies:
+            return NOTHING
+        sums = {name: sum(getattr(reply, name) for reply in replies) for name in TOKENS}
+        reply = replace(replies[-1], billed=any(one.billed for one in replies), **sums)
+        self._add(answer_row(reply, self.plan.scheme) | {"key": ask.key, "tries": len(replies)} | owner)
         self.works, self.moved = True, time.monotonic()
         self.tokens += reply.output_tokens
         return reply
@@ -188,7 +216,7 @@ class AnswerWorker:
     async def _reply(self, ask: Ask) -> Reply:
         try:
             return await self.engine.reply(ask)
-        except EngineStopped:
+        except (EngineStopped, StageStopped):
             raise
         except Exception as error:
             return Reply("", None, 0, 0, f"{ENGINE_ERROR}: {type(error).__name__}: {str(error)[:200]}")
@@ -222,6 +250,7 @@ def answer_row(reply: Reply, scheme: Scheme) -> dict[str, Any]:
         "verdict": parsed.verdict,
         "logprobs": reply.logprobs,
         "prompt_tokens": reply.prompt_tokens,
+        "cached_tokens": reply.cached_tokens if reply.billed else None,
         "output_tokens": reply.output_tokens,
         "reason": reply.error or parsed.reason,
     }

@@ -10,6 +10,7 @@ from mpcot.filters import objections
 from mpcot.filters.config import (
     Filter,
     FormFilter,
+    GroundedFilter,
     LabelOnlyFilter,
     LanguageFilter,
     LengthFilter,
@@ -17,14 +18,20 @@ from mpcot.filters.config import (
     RepetitionFilter,
     VerdictFilter,
 )
+from mpcot.filters.grounded import grounded
 from mpcot.filters.near_duplicates import KeptOfPair, KeptOfStage, shingles
+from mpcot.perspectives.perspective import Perspective
 from mpcot.records import NOT_GOLD, NOT_MAJORITY
 from mpcot.schemes.scheme import Scheme
 from mpcot.votes import Wanted
 
 
 class WellFormed(NamedTuple):
-    """A well-formed answer. `wanted` is the verdict to keep; `hinted` says that the prompt gave it away."""
+    """A well-formed answer.
+
+    `wanted` is the verdict to keep, `hinted` says that the prompt gave it away, and `text` is all that is known of
+    query and product.
+    """
 
     pair_id: str
     perspective: str
@@ -32,11 +39,11 @@ class WellFormed(NamedTuple):
     verdict: str
     wanted: Wanted
     hinted: bool = False
+    text: str = ""
 
 
 Step = Callable[[WellFormed], str | None]
 BY_RATIONALE: dict[type, Callable[[Any, str], str | None]] = {
-    FormFilter: objections.form,
     LengthFilter: objections.length,
     RepetitionFilter: objections.repetition,
 }
@@ -45,8 +52,8 @@ BY_RATIONALE: dict[type, Callable[[Any, str], str | None]] = {
 class Chain:
     """The filters of one stage. Its answers must come sorted by pair, perspective and sample."""
 
-    def __init__(self, filters: Sequence[Filter], scheme: Scheme) -> None:
-        self.scheme = scheme
+    def __init__(self, filters: Sequence[Filter], scheme: Scheme, perspectives: Sequence[Perspective] = ()) -> None:
+        self.scheme, self.perspectives = scheme, perspectives
         self.remember: list[Callable[[WellFormed], None]] = []
         self.steps = [_mentions_hint, *map(self._step, filters)]
 
@@ -64,8 +71,26 @@ class Chain:
             return self._near_duplicate(settings)
         if isinstance(settings, VerdictFilter):
             return _wrong_verdict
+        if isinstance(settings, GroundedFilter):
+            ungrounded = grounded(settings)
+            return lambda answer: ungrounded(answer.rationale, answer.text)
+        if isinstance(settings, FormFilter):
+            return self._form(settings)
         objection = _objection(settings, self.scheme)
         return lambda answer: objection(answer.rationale)
+
+    def _form(self, settings: FormFilter) -> Step:
+        copies = {
+            p.name: objections.copy_of([p.question, p.short, *(example.rationale for example in p.examples)])
+            for p in self.perspectives
+        }
+
+        def form(answer: WellFormed) -> str | None:
+            found = objections.form(settings, answer.rationale)
+            copy = copies.get(answer.perspective)
+            return copy(answer.rationale) if found is None and copy else found
+
+        return form
 
     def _near_duplicate(self, settings: NearDuplicateFilter) -> Step:
         kept = KeptOfPair(settings) if settings.within == "pair" else KeptOfStage(settings)

@@ -53,6 +53,16 @@ class RepetitionFilter(Settings):
     )
 
 
+class GroundedFilter(Settings):
+    """A number, model name or brand that is neither in the query nor in the product's text nor in your word list."""
+
+    kind: Literal["grounded"] = "grounded"
+    brands: bool = Field(
+        True, description="look at words with a capital letter; turn it off for languages that begin nouns with one"
+    )
+    words_file: str | None = Field(None, description="text file with words and numbers that may always be named")
+
+
 class LabelOnlyFilter(Settings):
     """A rationale that names the label but says nothing about the pair. The word list is English."""
 
@@ -98,6 +108,7 @@ Filter = (
     | FormFilter
     | LengthFilter
     | RepetitionFilter
+    | GroundedFilter
     | LabelOnlyFilter
     | LanguageFilter
     | NearDuplicateFilter
@@ -120,8 +131,9 @@ def _once(filters: tuple[Filter, ...]) -> tuple[Filter, ...]:
 
 
 Step = Annotated[Filter, Field(discriminator="kind")]
-Name = Literal["verdict", "form", "length", "repetition", "label_only", "language", "near_duplicate"]
+Name = Literal["verdict", "form", "length", "repetition", "grounded", "label_only", "language", "near_duplicate"]
 Filters = Annotated[
     tuple[Step, ...], BeforeValidator(_named, json_schema_input_type=tuple[Name | Step, ...]), AfterValidator(_once)
 ]
-DEFAULT: tuple[Filter, ...] = (RepetitionFilter(), VerdictFilter())
+# A wrong verdict comes before the others, so that such an answer can still be a bad example for DPO.
+DEFAULT: tuple[Filter, ...] = (RepetitionFilter(), VerdictFilter(), FormFilter(), LengthFilter(), GroundedFilter())

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import tomllib
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ Objection = Callable[[str], str | None]
 FILLER = Path(__file__).parent / "filler.toml"
 PHRASE_LOOP = re.compile(r"(\b\w[\w ,']{8,}?)(?:\W+\1){2,}", re.IGNORECASE)
 WORD_LOOP = re.compile(r"\b(\w+)(?:\W+\1\b){3,}", re.IGNORECASE)
-MARKUP = re.compile(r"```|</?[a-zA-Z|][^<>]*>|\*\*|^\s*[#*-]\s")
+MARKUP = re.compile(r"```|</?[a-zA-Z|][^<>]*>|\*\*|^\s*(?:[#*-]|\d+[.)])\s", re.MULTILINE)
 STOP = r"[.!?…。！？]['\"”’»)\]]*"
 SENTENCE_END = re.compile(STOP + "$")
 WORD = re.compile(r"\w+")
@@ -28,6 +29,7 @@ MENTION_OF_HINT = re.compile(
     r"\bhint|\b(told|given|provided|stated|correct|right) (verdict|label|answer)\b", re.IGNORECASE
 )
 REPEATED_WORDS = 3
+COPIED = 0.6  # the least share of the pairs of neighbouring words that are those of the prompt
 
 
 def words_of(text: str) -> list[str]:
@@ -36,7 +38,7 @@ def words_of(text: str) -> list[str]:
 
 
 def form(step: FormFilter, rationale: str) -> str | None:
-    """Object to markup, to a second verdict inside the rationale, and to an end in mid-sentence."""
+    """Object to markup and lists, to a second verdict inside the rationale, and to an end in mid-sentence."""
     if VERDICT in rationale:
         return "form: a verdict within the rationale"
     if MARKUP.search(rationale):
@@ -44,6 +46,18 @@ def form(step: FormFilter, rationale: str) -> str | None:
     if step.whole_sentences and not SENTENCE_END.search(rationale):
         return "form: ends in mid-sentence"
     return None
+
+
+def copy_of(sources: Sequence[str]) -> Objection:
+    """Object to a rationale that mostly repeats one of `sources`: the question, or an example about another pair."""
+    known = [frozenset(pairwise(words_of(source))) for source in sources if source]
+
+    def objection(rationale: str) -> str | None:
+        said = list(pairwise(words_of(rationale)))
+        copied = any(sum(pair in own for pair in said) >= COPIED * len(said) for own in known)
+        return "form: a copy of the prompt" if said and copied else None
+
+    return objection
 
 
 def hint(rationale: str) -> str | None:

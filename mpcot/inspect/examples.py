@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from cluster.base.tables import rows_of
+from mpcot.asking.prompts import EVERYTHING, pair_text
+from mpcot.details import details
 from mpcot.inspect.read_answers import texts_of
 
 Row = dict[str, Any]
 REASONS_SHOWN = 8
 ANSWERS_PER_REASON = 2
+PAIRS_LOOKED_AT = 500  # for what is not grounded
 
 
 def in_turn(pairs: pd.DataFrame, wanted: int) -> list[str]:
@@ -70,8 +75,17 @@ def examples(answers: pd.DataFrame, folder: Path, perspectives: Sequence[str], w
     return found
 
 
+def looked_at(answers: pd.DataFrame, folder: Path, perspectives: Sequence[str]) -> tuple[list[Row], dict[str, str]]:
+    """Return the answers about some pairs, with texts, and all that is known of these pairs, by their ids."""
+    ids = sorted(answers["pair_id"].unique())[:PAIRS_LOOKED_AT]
+    rows = pq.read_table(folder.parent / "1-pairs" / "pairs.parquet", filters=pc.field("pair_id").isin(ids))
+    known = {row["pair_id"]: pair_text(row, EVERYTHING) for row in rows.to_pylist()}
+    return texts_of(folder, perspectives, ids), known
+
+
 def _shown(pair: Row) -> Row:
-    return {name: pair[name] for name in ("pair_id", "query", "title", "brand", "label", "split")}
+    plain = {name: pair[name] for name in ("pair_id", "query", "title", "brand", "label", "split")}
+    return plain | {"details": details(pair)}
 
 
 def _pair(pair: Row, answers: list[Row], perspectives: Sequence[str]) -> Row:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from mpcot.asking.failure_reasons import kind_of
+from mpcot.filters.config import GroundedFilter
+from mpcot.filters.grounded import grounded
 from mpcot.inspect.read_answers import OUTCOMES
 
 BINS = 24
@@ -117,6 +119,18 @@ def reasons(answers: pd.DataFrame, outcome: str) -> dict[str, int]:
     shown = {str(reason): int(n) for reason, n in ranked.iloc[:MOST_REASONS].items()}
     rest = int(ranked.iloc[MOST_REASONS:].sum())
     return shown | ({f"{len(ranked) - MOST_REASONS} other reasons": rest} if rest else {})
+
+
+def ungrounded(texts: Iterable[Mapping[str, Any]], known: Mapping[str, str]) -> dict[str, int]:
+    """Return how many rationales were looked at, and how many name what neither query nor product has.
+
+    Args:
+        texts: answers with `pair_id` and `rationale`.
+        known: all that is known of query and product, by pair id.
+    """
+    look = grounded(GroundedFilter())
+    said = [look(row["rationale"], known[row["pair_id"]]) for row in texts if row["rationale"] and row["verdict"]]
+    return {"looked_at": len(said), "ungrounded": sum(found is not None for found in said)}
 
 
 def hinted(answers: pd.DataFrame) -> dict[str, int] | None:

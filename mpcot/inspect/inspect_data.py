@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cluster.base.errors import UsageError
 from cluster.base.stage_folder import read_json, read_manifest
-from mpcot.config import AnswerSettings, PerspectiveSettings
+from mpcot.asking.meter import usage_said
+from mpcot.config import ASKING, AnswerSettings, PerspectiveSettings
 from mpcot.inspect import figures
-from mpcot.inspect.examples import examples
+from mpcot.inspect.examples import examples, looked_at
 from mpcot.inspect.findings import findings
 from mpcot.inspect.read_answers import read_answers
 from mpcot.schemes.scheme import Scheme, load_scheme
@@ -26,15 +27,16 @@ class Kind:
     filtered: str
 
 
+TITLES = {"sft+dpo": "Judgements after DPO", "sft": "Judgements after SFT", "none": "Judgements"}
 KINDS = {
     "2-rationales": Kind("rationales", "First rationales", "kept", "filtered"),
     "4-samples": Kind("samples", "Samples after SFT", "kept", "filtered"),
-    "7-judgements": Kind("judge", "Judgements after DPO", "right", "wrong"),
+    "7-judgements": Kind("judge", "Judgements", "right", "wrong"),
 }
 
 
 def collect(run_dir: Path, wanted: int) -> dict[str, Any]:
-    """Return what there is to show of the stages 2, 4 and 7 of a run, and which of them are missing.
+    """Return what there is to show of those of the stages 2, 4 and 7 that a run has, and which are missing.
 
     Args:
         wanted: the most pairs to show as samples, and as conflicts, of each stage.
@@ -46,17 +48,29 @@ def collect(run_dir: Path, wanted: int) -> dict[str, Any]:
     if not saved.is_file():
         raise UsageError(f"{run_dir} is not a run folder: it has no config.json")
     config = read_json(saved)
-    missing = {stage: _missing(run_dir / stage) for stage in KINDS if read_manifest(run_dir / stage) is None}
-    if len(missing) == len(KINDS):
+    tuning = config["teacher"].get("tuning", "sft+dpo")
+    kinds = {
+        name: replace(kind, title=TITLES[tuning]) if kind.section == "judge" else kind
+        for name, kind in KINDS.items()
+        if kind.section in ASKING[tuning]
+    }
+    missing = {stage: _missing(run_dir / stage) for stage in kinds if read_manifest(run_dir / stage) is None}
+    if len(missing) == len(kinds):
         said = ", ".join(f"{stage} {why}" for stage, why in missing.items())
         raise UsageError(
-            f"{run_dir} holds no finished answers of the teacher: {said}. Run at least up to the rationales: "
-            f"broadfast run CONFIG.toml --to rationales --out {run_dir}"
+            f"{run_dir} holds no finished answers of the teacher: {said}. Run at least up to the first of them: "
+            f"broadfast run CONFIG.toml --to {next(iter(kinds)).partition('-')[2]} --out {run_dir}"
         )
     scheme = load_scheme(config["labels"]["scheme"])
     names = PerspectiveSettings(**config["perspectives"]).names
-    stages = [_stage(run_dir / stage, scheme, names, wanted) for stage in KINDS if stage not in missing]
-    shown = {"name": config["name"], "model": config["teacher"]["model"], "scheme": scheme.model_dump(mode="json")}
+    stages = [
+        _stage(run_dir / stage, kind, scheme, names, wanted) for stage, kind in kinds.items() if stage not in missing
+    ]
+    shown = {
+        "name": config["name"],
+        "model": config.get("engine", {}).get("model") or config["teacher"]["model"],
+        "scheme": scheme.model_dump(mode="json"),
+    }
     return shown | {"perspectives": list(names), "missing": missing, "stages": stages}
 
 
@@ -64,8 +78,7 @@ def _missing(folder: Path) -> str:
     return "has begun but not finished" if folder.is_dir() else "has not been run"
 
 
-def _stage(folder: Path, scheme: Scheme, names: tuple[str, ...], wanted: int) -> dict[str, Any]:
-    kind = KINDS[folder.name]
+def _stage(folder: Path, kind: Kind, scheme: Scheme, names: tuple[str, ...], wanted: int) -> dict[str, Any]:
     manifest = read_manifest(folder)
     assert manifest is not None, "the caller looked"
     asked = manifest["settings"].get(kind.section, {})
@@ -78,6 +91,7 @@ def _stage(folder: Path, scheme: Scheme, names: tuple[str, ...], wanted: int) ->
         "words": {"kept": kind.kept, "filtered": kind.filtered},
         "seconds": manifest["seconds"],
         "finished": manifest["finished"],
+        "usage": usage_said(used) if (used := manifest["figures"].get("usage")) else None,
         "limits": {"min_chars": ask.min_chars, "max_chars": ask.max_chars},
         "samples_per_pair": ask.samples,
         "counts": figures.counts(answers),
@@ -89,5 +103,6 @@ def _stage(folder: Path, scheme: Scheme, names: tuple[str, ...], wanted: int) ->
         "lengths": figures.lengths(answers, names),
         "reasons": {outcome: figures.reasons(answers, outcome) for outcome in ("filtered", "failed")},
     }
+    found["grounded"] = figures.ungrounded(*looked_at(answers, folder, names))
     found["findings"] = findings(found, ask, kind.section)
     return found | examples(answers, folder, names, wanted)

@@ -50,8 +50,13 @@ def _headline(stage: Mapping[str, Any]) -> Text:
         majority = accuracy["majority"]
         said += f" Verdicts are right on {percent(accuracy['all'])} (always {majority['label']}: "
         said += f"{percent(majority['share'])})."
+    if grounds := stage["grounded"]["looked_at"]:
+        share = percent(stage["grounded"]["ungrounded"] / grounds)
+        said += f" Of {grounds:,} rationales, {share} name what neither query nor product has."
     if stage["hinted"]:
         said += f" Hinted, not counted: {stage['hinted']['kept']:,} of {stage['hinted']['asked']:,} kept."
+    if stage["usage"]:
+        said += f" Billed: {stage['usage']}."
     return Text(said)
 
 

@@ -1,4 +1,4 @@
-"""Stage 1: makes pairs from the rows of the source, splits them by query, and takes over its seed rationales.
+"""Stage 1: makes pairs from the rows of the source, splits them by query, and takes over its seeds and judgements.
 
 Every row of the source ends in `pairs.parquet` or, with a reason, in `failed.parquet`.
 """
@@ -13,14 +13,18 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.base.errors import UserError
-from cluster.base.stage_folder import StageFolder, digest
+from cluster.base.stage_folder import StageFolder
 from cluster.base.tables import write_table
+from mpcot.config import GivenPairsStage
+from mpcot.pairs.given_judgements import write_given
+from mpcot.pairs.ids import pair_id, query_id
+from mpcot.pairs.overrides import correct, read_overrides
 from mpcot.pairs.splits import LABELLED, QuerySplits, split_queries, unit_hash
 from mpcot.records import FAILED_ROW, PAIR, SEED, SPLITS
 from mpcot.schemes.scheme import Scheme, load_scheme
 from mpcot.sources.clean_rows import SourceRows, failed_json, reason_of
 from mpcot.sources.config import CatalogueSource, PairsStage, SplitSettings
-from mpcot.sources.open_source import preflight, read_source
+from mpcot.sources.open_source import cleaning_of, preflight, read_source
 
 Row = dict[str, Any]  # the columns KEYS of a source row, then query_id and pair_id
 HELD_OUT = "unlabelled row of a held-out query"
@@ -28,10 +32,10 @@ KEYS = ["source_row", "query", "product_id", "locale", "label", "split", "error"
 
 
 def run(config: PairsStage, folder: StageFolder) -> None:
-    """Read the source, and write pairs, seeds and failed rows.
+    """Read the source, and write pairs, seeds, judgements and failed rows.
 
     Raises:
-        UserError: the source cannot be read, too many rows failed, or a query is in two splits.
+        UserError: the source cannot be read, too many rows failed, a query is in two splits, or no judgement fits.
     """
     scheme = load_scheme(config.labels.scheme)
     source = read_source(config.source, scheme)
@@ -39,6 +43,7 @@ def run(config: PairsStage, folder: StageFolder) -> None:
     if not rows:
         raise UserError(f"source: {_where(config)} has no rows. Check the file and source.locales")
     _identify(rows)
+    corrected = _corrected(rows, config, scheme)
     _fail_duplicates(rows)
     _settle_failed(config, source.rows, rows, folder)
     _assign_splits(rows, config.split, config.seed)
@@ -52,7 +57,15 @@ def run(config: PairsStage, folder: StageFolder) -> None:
     _check_ledger(len(rows), pairs, failed)
     counts = {"read": len(rows), "pairs": len(pairs), "failed": len(failed), "seeds": len(seeds)}
     counts |= {split: sum(row["split"] == split for row in pairs) for split in SPLITS}
-    folder.finish(counts, _figures(pairs, failed, refused, scheme))
+    figures = _figures(pairs, failed, refused, scheme)
+    if source.judgements is not None:
+        assert isinstance(config, GivenPairsStage), "the table of stages has it so where source.judgements is set"
+        ids = {row["pair_id"] for row in pairs}
+        given, figures["judgements"] = write_given(source.judgements, ids, config.perspectives.names, folder.path)
+        counts |= given
+    if corrected is not None:
+        counts["corrected"], figures["overrides"] = corrected["changed"], corrected
+    folder.finish(counts, figures)
 
 
 def check(config: PairsStage) -> None:
@@ -71,16 +84,6 @@ def plan_rows(config: PairsStage) -> int | None:
     return source.pairs if isinstance(source, CatalogueSource) else source.limit
 
 
-def query_id(locale: str, query: str) -> str:
-    """Return the id of a query. Case makes no difference."""
-    return digest(["query", locale, query.casefold()])
-
-
-def pair_id(locale: str, query: str, product_id: str) -> str:
-    """Return the id of a pair: 16 hex digits. The case of the query makes no difference."""
-    return digest(["pair", locale, query.casefold(), product_id])
-
-
 def _where(config: PairsStage) -> str:
     return str(getattr(config.source, "path", config.source.kind))
 
@@ -90,6 +93,13 @@ def _identify(rows: Iterable[Row]) -> None:
         if not row["error"]:
             row["query_id"] = query_id(row["locale"], row["query"])
             row["pair_id"] = pair_id(row["locale"], row["query"], row["product_id"])
+
+
+def _corrected(rows: list[Row], config: PairsStage, scheme: Scheme) -> dict[str, Any] | None:
+    """Put corrected labels in the place of the source's own; return what became of them, or None without any."""
+    if config.source.overrides is None:
+        return None
+    return correct(rows, read_overrides(config.source.overrides, cleaning_of(config.source, scheme)))
 
 
 def _fail_duplicates(rows: Iterable[Row]) -> None:

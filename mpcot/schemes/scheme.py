@@ -14,19 +14,28 @@ SCHEMES = Path(__file__).parent
 
 
 class Label(Settings):
-    """A label: its code in data and verdicts, its meaning for the prompt, and its gain in NDCG."""
+    """A label: its code in data and verdicts, its meaning for the prompt, and its gain in NDCG.
+
+    `guide` says at more length when the label applies and when another one does.
+    """
 
     code: str
     name: str
     meaning: str
+    guide: str = ""
     gain: float
     relevant: bool
 
 
 class Scheme(Settings):
-    """The labels, the most relevant first. The id of a label is its position in `labels`."""
+    """The labels, the most relevant first. The id of a label is its position in `labels`.
+
+    `order` says in which order to decide, and `silent` what to do where the product's text does not say.
+    """
 
     name: str
+    order: str = ""
+    silent: str = ""
     labels: tuple[Label, ...]
 
     @model_validator(mode="after")

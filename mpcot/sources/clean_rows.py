@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
-import re
-import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from mpcot.records import texts
+from mpcot.records import ATTRIBUTES, texts
+from mpcot.sources.clean_texts import NOISE, TEXT_LIMIT, attribute_map, bullets_text, clean_text, plain_text
 
 TITLE_LIMIT = 2_000  # characters; a longer title comes from a broken row
 QUERY_LIMIT = 500
-DESCRIPTION_LIMIT = 2_000  # a longer description is cut
 FAILED_ROW_LIMIT = 2_000  # characters of a failed row that are kept
 
 # `source_row` counts the rows of the source from 0. `error` is set if a row cannot become a pair, as "reason" or
@@ -24,8 +21,10 @@ FAILED_ROW_LIMIT = 2_000  # characters of a failed row that are kept
 ROW = pa.schema(
     [
         pa.field("source_row", pa.int64(), nullable=False),
-        *texts("query?", "product_id?", "locale?", "title?", "brand?", "description?"),
+        *texts("query?", "product_id?", "locale?", "title?", "brand?", "description?", "bullets?"),
+        ATTRIBUTES,
         *texts("label?", "split?", "error?", "raw?"),
+        pa.field("ratings", pa.list_(pa.string())),
     ]
 )
 
@@ -37,16 +36,14 @@ SPLIT_NAMES = {
     "test": "test", "unlabelled": "unlabelled", "unlabeled": "unlabelled",
 }  # fmt: skip
 
-# Control characters other than white space, zero-width marks and lone surrogates.
-_NOISE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff\u200b\u2060-\u2064\ud800-\udfff\ufffe\uffff]")
-
 
 @dataclass(frozen=True)
 class SourceRows:
-    """All rows of a source (`ROW`) and its seed rationales (`SOURCE_SEED`), if it has any."""
+    """All rows of a source (`ROW`), and its seed rationales (`SOURCE_SEED`) and judgements, if it has any."""
 
     rows: pa.Table
     seeds: pa.Table | None = None
+    judgements: pa.Table | None = None
 
 
 @dataclass(frozen=True)
@@ -59,44 +56,20 @@ class Cleaning:
     locales: frozenset[str] | None = None
 
 
-def clean_text(value: Any) -> str | None:
-    """Return `value` as NFC text without control characters and with single spaces, or None if nothing is left."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bytes):  # some writers of parquet do not mark text as text
-        value = value.decode("utf-8", errors="replace")
-    text = unicodedata.normalize("NFC", _NOISE.sub("", str(value)))
-    return " ".join(text.split()) or None
-
-
-def describe(*parts: Any) -> str | None:
-    """Join description, bullet points and attributes into one text of at most `DESCRIPTION_LIMIT` characters.
-
-    A mapping becomes "key: value; key: value", and each entry of a list is a part. Empty parts are left out.
-    """
-    flat = (one for p in parts for one in (p if isinstance(p, list | tuple) else [p]))
-    texts = (_attributes(p) if isinstance(p, Mapping) else clean_text(p) for p in flat)
-    text = " ".join(text for text in texts if text)
-    return text[:DESCRIPTION_LIMIT].rstrip() or None
-
-
-def _attributes(mapping: Mapping[str, Any]) -> str:
-    pairs = ((clean_text(key), clean_text(value)) for key, value in mapping.items())
-    return "; ".join(f"{key}: {value}" for key, value in pairs if key and value)
-
-
 def make_row(source_row: int, raw: Mapping[str, Any], cleaning: Cleaning, error: str | None = None) -> dict[str, Any]:
     """Return a row of the schema `ROW` from a row of the source that has our column names."""
-    plain = ("query", "product_id", "title", "brand")
-    row: dict[str, Any] = {name: clean_text(raw.get(name)) for name in plain}
+    row: dict[str, Any] = {name: clean_text(raw.get(name)) for name in ("query", "product_id")}
+    row |= {name: plain_text(raw.get(name)) for name in ("title", "brand")}
     row["locale"] = (clean_text(raw.get("locale")) or cleaning.default_locale).lower()
-    row["description"] = describe(raw.get("description"), raw.get("bullets"))
-    if colour := clean_text(raw.get("colour")):
-        row["description"] = describe(f"colour: {colour};", row["description"])
+    row["description"] = plain_text(raw.get("description"), TEXT_LIMIT)
+    row["bullets"] = bullets_text(raw.get("bullets"))
+    try:
+        row["attributes"] = _attributes(raw)
+    except ValueError as wrong:
+        error = error or f"attributes not a JSON object: {wrong}"
     label = clean_text(raw.get("label"))
     row["label"] = cleaning.label_map.get(label, label) if label else None
+    row["ratings"] = _ratings(raw.get("ratings"), cleaning.label_map)
     split = clean_text(raw.get("split"))
     row["split"] = SPLIT_NAMES.get(split.lower(), split) if split else None
     row["source_row"], row["error"] = source_row, error or _problem(row, cleaning.codes)
@@ -104,6 +77,18 @@ def make_row(source_row: int, raw: Mapping[str, Any], cleaning: Cleaning, error:
     if row["error"]:
         row["title"], row["query"] = (row["title"] or "")[:TITLE_LIMIT], (row["query"] or "")[:QUERY_LIMIT]
     return row
+
+
+def _ratings(given: Any, label_map: Mapping[str, str]) -> list[str] | None:
+    """Return the labels that several people gave, from a list or from a text such as `3; 2; 3`."""
+    each = given if isinstance(given, list) else (clean_text(given) or "").split(";")
+    labels = (clean_text(one) for one in each)
+    return [label_map.get(label, label) for label in labels if label] or None
+
+
+def _attributes(raw: Mapping[str, Any]) -> dict[str, str] | None:
+    given = attribute_map(raw.get("attributes")) or {}
+    return (attribute_map({"colour": raw.get("colour")}) or {}) | given or None
 
 
 def _problem(row: Mapping[str, Any], codes: tuple[str, ...]) -> str | None:
@@ -116,6 +101,8 @@ def _problem(row: Mapping[str, Any], codes: tuple[str, ...]) -> str | None:
             return f"{name} too long: {len(row[name])} characters, limit {limit}"
     if row["label"] is not None and row["label"] not in codes:
         return f"unknown label: {row['label'][:50]!r}, the scheme has {', '.join(codes)}"
+    if odd := [rating for rating in row["ratings"] or () if rating not in codes]:
+        return f"unknown rating: {odd[0][:50]!r}, the scheme has {', '.join(codes)}"
     if row["split"] is not None and row["split"] not in SPLIT_NAMES.values():
         return f"unknown split: {row['split'][:50]!r}"
     return None
@@ -125,7 +112,7 @@ def failed_json(raw: Mapping[str, Any]) -> str:
     """Return a failed row as JSON of at most `FAILED_ROW_LIMIT` characters."""
     given = {key: value for key, value in raw.items() if value is not None}
     short = {key: value[:300] if isinstance(value, str) else value for key, value in given.items()}
-    return _NOISE.sub("", json.dumps(short, ensure_ascii=False, default=str))[:FAILED_ROW_LIMIT]
+    return NOISE.sub("", json.dumps(short, ensure_ascii=False, default=str))[:FAILED_ROW_LIMIT]
 
 
 def rows_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:

@@ -10,7 +10,9 @@ from cluster.config import Settings
 
 # Our names for the columns of a pair; the keys of `TableSource.columns`.
 REQUIRED = ("query", "product_id", "title")
-COLUMNS = (*REQUIRED, "label", "locale", "brand", "description", "bullets", "colour", "split")
+COLUMNS = (
+    *REQUIRED, "label", "locale", "brand", "description", "bullets", "attributes", "colour", "split", "ratings",
+)  # fmt: skip
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -26,6 +28,10 @@ class AnySource(Settings):
 
     label_map: dict[str, str] = Field({}, description="which label of the source is which code of the scheme")
     max_failed_share: Share = Field(0.2, description="the stage stops if a larger share of the rows fails")
+    judgements: str | None = Field(
+        None, description="file of verdicts and rationales per perspective, which the teacher is not asked for"
+    )
+    overrides: str | None = Field(None, description="file of corrected labels, as `broadfast audit --import` writes it")
 
 
 class CatalogueSource(AnySource):

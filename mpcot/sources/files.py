@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from cluster.base.errors import UserError
 from mpcot.sources import joined
-from mpcot.sources.clean_rows import SOURCE_SEED, Cleaning, SourceRows, clean_text, make_row, rows_table
+from mpcot.sources.clean_rows import SOURCE_SEED, Cleaning, SourceRows, make_row, rows_table
+from mpcot.sources.clean_texts import clean_text
 from mpcot.sources.config import COLUMNS, REQUIRED, EsciSource, FileSource, TableSource
 from mpcot.sources.filesets import FileSet, collect, exists, find
 from mpcot.sources.parse_text import PARSE_ERROR

@@ -6,6 +6,7 @@ larger than memory.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -14,13 +15,20 @@ import pyarrow as pa
 
 from cluster.base.tables import wide
 from mpcot.records import texts
-from mpcot.sources.clean_rows import Cleaning, clean_text, describe, make_row, rows_table
+from mpcot.sources.clean_rows import Cleaning, make_row, rows_table
+from mpcot.sources.clean_texts import NOISE, TEXT_LIMIT, bullets_text, clean_text, plain_text
 from mpcot.sources.config import ChorusSource, EsciSource, WandsSource
 from mpcot.sources.filesets import BATCH, FileSet, collect, find
 from mpcot.sources.parse_text import PARSE_ERROR
 
-JUDGED = pa.schema(texts("query?", "product_id?", "locale?", "label?", "split?", "error?", "line?"))
-PRODUCT = pa.schema(texts("product_id?", "locale?", "title?", "brand?", "description?"))
+JUDGED = pa.schema(
+    [
+        *texts("query?", "product_id?", "locale?", "label?", "split?", "error?", "line?"),
+        pa.field("ratings", pa.list_(pa.string())),
+    ]
+)
+# `attributes` is JSON here, as Arrow can join at most 2 GiB of the texts of a map.
+PRODUCT = pa.schema(texts("product_id?", "locale?", "title?", "brand?", "description?", "bullets?", "attributes?"))
 Raw = dict[str, Any]
 
 
@@ -31,8 +39,14 @@ def _to_table(batch: list[Raw], schema: pa.Schema, pick: Callable[[Raw], Raw], k
         if PARSE_ERROR in raw and "error" in schema.names:
             rows.append({"error": raw[PARSE_ERROR], "line": clean_text(raw.get("line") or str(raw))})
         elif PARSE_ERROR not in raw and keep(raw):
-            rows.append({key: clean_text(value) for key, value in pick(raw).items()})
+            rows.append({key: _stored(value) for key, value in pick(raw).items()})
     return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _stored(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return NOISE.sub("", json.dumps(value, ensure_ascii=False, default=str))
+    return [clean_text(one) for one in value] if isinstance(value, list) else clean_text(value)
 
 
 def _all(raw: Raw) -> bool:
@@ -81,14 +95,14 @@ def _esci_judged(raw: Raw) -> Raw:
 
 
 def _esci_product(raw: Raw) -> Raw:
-    colour = raw.get("product_color")
-    attributes = {"colour": colour} if colour else {}
     return {
         "product_id": raw["product_id"],
         "locale": raw["product_locale"],
         "title": raw["product_title"],
         "brand": raw.get("product_brand"),
-        "description": describe(attributes, raw.get("product_description"), raw.get("product_bullet_point")),
+        "description": plain_text(raw.get("product_description"), TEXT_LIMIT),
+        "bullets": bullets_text(raw.get("product_bullet_point")),
+        "attributes": {"colour": raw.get("product_color")},
     }
 
 
@@ -103,24 +117,22 @@ def read_chorus(source: ChorusSource, cleaning: Cleaning) -> pa.Table:
 
 
 def _chorus_judged(raw: Raw) -> Raw:
-    return {"query": raw.get("query"), "product_id": raw.get("product_id"), "label": raw.get("rating")}
+    ratings = {"ratings": raw.get("rater_ratings")}
+    return {"query": raw.get("query"), "product_id": raw.get("product_id"), "label": raw.get("rating")} | ratings
 
 
 def _chorus_product(raw: Raw) -> Raw:
-    given = raw.get("attributes") or {}
-    attributes = {_attribute_name(key): _attribute(value) for key, value in given.items()}
+    given = raw.get("attributes")
+    named = {_attribute_name(key): value for key, value in given.items()} if isinstance(given, Mapping) else None
     return {name: raw.get(name) for name in ("product_id", "title", "brand")} | {
-        "description": describe(raw.get("short_description"), attributes)
+        "description": plain_text(raw.get("short_description"), TEXT_LIMIT),
+        "attributes": clean_text(given) if named is None else named,
     }
 
 
 def _attribute_name(key: str) -> str:
     """Return "product colour" for "t_product_colour": without the prefix for the type, and with spaces."""
     return key.split("_", 1)[-1].replace("_", " ").strip() if key[1:2] == "_" else key
-
-
-def _attribute(value: Any) -> Any:
-    return ("yes" if value else "no") if isinstance(value, bool) else value
 
 
 def read_wands(source: WandsSource, cleaning: Cleaning) -> pa.Table:
@@ -147,13 +159,21 @@ def _wands_judged(raw: Raw, queries: Mapping[str, str]) -> Raw:
 
 
 def _wands_product(raw: Raw) -> Raw:
-    features = (raw.get("product_features") or "").replace("|", "; ").replace(" : ", ": ")
-    attributes = {"class": raw.get("product_class"), "features": features}
     return {
         "product_id": raw.get("product_id"),
         "title": raw.get("product_name"),
-        "description": describe(raw.get("product_description"), attributes),
+        "description": plain_text(raw.get("product_description"), TEXT_LIMIT),
+        "attributes": {"class": raw.get("product_class")} | _wands_features(raw.get("product_features")),
     }
+
+
+def _wands_features(features: Any) -> dict[str, list[str]]:
+    """Return the features by name, from "color : blue|legs : 4"; a name may come more than once, or be missing."""
+    found: dict[str, list[str]] = {}
+    for feature in (clean_text(features) or "").split("|"):
+        name, colon, value = feature.partition(" : ")
+        found.setdefault(name.strip() if colon else "features", []).append(value if colon else name)
+    return found
 
 
 def _one_locale(files: FileSet, shop: FileSet, picks: Any, limit: int | None, cleaning: Cleaning) -> pa.Table:
@@ -171,7 +191,7 @@ def _join(judged: pa.Table, items: pa.Table, on: tuple[str, ...], cleaning: Clea
     for place, key in enumerate(zip(*(items[name].to_pylist() for name in on), strict=True)):
         places.setdefault(key, place)
     found = [places.get(key) for key in zip(*(judged[name].to_pylist() for name in on), strict=True)]
-    texts = wide(items.select(["title", "brand", "description"])).combine_chunks()
+    texts = wide(items.select(["title", "brand", "description", "bullets", "attributes"])).combine_chunks()
     tables = []
     for start in range(0, len(found), BATCH):  # texts come again for each judgement
         here = found[start : start + BATCH]

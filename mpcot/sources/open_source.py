@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mpcot.schemes.scheme import Scheme
+from mpcot.sources.catalogue.source import LOCALE as CATALOGUE_LOCALE
 from mpcot.sources.catalogue.source import read_catalogue
 from mpcot.sources.clean_rows import Cleaning, SourceRows
 from mpcot.sources.config import CatalogueSource, SourceSettings
@@ -14,24 +17,39 @@ def preflight(source: SourceSettings) -> None:
     Raises:
         UserError: a path does not exist or cannot be opened.
     """
-    if isinstance(source, CatalogueSource):
-        return
-    from mpcot.sources.filesets import check_path
+    for name in ("path", "seeds", "judgements", "overrides"):
+        if path := getattr(source, name, None):
+            from mpcot.sources.filesets import check_path
 
-    check_path(source.path, "source.path")
-    if source.seeds:
-        check_path(source.seeds, "source.seeds")
+            check_path(path, f"source.{name}")
+
+
+def cleaning_of(source: SourceSettings, scheme: Scheme) -> Cleaning:
+    """Return what cleaning needs to know of the source and the label scheme."""
+    if isinstance(source, CatalogueSource):
+        return Cleaning(scheme.codes, source.label_map, CATALOGUE_LOCALE)
+    locales = None if source.locales is None else frozenset(name.lower() for name in source.locales)
+    return Cleaning(scheme.codes, source.label_map, source.default_locale.lower(), locales)
 
 
 def read_source(source: SourceSettings, scheme: Scheme) -> SourceRows:
-    """Read every row of the source. A row is cleaned or has an error.
+    """Read every row of the source and of its judgements. A row is cleaned or has an error.
 
     Raises:
         UserError: a path does not exist, a column is missing, the encoding is wrong, or there are no rows.
     """
+    cleaning, found = _read(source, scheme)
+    if source.judgements is None:
+        return found
+    from mpcot.sources.judgement_file import read_judgements
+
+    return replace(found, judgements=read_judgements(source.judgements, cleaning))
+
+
+def _read(source: SourceSettings, scheme: Scheme) -> tuple[Cleaning, SourceRows]:
+    cleaning = cleaning_of(source, scheme)
     if isinstance(source, CatalogueSource):
-        return read_catalogue(source, Cleaning(scheme.codes, source.label_map, "us"))
+        return cleaning, read_catalogue(source, cleaning)
     from mpcot.sources.files import read_files  # loads pyarrow's file systems, which the catalogue does not need
 
-    locales = None if source.locales is None else frozenset(name.lower() for name in source.locales)
-    return read_files(source, Cleaning(scheme.codes, source.label_map, source.default_locale.lower(), locales))
+    return cleaning, read_files(source, cleaning)

@@ -59,6 +59,8 @@ LIMIT_OF_FIELD = {
     "title": "title_chars",
     "brand": "title_chars",
     "description": "description_chars",
+    "bullets": "description_chars",
+    "attributes": "attributes",
 }
 # A document of `/v1/rerank` is a text or an object, and pydantic puts which of them it is into the field's path.
 DOCUMENT_KINDS = ("string", "object")
@@ -76,6 +78,8 @@ def limit_of(error: dict[str, Any]) -> str | None:
         return None
     if "documents" in error["loc"] and error["loc"][-1] in ("string", "text", "title"):
         return "document_chars"
+    if "attributes" in error["loc"][:-1]:
+        return "description_chars"
     return LIMIT_OF_FIELD.get(str(error["loc"][-1]))
 
 

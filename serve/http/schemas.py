@@ -136,6 +136,8 @@ class ProductInput(BaseModel):
     title: NotBlank
     brand: str | None = None
     description: str | None = None
+    bullets: str | None = None
+    attributes: dict[str, str] | None = None
 
 
 class QueryInput(BaseModel):
@@ -181,6 +183,11 @@ def request_types(limits: LimitSettings) -> tuple[type[ScoreInput], type[QueryIn
         title=(NotBlank, Field(min_length=1, max_length=limits.title_chars)),
         brand=(str | None, Field(None, max_length=limits.title_chars)),
         description=(str | None, Field(None, max_length=limits.description_chars)),
+        bullets=(str | None, Field(None, max_length=limits.description_chars)),
+        attributes=(
+            dict[str, Annotated[str, Field(max_length=limits.description_chars)]] | None,
+            Field(None, max_length=limits.attributes, description="names and values"),
+        ),
     )
     bounded: dict[str, Any] = {
         "query": (NotBlank, Field(min_length=1, max_length=limits.query_chars)),

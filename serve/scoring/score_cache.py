@@ -46,4 +46,5 @@ class ScoreCache:
 
 def key_of(request: ScoreInput, product: ProductInput) -> Hashable:
     """Return what an answer depends on."""
-    return request.query, request.explain, product.title, product.brand, product.description
+    texts = product.title, product.brand, product.description, product.bullets
+    return request.query, request.explain, texts, tuple((product.attributes or {}).items())

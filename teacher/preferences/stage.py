@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster.base.errors import UserError
 from cluster.base.stage_folder import StageFolder
 from cluster.base.tables import read_table, write_table
-from mpcot.asking.prompts import answer, messages, render
-from mpcot.perspectives.perspective import load_perspectives
+from mpcot.asking.prompts import answer
+from mpcot.audit.disputes import find_disputes
+from mpcot.judgements import judge_pairs
+from mpcot.perspectives.perspective import JOINT, joint, load_perspectives
 from mpcot.records import NOT_GOLD, PREFERENCE
 from mpcot.schemes.scheme import load_scheme
 from teacher.config import PreferenceStage
+from teacher.fitting import Fitting
 from teacher.model import load_tokenizer
 from teacher.preferences.conflicts import Candidate, Preference, conflicts, gold_probability
 from teacher.preferences.reference_logprobs import SIDES, score_preferences
+from teacher.sft import prompt_of
 
 ANSWER_COLUMNS = ["pair_id", "perspective", "sample", "rationale", "verdict", "logprobs", "reason", "hinted"]
 
@@ -29,6 +35,10 @@ def run(config: PreferenceStage, folder: StageFolder) -> None:
     pairs = {p["pair_id"]: p for p in read_table(folder.input("1-pairs") / "pairs.parquet").to_pylist()}
     gold = {pair_id: pair["label"] for pair_id, pair in pairs.items()}
     samples = list(candidates(folder.input("4-samples"), ("kept", "filtered"), gold, config))
+    disputed: set[str] = (
+        disputed_pairs(folder.input("4-samples"), gold, config) if config.preferences.skip_disputed else set()
+    )
+    samples = [c for c in samples if c.pair_id not in disputed or c.verdict == gold[c.pair_id]]
     found = conflicts(samples, fallback_candidates(config, folder, gold), gold, config.preferences, config.seed)
     if not found and config.preferences.when_empty == "stop":
         right = sum(gold[c.pair_id] == c.verdict for c in samples)
@@ -38,7 +48,10 @@ def run(config: PreferenceStage, folder: StageFolder) -> None:
             'preferences.when_empty = "skip".'
         )
     model = str((folder.input("3-sft") / "model").resolve())
-    table = preference_table(found, pairs, config, model)
+    fitting = Fitting(load_tokenizer(model), config.dpo.max_tokens)
+    table = preference_table(found, pairs, config, fitting)
+    fits = set(table["preference_id"].to_pylist())
+    found = [preference for preference in found if preference.id in fits]
     if len(table):
         table = score_preferences(table, model, config, folder.path)
     write_table(folder.path / "preferences.parquet", table)
@@ -49,6 +62,9 @@ def run(config: PreferenceStage, folder: StageFolder) -> None:
         "labels": dict(Counter(gold[p.chosen.pair_id] for p in found)),
         "chosen_perspectives": dict(Counter(p.chosen.perspective for p in found)),
         "rejected_perspectives": dict(Counter(p.rejected.perspective for p in found)),
+        "left_out": dict(fitting.left_out),
+        "cut": dict(fitting.cut),
+        "disputed_pairs": len(disputed),
     }
     folder.finish(counts, figures)
 
@@ -70,6 +86,19 @@ def candidates(
             yield Candidate(**row)
 
 
+def disputed_pairs(stage: Path, gold: dict[str, Any], config: PreferenceStage) -> set[str]:
+    """Return the pairs whose gold label the samples of all perspectives dispute with confidence."""
+    scheme = load_scheme(config.labels.scheme)
+    columns = [name for name in ANSWER_COLUMNS if name != "hinted"]
+    tables = [read_table(stage / f"{name}.parquet") for name in ("kept", "filtered")]
+    rows = pa.concat_tables(table.filter(pc.invert(table["hinted"])).select(columns) for table in tables)
+    rows = rows.filter(pc.or_kleene(pc.is_null(rows["reason"]), pc.equal(rows["reason"], NOT_GOLD)))
+    # A verdict that is not gold is no reason to pass over an answer here: it is what a dispute is made of.
+    rows = rows.set_column(rows.column_names.index("reason"), "reason", pa.nulls(len(rows), pa.string()))
+    judged = judge_pairs(rows.to_pylist(), config.perspectives.names, scheme)
+    return {dispute.pair_id for dispute in find_disputes(judged, gold, scheme).found}
+
+
 def fallback_candidates(config: PreferenceStage, folder: StageFolder, gold: dict[str, Any]) -> Iterator[Candidate]:
     """Yield right answers from elsewhere, for pairs that no sample got right, as `preferences.fallback` says."""
     if "rationales" in config.preferences.fallback:
@@ -86,21 +115,33 @@ def seed_candidates(pairs: Path, perspectives: Sequence[str]) -> Iterator[Candid
             yield Candidate(**row, sample=-1, gold_probability=None)
 
 
-def preference_table(found: list[Preference], pairs: dict[str, Any], config: PreferenceStage, model: str) -> pa.Table:
-    """Return the preferences as text; their reference log-probabilities are still empty."""
-    perspectives = {p.name: p for p in load_perspectives(config.perspectives)}
-    scheme, tokenizer, form = load_scheme(config.labels.scheme), load_tokenizer(model), config.samples
+def preference_table(
+    found: list[Preference], pairs: dict[str, Any], config: PreferenceStage, fitting: Fitting
+) -> pa.Table:
+    """Return the preferences as text; their reference log-probabilities are still empty.
 
-    def prompt(candidate: Candidate) -> str:
-        pair, perspective = pairs[candidate.pair_id], perspectives[candidate.perspective]
-        return render(tokenizer, messages(pair, perspective, scheme, form.few_shot, form.description_chars))
+    Prompts are shortened to what fits, and a preference of which one side cannot fit is left out.
+    """
+    asked = load_perspectives(config.perspectives)
+    perspectives = {p.name: p for p in (joint(asked), *asked)}
+    write = partial(prompt_of, fitting.tokenizer, load_scheme(config.labels.scheme), config.samples)
+    shared = config.preferences.prompt != "own"
+
+    def prompt(pair_id: str, perspective: str, said: str) -> str | None:
+        return fitting.prompt(pairs[pair_id], said, partial(write, perspectives[perspective]))
 
     rows = []
     for p in found:
         row = {"preference_id": p.id, "pair_id": p.chosen.pair_id, "split": pairs[p.chosen.pair_id]["split"]}
         for side, candidate in zip(SIDES, (p.chosen, p.rejected), strict=True):
             row[f"{side}_perspective"] = candidate.perspective
-            row[f"{side}_prompt"] = prompt(candidate)
             row[side] = answer(candidate.rationale, candidate.verdict)
+            question = {"own": candidate.perspective, "rejected": p.rejected.perspective, "joint": JOINT}
+            row[f"{side}_prompt"] = prompt(candidate.pair_id, question[config.preferences.prompt], row[side])
+        prompts = [row["chosen_prompt"], row["rejected_prompt"]]
+        if None in prompts:
+            continue
+        if shared:  # equation 7 of DPO follows only for one prompt; what fits beside the longer answer fits both
+            row["chosen_prompt"] = row["rejected_prompt"] = min(prompts, key=len)
         rows.append(row)
     return pa.Table.from_pylist(rows, PREFERENCE)

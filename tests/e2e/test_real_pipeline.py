@@ -142,8 +142,8 @@ def url(run_dir: Path) -> Iterator[str]:
 
 
 def test_the_served_student_answers_as_the_trained_one(run_dir: Path, url: str) -> None:
-    from distill.student.calibration import scaled
     from distill.student.model import read_student_config
+    from mpcot.temperature import scaled
     from serve.on_ray.running_service import score_once
 
     pairs = {row["pair_id"]: row for row in table(run_dir, "1-pairs/pairs.parquet")}

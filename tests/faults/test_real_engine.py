@@ -43,7 +43,9 @@ CONFIG = RationaleStage(
     engine=VllmEngine(
         max_model_len=512, max_num_seqs=8, enforce_eager=True, replicas=Replicas(cpus=2, pairs_per_task=2, flush_rows=4)
     ),
-    rationales=RationaleSettings(max_tokens=48, max_chars=120, retries=0, max_failed_share=1),
+    rationales=RationaleSettings(
+        guide="short", description_chars=0, max_tokens=48, max_chars=120, retries=0, max_failed_share=1
+    ),
 )
 
 pytestmark = [

@@ -27,7 +27,7 @@ CONFIG = {
 
 def pairs() -> list[dict[str, Any]]:
     """Eight pairs; a title is markup, another one very long."""
-    fixed: dict[str, Any] = {"locale": "us", "brand": None, "description": None}
+    fixed: dict[str, Any] = {"locale": "us", "brand": None, "attributes": {"shade": SCRIPT}}
     titles = {0: SCRIPT, 1: "a lamp with a very long name " * 12}
     return [
         fixed

@@ -1,12 +1,14 @@
 """A made-up but consistent run folder, small enough to write in a second: what the report's tests read.
 
 Answers follow simple rules over the pair's number n, so that every figure can be worked out by hand:
-the teacher's vote is wrong where n % 6 == 0, the LRKD student where n % 4 == 0, labels only where n % 3 == 0.
+the teacher's vote is wrong where n % 6 == 0, the LRKD student where n % 4 == 0, labels only where n % 3 == 0. Where n
+is odd, three people rated the pair and one of them gave another label.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,6 @@ from cluster.base.tables import write_table
 from distill.config import PolyExtractor, StudentConfig
 from distill.lrkd import PREDICTION
 from distill.report.config import ReportSettings, ReportStage
-from distill.report.report_data import STAGES
 from distill.student.model import build_student, load_tokenizer
 from mpcot.config import PerspectiveSettings
 from mpcot.records import FAILED_ROW, JUDGEMENT, PAIR, SEED, SORTED
@@ -26,6 +27,10 @@ from mpcot.schemes.scheme import load_scheme
 from mpcot.sources.config import LabelSettings
 from tests.helpers.tiny_bert import tiny_bert
 
+STAGES = (
+    "1-pairs", "2-rationales", "3-sft", "4-samples", "5-preferences", "6-dpo", "7-judgements", "8-targets", "9-student",
+    "10-export",
+)  # fmt: skip
 CODES = ("E", "S", "C", "I")
 NAMES = ("intent", "attributes", "rules")
 QUERIES = {"train": 10, "dev": 3, "test": 6}
@@ -42,9 +47,9 @@ def report_stage(samples: int = 5) -> ReportStage:
     )
 
 
-def report_folder(run_dir: Path) -> StageFolder:
-    """The folder that stage 11 writes, with all it may read declared."""
-    return StageFolder(run_dir, "11-report", {}, dict.fromkeys(STAGES, "made-up"))
+def report_folder(run_dir: Path, stages: Sequence[str] = STAGES) -> StageFolder:
+    """The folder that stage 11 writes, with the stages that it may read declared."""
+    return StageFolder(run_dir, "11-report", {}, dict.fromkeys(stages, "made-up"))
 
 
 def another(code: str, step: int = 1) -> str:
@@ -57,7 +62,7 @@ def pairs() -> list[dict[str, Any]]:
     rows = []
     for split, queries in QUERIES.items():
         for _ in range(queries * PRODUCTS):
-            n = len(rows)
+            n, label = len(rows), CODES[len(rows) % PRODUCTS]
             rows.append(
                 {
                     "pair_id": f"p{n:03}",
@@ -68,8 +73,9 @@ def pairs() -> list[dict[str, Any]]:
                     "title": f"blue lamp {n} {SCRIPT if n % PRODUCTS == 0 else 'with a long name ' * 6}",
                     "brand": "Mug" if n % 2 else None,
                     "description": None,
-                    "label": CODES[n % PRODUCTS],
+                    "label": label,
                     "split": split,
+                    "ratings": [label, label, another(label)] if n % 2 else None,
                 }
             )
     return rows

@@ -21,6 +21,14 @@ accuracy = 0.7
 failure_share = 0.05
 replicas = {{ pairs_per_task = 4, flush_rows = 4 }}
 
+[rationales]
+guide = "short"
+description_chars = 0
+
+[judge]
+guide = "short"
+description_chars = 0
+
 [sft]
 tuning = {{ kind = "lora", rank = 4, alpha = 8 }}
 held_out_share = 0.2
@@ -36,6 +44,8 @@ checkpoint_every_steps = 2
 
 [samples]
 samples = 2
+guide = "short"
+description_chars = 0
 
 [preferences]
 per_pair = 2

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -26,6 +27,7 @@ from mpcot.rationales import run_rationales
 from mpcot.records import ANSWER, SORTED
 from mpcot.schemes.scheme import load_scheme
 from mpcot.sources.config import CatalogueSource, LabelSettings, PairsStage
+from tests.helpers.generation_run import PATIENCE_S, workers
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 NAMES = PerspectiveSettings().names
@@ -167,6 +169,7 @@ def test_too_many_failures_stop_the_stage_and_keep_the_answers(shop: Path, llama
     assert "rationales" in str(said.value)
     assert not (tmp_path / "2-rationales" / MANIFEST).exists()
     assert read_table(tmp_path / "2-rationales" / "answers").num_rows > 0
+    assert not psutil.wait_procs(workers(), timeout=PATIENCE_S)[1], "they keep their place on the cluster"
 
 
 def test_an_empty_split_says_so(shop: Path, llama_folder: Path, tmp_path: Path) -> None:

@@ -9,8 +9,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
-
 from serve.on_ray.running_service import score_once
 from tests.helpers.free_port import free_port
 from tests.helpers.report_run import write_export
@@ -31,9 +29,9 @@ ray.shutdown()
 """
 
 
-@pytest.mark.parametrize("ingress", ["ray", "haproxy"])
-def test_requests_in_flight_are_answered_after_sigterm(tmp_path, ingress):
-    export = write_export(tmp_path / "export", tmp_path / "bert")
+def answered_after_sigterm(ingress: str, folder: Path) -> None:
+    """Start a service behind this ingress, end it while it has requests, and look whether it answered them all."""
+    export = write_export(folder / "export", folder / "bert")
     port = free_port()
     command = [sys.executable, "-c", SERVER, str(export), str(port), ingress]
     root = Path(__file__).parents[2]
@@ -57,3 +55,12 @@ def test_requests_in_flight_are_answered_after_sigterm(tmp_path, ingress):
         assert "drained" in rest
     finally:
         server.kill()
+
+
+def test_requests_in_flight_are_answered_after_sigterm(tmp_path: Path) -> None:
+    """Both kinds of ingress at a time: each waits for the most part."""
+    ingresses = ("ray", "haproxy")
+    with ThreadPoolExecutor(len(ingresses)) as pool:
+        services = [pool.submit(answered_after_sigterm, ingress, tmp_path / ingress) for ingress in ingresses]
+        for service in services:
+            service.result()

@@ -44,7 +44,7 @@ from workflows.gpu_plan.work import (
     student_work,
     target_work,
 )
-from workflows.stages import Stage
+from workflows.stages import Stage, stage_asks
 
 Batched = PreferenceSettings | TargetSettings
 
@@ -108,7 +108,7 @@ def _generation(config: RunConfig, fleet: Fleet, stage: Stage) -> StagePlan:
     engine = config.engine
     if not isinstance(engine, VllmEngine):
         return StagePlan(stage.name, engine.replicas.max, engine.replicas.gpus, Memory(reserve=0), "scripted answers")
-    ask: AnswerSettings = getattr(config, {"judgements": "judge"}.get(stage.short, stage.short))
+    ask = stage_asks(config, stage)
     model = model_size("teacher.model", config.teacher.model)
     width, each = weight_bytes(engine.dtype), round(stage.need(config).gpus / engine.replicas.min)
     copies = min(engine.replicas.max, fleet.nodes * (fleet.gpus_per_node // each))

@@ -10,10 +10,12 @@ from cluster.base.errors import UserError
 from cluster.base.progress import console
 from cluster.gpus.memory import GB, RESERVE, find_gpu
 from cluster.gpus.speed import FORMULAS
+from mpcot.asking.engines.config import OpenAiEngine
 from workflows.config import RunConfig
 from workflows.dry_run import marked
 from workflows.gpu_plan.plan import Fleet, StagePlan, plan_stages
-from workflows.stages import Stage
+from workflows.gpu_plan.work import billed
+from workflows.stages import Stage, asks, stage_asks
 
 STAGE = Column("stage", no_wrap=True)
 MEMORY = (
@@ -33,6 +35,10 @@ def print_gpu_plan(
         UsageError: the table does not contain the GPU.
     """
     fleet = Fleet(find_gpu(gpu), nodes, gpus_per_node, pairs)
+    for stage in stages:
+        if asks(config, stage) and isinstance(config.engine, OpenAiEngine):
+            said = billed(config, stage_asks(config, stage), pairs).said()
+            console().print(f"{stage.name}: {said}", highlight=False)
     plans = plan_stages(config, fleet, stages)
     if not plans:
         raise UserError(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from mpcot.asking.engines.config import OpenAiEngine
+from mpcot.asking.estimate import Estimate
 from mpcot.config import AnswerSettings, SortedSettings
 from workflows.config import RunConfig
 
 CHARS_PER_TOKEN = 4
-PAIR_TOKENS = 200  # an assumption for system text, query and title
-QUESTION_TOKENS = 40  # an assumption for a perspective's question, and for query and title of a worked example
+SYSTEM_TOKENS = {"full": 400, "short": 100}  # an assumption for the system text, by `guide`
+PAIR_TOKENS = 100  # an assumption for query, title and the template
+QUESTION_TOKENS = 100  # an assumption for a perspective's question with its rules, and for a worked example's pair
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ def prompt_tokens(ask: AnswerSettings) -> int:
 
 
 def _pair_tokens(ask: AnswerSettings) -> int:
-    return PAIR_TOKENS + ask.description_chars // CHARS_PER_TOKEN
+    return SYSTEM_TOKENS[ask.guide] + PAIR_TOKENS + ask.description_chars // CHARS_PER_TOKEN
 
 
 def split_sizes(config: RunConfig, pairs: int) -> dict[str, int]:
@@ -58,6 +61,14 @@ def generated(config: RunConfig, ask: AnswerSettings, pairs: int) -> int:
     if isinstance(ask, SortedSettings) and ask.hinted_retry:
         asked += pairs_asked(config, ask.model_copy(update={"splits": ("train",)}), pairs)
     return asked * len(config.perspectives.names)
+
+
+def billed(config: RunConfig, ask: AnswerSettings, pairs: int) -> Estimate:
+    """Return what a generation asks of an engine behind an address, and what that costs."""
+    assert isinstance(config.engine, OpenAiEngine)
+    answers = generated(config, ask, pairs)
+    tokens = answers * prompt_tokens(ask), answers * answer_tokens(ask)
+    return Estimate(answers, *tokens, config.engine.price_per_million)
 
 
 def sft_work(config: RunConfig, pairs: int) -> Work:

@@ -15,6 +15,9 @@ from mpcot.schemes.scheme import Scheme
 class Scripted:
     """Answers by rule, a given share of them right. Each answer depends only on its key and seed."""
 
+    never_hangs = False
+    spent: float | None = None
+
     def __init__(self, engine: ScriptedEngine, scheme: Scheme) -> None:
         self.engine, self.scheme = engine, scheme
         self.asked = 0
@@ -30,7 +33,7 @@ class Scripted:
         wrong = [c for c in codes if c != ask.gold]
         verdict = str(ask.gold) if right else wrong[other % len(wrong)]
         question = ask.chat[-1]["content"].splitlines()
-        rationale = f"{question[0]} was compared with {question[1]}: remark {draw % 997}."
+        rationale = f"{question[0]} was compared with {question[1]}: remark {_letters(draw)}."
         logprobs = [-0.2 if code == verdict else -2.5 for code in codes]
         return Reply(answer(rationale, verdict), logprobs, 60, 20)
 
@@ -50,3 +53,8 @@ class Scripted:
             raise EngineStopped(f"its processes are gone after {script.stops_after} answers")
         if script.stops_on and any(script.stops_on in message["content"] for message in ask.chat):
             raise EngineStopped(f"its processes are gone since it was asked about {script.stops_on!r}")
+
+
+def _letters(draw: int) -> str:
+    """Return a word of three letters; a number would not be grounded in the pair."""
+    return f"{draw % 997:03d}".translate(str.maketrans("0123456789", "abcdefghij"))

@@ -11,7 +11,8 @@ from mpcot.asking.engines.engine import Ask, EngineStopped, Reply
 from mpcot.asking.failure_reasons import too_long
 from mpcot.asking.parsing import LabelTokens
 from mpcot.asking.prompt_length import longest_that_fits
-from mpcot.asking.prompts import Message, answer_regex, render
+from mpcot.asking.prompts import Message, answer_regex
+from mpcot.asking.rendering import end_of_thought, render
 from mpcot.config import AnswerSettings, VllmEngine
 from mpcot.schemes.scheme import Scheme
 
@@ -56,6 +57,8 @@ def engine_environment(engine: VllmEngine, gpu: bool, cores: list[int], shared_n
     threads spin while they wait for each other; replicas that share a node take as many threads as they ask for.
     """
     shared = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    # The form is ours and no attack: where other processes take the cores, its 5 s are too few, and no answer comes.
+    shared |= {"VLLM_REGEX_COMPILATION_TIMEOUT_S": "600"}
     if gpu:
         return shared
     shared |= {"VLLM_CPU_KVCACHE_SPACE": str(engine.cpu_kv_cache_gib), "VLLM_TARGET_DEVICE": "cpu"}
@@ -90,6 +93,9 @@ def temperature_of(ask: AnswerSettings, tried: int) -> float:
 class Vllm:
     """vLLM's asynchronous engine."""
 
+    never_hangs = False
+    spent: float | None = None
+
     def __init__(self, engine: VllmEngine, model: str, scheme: Scheme, ask: AnswerSettings) -> None:
         gpu = engine.replicas.gpus > 0
         shared_node = engine.replicas.max > 1
@@ -104,6 +110,7 @@ class Vllm:
         self.limit = engine.prompt_tokens(ask)
         self.regex = answer_regex(scheme, ask.min_chars, ask.max_chars)
         self.ask, self.gpu = ask, gpu
+        self.thinking = engine.thinking_tokens if engine.thinking == "on" else 0
         arguments = AsyncEngineArgs(**engine_arguments(engine, model, gpu))
         # In the class for many prompts at once it prefills more of them in a step than in the one for a server.
         self.engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
@@ -114,7 +121,30 @@ class Vllm:
         return sampling(self.ask, self.regex, self.labels.all, own, ask.tried)
 
     def _encode(self, chat: list[Message]) -> Sequence[int]:
-        return self.tokenizer.encode(render(self.tokenizer, chat), add_special_tokens=False)
+        return self.tokenizer.encode(render(self.tokenizer, chat, self.thinking > 0), add_special_tokens=False)
+
+    async def _think(self, prompt: Sequence[int], ask: Ask) -> tuple[Sequence[int], int]:
+        """Let the model think. Return the prompt with its thoughts, ended, and how many tokens it wrote."""
+        from vllm.inputs import TokensPrompt
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        end = end_of_thought(str(self.tokenizer.decode(list(prompt[-16:]))))
+        closing = self.tokenizer.encode(f"\n{end}\n\n", add_special_tokens=False)
+        freely = SamplingParams(
+            temperature=temperature_of(self.ask, ask.tried),
+            top_p=self.ask.top_p,
+            max_tokens=self.thinking - len(closing),
+            seed=self._sampling(ask).seed,
+            stop=[end],
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        final = None
+        asked = TokensPrompt(prompt_token_ids=list(prompt))
+        async for output in self.engine.generate(asked, freely, f"{ask.key}-{ask.seed}-thoughts"):
+            final = output
+        assert final is not None
+        thought = self.tokenizer.encode(final.outputs[0].text.rstrip(), add_special_tokens=False)
+        return [*prompt, *thought[: freely.max_tokens], *closing], len(final.outputs[0].token_ids)
 
     async def reply(self, ask: Ask) -> Reply:
         prompt = self._encode(ask.chat)
@@ -127,9 +157,11 @@ class Vllm:
         from vllm.inputs import TokensPrompt
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        final = None
+        final, thoughts = None, 0
         request = f"{ask.key}-{ask.seed}"
         try:
+            if self.thinking:
+                prompt, thoughts = await self._think(prompt, ask)
             asked = TokensPrompt(prompt_token_ids=list(prompt))
             async for output in self.engine.generate(asked, self._sampling(ask), request):
                 final = output
@@ -140,4 +172,5 @@ class Vllm:
         known = [{i: p.logprob for i, p in step.items()} for step in said.logprobs or []]
         logprobs = self.labels.logprobs(list(zip(said.token_ids, known, strict=False)))
         error = "too long: the answer met max_tokens" if said.finish_reason == "length" else None
-        return Reply(said.text, logprobs, len(prompt), len(said.token_ids), error, final.num_cached_tokens or 0)
+        written = thoughts + len(said.token_ids)
+        return Reply(said.text, logprobs, len(prompt) - thoughts, written, error, final.num_cached_tokens or 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 
 from cluster.base.errors import UserError
@@ -32,13 +34,14 @@ def read_catalogue(source: CatalogueSource, cleaning: Cleaning) -> SourceRows:
     return SourceRows(rows_table(rows), pa.Table.from_pylist(seeds, schema=SOURCE_SEED))
 
 
-def _raw(pair: Pair) -> dict[str, str]:
+def _raw(pair: Pair) -> dict[str, Any]:
     return {
         "query": pair.query.text,
         "product_id": pair.product.product_id,
         "title": pair.product.title,
         "brand": pair.product.brand,
         "description": pair.product.description,
+        "attributes": pair.product.shown,
         "label": pair.judgement.label,
         "locale": LOCALE,
     }

@@ -39,7 +39,10 @@ class Category:
 
 @dataclass(frozen=True)
 class Product:
-    """One product. `attributes` may have brand, model, feature, size and colour; `fits` is (host, brand, model)."""
+    """One product. `attributes` may have brand, model, feature, size and colour; `fits` is (host, brand, model).
+
+    `shown` holds attributes under the names that the shop gives them.
+    """
 
     product_id: str
     type: str
@@ -48,6 +51,7 @@ class Product:
     attributes: dict[str, str] = field(hash=False)
     fits: tuple[str, str, str] | None = None
     description: str = ""
+    shown: dict[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def brand(self) -> str:
@@ -109,8 +113,9 @@ def _hosts(category: Category, rng: random.Random) -> Iterator[dict[str, Any]]:
                 "title": _host_title(category.name, brand, model, variant, rng),
                 "purpose": category.purpose,
                 "attributes": {"brand": brand, "model": model, **variant},
-                "description": f"{category.name.capitalize()} to {category.purpose}. "
-                + "; ".join(f"{category.names[slot]}: {value}" for slot, value in variant.items()),
+                "description": f"{category.name.capitalize()} to {category.purpose}.",
+                "shown": {"type": category.name, "model": model}
+                | {category.names[slot]: value for slot, value in variant.items()},
             }
 
 
@@ -132,14 +137,15 @@ def _parts(category: Category, brands: tuple[str, ...], rng: random.Random) -> I
             for colour in rng.sample(part.colours, min(2, len(part.colours))) or [""]:
                 # Half of the parts have the host's brand, so that the title's words alone do not decide the label.
                 brand = host_brand if rng.random() < 0.5 else rng.choice(brands)
-                attributes = {"brand": brand} | ({"colour": colour} if colour else {})
+                variant = {"colour": colour} if colour else {}
                 yield {
                     "type": part.name,
                     "title": _part_title(part.name, brand, f"{host_brand} {model}", colour, rng),
                     "purpose": part.purpose,
-                    "attributes": attributes,
+                    "attributes": {"brand": brand, **variant},
                     "fits": (category.name, host_brand, model),
                     "description": f"To {part.purpose}. Fits the {host_brand} {model} {category.name} only.",
+                    "shown": {"type": part.name, "made for": f"{host_brand} {model}", **variant},
                 }
 
 

@@ -15,12 +15,12 @@ from cluster.config import TrainSettings
 from distill import export, lrkd
 from distill.config import ExportSettings, ExportStage, MlpExtractor, StudentSettings, StudentStage
 from distill.metrics import evaluate
-from distill.student.calibration import scaled
 from distill.student.model import Student, load_tokenizer, read_student_config
 from distill.student.predict import predict
 from distill.student.rationale_index import AT_A_TIME, RationaleIndex
 from mpcot.config import PerspectiveSettings
 from mpcot.sources.config import LabelSettings
+from mpcot.temperature import scaled
 from serve.config import ServeSettings
 from serve.scoring.scorer import Scorer
 

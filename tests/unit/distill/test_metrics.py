@@ -9,10 +9,13 @@ import pytest
 from distill.metrics import (
     calibration_error,
     evaluate,
+    kappa,
     label_metrics,
     majority_baseline,
     ndcg_at,
     paired_bootstrap,
+    per_label,
+    rater_ceiling,
     relevance_auc,
 )
 from mpcot.schemes.scheme import load_scheme
@@ -31,13 +34,40 @@ def test_a_perfect_judge() -> None:
     figures = evaluate(gold, certain(gold), ["q", "q", "r", "r"], ESCI)
     assert figures["accuracy"] == figures["macro_f1"] == figures["auc"] == 1
     assert figures["calibration_error"] == 0 and figures["confusion"] == np.eye(4, dtype=int).tolist()
-    assert figures["ndcg_at_10"] == pytest.approx(1) and figures["per_label"]["C"] == {"pairs": 1, "f1": 1.0}
+    assert figures["ndcg_at_10"] == pytest.approx(1) and figures["kappa"] == 1
+    assert figures["per_label"]["C"] == {"pairs": 1, "f1": 1.0, "over": 0, "under": 0}
 
 
 def test_macro_f1_by_hand() -> None:
     # E: precision 2/3, recall 1 -> 0.8. S: recall 0 -> 0. C and I never occur and do not count.
     figures = label_metrics(["E", "E", "S"], ["E", "E", "E"])
     assert figures == {"accuracy": pytest.approx(2 / 3), "macro_f1": pytest.approx(0.4)}
+
+
+def test_kappa_by_hand() -> None:
+    # Three of four agree. Chance alone gives 1/2 * 3/4 + 1/2 * 1/4 = 1/2, so kappa is (3/4 - 1/2) / (1 - 1/2).
+    assert kappa([YES, YES, NO, NO], [YES, YES, YES, NO]) == pytest.approx(0.5)
+    assert kappa([YES, NO], [NO, YES]) == pytest.approx(-1)
+    assert kappa([YES, YES], [YES, YES]) is None, "with a single label, chance is never wrong"
+
+
+def test_over_and_under_follow_the_order_of_the_scheme() -> None:
+    found = per_label(["S", "S", "S", "S", "E", "I"], ["E", "C", "I", "S", "S", "C"], ESCI)
+    assert {code: (row["over"], row["under"]) for code, row in found.items()} == {
+        "E": (0, 1), "S": (0.25, 0.5), "C": (None, None), "I": (1, 0),
+    }  # fmt: skip
+
+
+def test_one_rater_beside_the_others() -> None:
+    # 2 2 0: each 2 sees one of either label, a half; 0 sees two of 2. Together 1 of 3. 3 3 3 is 3 of 3, 1 0 is none.
+    found = rater_ceiling([["2", "2", "0"], ["3", "3", "3"], ["1", "0"], ["1"], None])
+    assert found == {"pairs": 3, "accuracy": pytest.approx((1 / 3 + 1 + 0) / 3), "kappa": pytest.approx(found["kappa"])}
+    # By label as (others, own): 2 2, 2 0 (twice), 0 2, 3 3, 1 0, 0 1, each with its share of a pair.
+    others = {"2": 1 / 3 + 1 / 3, "0": 1 / 3 + 1 / 2, "3": 1, "1": 1 / 2}
+    own = {"2": 1 / 3 + 1 / 3, "0": 1 / 3 + 1 / 2, "3": 1, "1": 1 / 2}
+    chance = sum(others[code] * own[code] for code in own) / 9
+    assert found["kappa"] == pytest.approx((found["accuracy"] - chance) / (1 - chance))
+    assert rater_ceiling([["1"], None]) is None
 
 
 def test_auc_is_of_relevant_against_not() -> None:

@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster.base.tables import read_table, write_table
 from distill.teaching_rows import RowSettings, StudentRows, combine_targets
 from mpcot.schemes.scheme import load_scheme
+from tests.helpers.tiny_shop import make_run
 
 BINARY = load_scheme("binary")
 YES, NO = BINARY.codes
@@ -60,6 +62,14 @@ def test_rows_join_pairs_with_what_the_teacher_said(run_dir: Path) -> None:
     assert silent["label"] == BINARY.index(YES) and silent["weight"] == 1 and silent["judged"]
     assert silent["verdicts"] == [BINARY.index(YES), -1] and silent["target_mask"].tolist() == [True, False]
     assert silent["targets"][0].tolist() == np.eye(6)[BINARY.index(YES)].tolist()
+
+
+def test_rows_of_a_run_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path)
+    path, before = run_dir / "1-pairs/pairs.parquet", StudentRows(settings(run_dir), ("train",))[0]
+    write_table(path, read_table(path).drop_columns(["bullets", "attributes"]))
+    row = StudentRows(settings(run_dir), ("train",))[0]
+    assert (row["title"], row["bullets"]) == (before["title"], None)
 
 
 def test_a_pair_that_nobody_judged_still_teaches_its_label(run_dir: Path) -> None:

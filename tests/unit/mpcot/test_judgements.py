@@ -63,6 +63,32 @@ def test_the_samples_of_a_perspective_count_as_one_voice() -> None:
     assert found["agreement"] == pytest.approx(1 / 2)
 
 
+def test_without_log_probabilities_the_shares_of_the_samples_stand_for_them() -> None:
+    """One verdict alone is 0.9 sure; with C labels that adds a = 0.1 / (0.9 C - 1) to each count, here 1 / 26."""
+    a = 1 / 26
+    for verdicts, sure in (("E", 0.9), ("EE", (2 + a) / (2 + 4 * a)), ("EES", (2 + a) / (3 + 4 * a))):
+        found = judge([said("intent", v, sample=n) for n, v in enumerate(verdicts)], ("intent",), ESCI)
+        assert found is not None and found["vote"] == "E"
+        assert found["soft"][0] == pytest.approx(sure) and sum(found["soft"]) == pytest.approx(1)
+    assert found["soft"][1] == pytest.approx((1 + a) / (3 + 4 * a)) and found["soft"][2] == pytest.approx(
+        a / (3 + 4 * a)
+    )
+
+
+def test_samples_with_and_without_log_probabilities_count_alike() -> None:
+    answers = [said("intent", "E", [0.6, 0.2, 0.1, 0.1]), said("intent", "S", sample=1)]
+    found = judge(answers, ("intent",), ESCI)
+    assert found is not None and found["soft"] == pytest.approx(
+        [(0.6 + 0.1 / 3) / 2, (0.2 + 0.9) / 2, 0.2 / 3, 0.2 / 3]
+    )
+
+
+def test_who_said_what_is_marked() -> None:
+    answers = [said("intent", "E"), said("rules", "S", origin="people")]
+    found = judge(answers, NAMES, ESCI)
+    assert found is not None and found["origin"] == ["teacher", None, "people"]
+
+
 def test_a_perspective_that_failed_holds_nulls_and_does_not_vote() -> None:
     answers = [said("rules", "C", [0.1, 0.1, 0.7, 0.1]), said("intent", "E", reason="too long")]
     found = judge(answers, NAMES, ESCI)

@@ -22,7 +22,7 @@ from mpcot.votes import Wanted, distribution, majority, wanted_verdicts
 ESCI = load_scheme("esci")
 PAIRS = pa.table(
     {"pair_id": ["g", "u", "n"], "label": ["E", None, None], "split": ["train", "unlabelled", "unlabelled"]}
-)
+).append_column("text", pa.array(["", "", ""]))
 
 
 def answers(**said: str) -> AnsweredPairs:

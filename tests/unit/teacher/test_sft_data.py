@@ -23,6 +23,8 @@ from mpcot.schemes.scheme import load_scheme
 from mpcot.sources.config import LabelSettings
 from teacher.answer_tokens import verdict_tokens
 from teacher.config import Full, SftSettings, SftStage
+from teacher.fitting import Fitting
+from teacher.model import load_tokenizer
 from teacher.sft import EXAMPLE, VOTE, SftTask, cap_labels, check_labels, collect_examples, hold_out, to_sequences
 
 SPLITS = ("train", "dev", "test", "train")
@@ -72,13 +74,17 @@ def stage(model: Path, **changes: Any) -> SftStage:
         labels=LabelSettings(),
         perspectives=PerspectiveSettings(),
         teacher=TeacherSettings(model=str(model)),
-        samples=SampleSettings(),
+        samples=SampleSettings(guide="short", description_chars=0),
         sft=SftSettings(**changes),
     )
 
 
+def fitting(model: Path, max_tokens: int = 1024) -> Fitting:
+    return Fitting(load_tokenizer(str(model)), max_tokens)
+
+
 def test_examples_are_of_training_pairs_and_known_perspectives(folders: tuple[Path, Path], llama_folder: Path) -> None:
-    examples = collect_examples(stage(llama_folder), *folders, str(llama_folder)).to_pylist()
+    examples = collect_examples(stage(llama_folder), *folders, fitting(llama_folder)).to_pylist()
     places = [(e["pair_id"], e["perspective"], e["origin"], e["answer"]) for e in examples]
     assert places == [
         ("p0", "rules", "teacher", "kept 0\nVerdict: E"),
@@ -92,7 +98,7 @@ def test_examples_are_of_training_pairs_and_known_perspectives(folders: tuple[Pa
 def test_the_prompt_is_that_of_the_samples_not_of_the_few_shot_rationales(
     folders: tuple[Path, Path], llama_folder: Path
 ) -> None:
-    prompt = collect_examples(stage(llama_folder), *folders, str(llama_folder))["prompt"][0].as_py()
+    prompt = collect_examples(stage(llama_folder), *folders, fitting(llama_folder))["prompt"][0].as_py()
     assert "Examples" not in prompt and "Query: drill 0\nProduct: drill 0" in prompt
     assert prompt.startswith("<system>") and prompt.endswith("<assistant>")
 
@@ -100,22 +106,22 @@ def test_the_prompt_is_that_of_the_samples_not_of_the_few_shot_rationales(
 def test_what_was_answered_with_a_hint_is_marked_and_learnt_without_it(
     folders: tuple[Path, Path], llama_folder: Path
 ) -> None:
-    plain = collect_examples(stage(llama_folder), *folders, str(llama_folder)).to_pylist()
+    plain = collect_examples(stage(llama_folder), *folders, fitting(llama_folder)).to_pylist()
     answers = [kept("p4", sample=1) | {"hinted": True}, kept("p4"), kept("p0", "rules") | {"hinted": True}]
     write_table(folders[1] / "kept.parquet", pa.Table.from_pylist(answers, SORTED))
-    hinted = collect_examples(stage(llama_folder), *folders, str(llama_folder)).to_pylist()
+    hinted = collect_examples(stage(llama_folder), *folders, fitting(llama_folder)).to_pylist()
     assert [e["origin"] for e in hinted] == ["hinted", "hinted", "teacher", "seed"]
     assert {e["prompt"] for e in hinted} == {e["prompt"] for e in plain}
     assert not any(HINT in e["prompt"] or HINT in e["answer"] for e in hinted)
-    only = collect_examples(stage(llama_folder, origins=("seed",)), *folders, str(llama_folder))
+    only = collect_examples(stage(llama_folder, origins=("seed",)), *folders, fitting(llama_folder))
     assert only["origin"].to_pylist() == ["seed"]
 
 
 def test_origins_and_rows_can_be_bounded(folders: tuple[Path, Path], llama_folder: Path) -> None:
     for origins, count in ((("seed",), 1), (("teacher",), 3)):
-        examples = collect_examples(stage(llama_folder, origins=origins), *folders, str(llama_folder))
+        examples = collect_examples(stage(llama_folder, origins=origins), *folders, fitting(llama_folder))
         assert examples["origin"].to_pylist() == [origins[0]] * count
-    assert len(collect_examples(stage(llama_folder, max_rows=2), *folders, str(llama_folder))) == 2
+    assert len(collect_examples(stage(llama_folder, max_rows=2), *folders, fitting(llama_folder))) == 2
 
 
 def examples(verdicts: str, queries: int = 1) -> pa.Table:
@@ -220,9 +226,9 @@ def test_votes_on_unlabelled_pairs_count_by_agreement_where_asked_for(
     write_table(folders[0] / "seeds.parquet", pa.Table.from_pylist([seed("p4"), seed("p8")], SEED))
     answers = [kept("p4"), kept("p8") | {"weight": 0.5}, kept("p8", "rules") | {"weight": 0.5}]
     write_table(folders[1] / "kept.parquet", pa.Table.from_pylist(answers, SORTED))
-    plain = collect_examples(stage(llama_folder), *folders, str(llama_folder))
+    plain = collect_examples(stage(llama_folder), *folders, fitting(llama_folder))
     assert [(e["pair_id"], e["origin"]) for e in plain.to_pylist()] == [("p4", "teacher"), ("p4", "seed")]
-    more = collect_examples(stage(llama_folder, use_unlabelled=True), *folders, str(llama_folder))
+    more = collect_examples(stage(llama_folder, use_unlabelled=True), *folders, fitting(llama_folder))
     found = [(e["pair_id"], e["origin"], e["weight"]) for e in more.to_pylist()]
     assert found == [("p4", "teacher", 1.0), ("p4", "seed", 1.0), ("p8", VOTE, 0.5), ("p8", VOTE, 0.5)]
     assert to_sequences(more, 8)["weights"].to_pylist() == [[1.0, 1.0], [0.5, 0.5]]

@@ -23,7 +23,7 @@ from mpcot.asking.worker import AnswerWorker
 from tests.helpers.small_run import small_config, small_models
 from workflows import runner
 from workflows.config import RunConfig, load_config
-from workflows.stages import STAGES, find_stage
+from workflows.stages import STAGES, find_stage, stages_of
 
 
 async def unread(*news: Any) -> dict[str, Any]:
@@ -36,7 +36,7 @@ QUICK = ("1-pairs", "2-rationales", "3-sft", "4-samples", "5-preferences", "6-dp
 
 
 def answer_here(
-    plan: generate.GenerationPlan, shared: SharedFolder, label: str, counts: tuple[int, int, int]
+    plan: generate.GenerationPlan, folder: Path, shared: SharedFolder, label: str, counts: tuple[int, int, int]
 ) -> dict[str, float]:
     """What the Ray Data actors do, one batch after the other in this process."""
     files = shared.child(generate.MISSING)
@@ -93,7 +93,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
 
 
 def make(config: RunConfig, run_dir: Path, name: str, models: Path) -> None:
-    stage = find_stage(name)
+    stage = find_stage(name, stages_of(config))
     folder = runner.stage_folder(config, run_dir, stage)
     folder.path.mkdir(parents=True)
     if name in TRAINED:

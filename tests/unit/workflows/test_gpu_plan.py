@@ -67,9 +67,11 @@ def test_a_context_without_room_for_a_prompt_is_refused() -> None:
 def test_lengths_are_the_longest_that_the_settings_allow() -> None:
     settings = config()
     assert answer_tokens(settings.judge) == 1600 // 4 + 8
-    assert prompt_tokens(settings.judge) == 200 + 40 + 1000 // 4
-    assert prompt_tokens(settings.rationales) == 490 + 2 * (40 + 408)
-    assert sft_work(settings, 1000).tokens == 450 + 3 * (40 + 408)
+    assert prompt_tokens(settings.judge) == 400 + 100 + 100 + 1000 // 4
+    assert prompt_tokens(settings.rationales) == 850 + 2 * (100 + 408)
+    assert sft_work(settings, 1000).tokens == 750 + 3 * (100 + 408)
+    short = settings.judge.model_copy(update={"guide": "short", "description_chars": 0})
+    assert prompt_tokens(short) == 100 + 100 + 100
     assert sft_work(config("sft.answers_per_sequence=1"), 1000).rows == 3 * sft_work(settings, 1000).rows
 
 

@@ -44,8 +44,8 @@ def test_a_default_is_that_of_the_section_which_has_it() -> None:
     assert setting(find("sft.train"), "learning_rate").default == "5e-05"
     assert setting(find("dpo.train"), "learning_rate").default == "5e-06"
     assert setting(find("sft.tuning", "lora"), "rank").default == "16"
-    assert setting(find("samples"), "filters").default == '["repetition", "verdict"]'
-    assert setting(find("teacher"), "model").default == REQUIRED
+    assert setting(find("samples"), "filters").default == '["repetition", "verdict", "form", "length", "grounded"]'
+    assert setting(find("source", "esci"), "path").default == REQUIRED
     assert setting(find("cluster"), "address").default == "empty"
 
 

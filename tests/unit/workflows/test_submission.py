@@ -21,10 +21,10 @@ OUT = Path("/shared/runs/demo")
 
 
 def test_the_job_is_the_same_run_with_the_repository_around_it() -> None:
-    job = plan_submission(ROOT / DEMO, ["name='a b'", "seed=3"], OUT, "rationales", "sft")
+    job = plan_submission(ROOT / DEMO, ["teacher.model='a b'", "seed=3"], OUT, "rationales", "sft")
     assert shlex.split(job.entrypoint) == [
         *("python", "-m", "workflows.cli", "run", str(DEMO), "--out", str(OUT)),
-        *("--set", "name='a b'", "--set", "seed=3", "--from", "rationales", "--to", "sft"),
+        *("--set", "teacher.model='a b'", "--set", "seed=3", "--from", "rationales", "--to", "sft"),
     ]
     assert job.runtime_env["working_dir"] == str(ROOT)
     assert {"/.venv", "/models", "/runs", "/.git"} <= set(job.runtime_env["excludes"])

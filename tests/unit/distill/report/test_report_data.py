@@ -35,6 +35,20 @@ def test_every_judge_is_measured_on_the_same_test_pairs(report):
     assert found["judges"]["lrkd"]["confusion"][0] == [0, 0, 6, 0]
 
 
+def test_how_labels_are_missed_and_what_one_person_reaches(report):
+    found = report["headline"]
+    sides = {
+        name: {code: (label["over"], label["under"]) for code, label in found["judges"][name]["per_label"].items()}
+        for name in ("teacher", "lrkd")
+    }
+    assert sides["lrkd"] == {"E": (0, 1), "S": (0, 0), "C": (0, 0), "I": (0, 0)}
+    assert sides["teacher"] == {"E": (0, 2 / 6), "S": (0, 0), "C": (0, 2 / 6), "I": (0, 0)}
+    # Gold has each label on a quarter, LRKD has no E: chance gives a quarter.
+    assert found["judges"]["lrkd"]["kappa"] == pytest.approx((0.75 - 0.25) / 0.75)
+    # Of S S C, each S sees one of either label and C sees two of S: 1 of 3. Chance gives 10 / 36.
+    assert found["ceiling"] == {"pairs": 12, "accuracy": pytest.approx(1 / 3), "kappa": pytest.approx(1 / 13)}
+
+
 def test_the_difference_is_lrkd_minus_labels_only(report):
     difference = report["headline"]["differences"]["accuracy"]
     assert difference["difference"] == pytest.approx(2 / 24)

@@ -6,12 +6,15 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 
+from cluster.base.stage_folder import write_json
 from cluster.pages.html import duration, figure, percent, signed, whole
 from distill.report import plots
 from distill.report.report_data import collect
 from distill.report.report_page import draw, render
-from tests.helpers.report_run import report_stage, write_run
+from distill.report.terminal import show_report
+from tests.helpers.report_run import STAGES, report_folder, report_stage, write_run
 
 LATENCY = {
     "single_ms": [3.0, 4.0, 50.0], "p50_ms": 4.0, "p90_ms": 40.0, "p99_ms": 49.0, "batch_pairs": 32,
@@ -46,9 +49,52 @@ def test_the_headline_table_holds_the_numbers(report):
     assert cells["Teacher, vote"][0] == "0.833"
 
 
+def test_kappa_the_ceiling_and_over_rating_are_on_the_page(report):
+    page = render(report)
+    ceiling = re.search(r'<th scope="row">One person, beside the others(.*?)</tr>', page, re.DOTALL)
+    assert ceiling is not None and re.findall(r"<td>(.*?)</td>", ceiling[1])[:3] == ["0.333", "–", "0.077"]
+    missed = page.split('aria-label="Over- and under-rating by label"')[1].split("</table>")[0]
+    row = missed.split('<th scope="row">E ')[1].split("</tr>")[0]
+    assert re.findall(r"<td>(.*?)</td>", row)[:5] == ["6", "0 %", "33 %", "0 %", "100 %"]
+    alone = render(report | {"headline": report["headline"] | {"ceiling": None}})
+    assert "One person" not in alone and "several people" not in alone
+
+
+def test_the_terminal_shows_the_same(report, tmp_path, capsys):
+    write_json(tmp_path / "report.json", report)
+    show_report(tmp_path, Console(width=160))
+    said = re.sub(r"[^\S\n]+", " ", capsys.readouterr().out)
+    assert re.search(r"Student, LRKD . 0.750 . 0.667 . 0.667 .", said)
+    assert re.search(r"One person, beside the others . 0.333 . – . 0.077 .", said)
+    assert re.search(r"gold E . 0 % / 33 % . 0 % / 100 % .", said)
+    assert f"report: {tmp_path / 'report.html'}" in said.replace("\n", "")
+
+
 def test_ids_are_unique_so_that_plots_do_not_share_definitions(report):
     ids = re.findall(r'\bid="([^"]+)"', render(report))
     assert ids and len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize(
+    ("skipped", "models"), [(STAGES[1:6], None), (STAGES[3:6], ["untrained", "SFT"]), ((), ["untrained", "SFT", "DPO"])]
+)
+def test_stages_that_the_run_does_not_have_have_no_section(tmp_path, skipped, models):
+    """A teacher that is not tuned has no rationales; one without DPO is the SFT model in every figure."""
+    write_run(tmp_path)
+    left = [stage for stage in STAGES if stage not in skipped]
+    report = collect(report_stage(), report_folder(tmp_path, left)) | {"latency": LATENCY}
+    page = render(report)
+    assert ("Rationales kept" in page) is ('href="#rationales"' in page) is bool(models)
+    assert [row["stage"] for row in report["stages"]] == left and list(report["answers"]) == [
+        stage for stage in ("2-rationales", "4-samples") if stage in left
+    ]
+    assert set(draw(report)) >= {"headline", "student"} and ("dpo" in draw(report)) is ("6-dpo" in left)
+    assert "No DPO took place" not in page
+    said = re.search(r'<th scope="col" class="of-text">perspective</th>(.*?)</tr>', page)
+    assert (re.findall(">(\\w+)<", said[1]) if said else None) == (models and models * 3)
+    if models == ["untrained", "SFT"]:  # on train the trained teacher is right as often as in the whole report
+        whole = collect(report_stage(), report_folder(tmp_path))["teacher_by_stage"]
+        assert [row["sft"] for row in report["teacher_by_stage"]] == [row["dpo"] for row in whole]
 
 
 def test_what_is_absent_is_not_drawn(tmp_path):

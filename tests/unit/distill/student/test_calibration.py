@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from distill.metrics import calibration_error
-from distill.student.calibration import LEAST, MOST, calibrated, fit_temperature, scaled
+from distill.student.calibration import calibrated
 from mpcot.schemes.scheme import load_scheme
+from mpcot.temperature import LEAST, MOST, fit_temperature, scaled
 
 BINARY = load_scheme("binary")
 YES, NO = BINARY.codes

@@ -21,6 +21,7 @@ from distill.study.data import (
     reopen_data,
 )
 from distill.study.records import Records
+from mpcot.records import PAIR
 from tests.helpers.study_run import shop_run, study_config
 from tests.helpers.tiny_shop import BINARY, NO, YES
 
@@ -156,6 +157,17 @@ def test_the_digest_is_of_content(shop: Path) -> None:
     moved[3]["vectors"][0][2] += 0.5
     write_table(targets, pa.Table.from_pylist(moved, vectors.schema))
     assert content_digest(shop) != before
+
+
+def test_a_run_of_an_earlier_version_has_the_digest_of_its_columns(shop: Path) -> None:
+    pairs = shop / "1-pairs/pairs.parquet"
+    digests = []
+    for text in (None, "bright"):
+        rows = [row | {"bullets": text} for row in read_table(pairs).to_pylist()]
+        for dropped in ([], ["bullets"]):
+            write_table(pairs, pa.Table.from_pylist(rows, PAIR).drop_columns(dropped))
+            digests.append(content_digest(shop))
+    assert digests[1] == digests[3] and len(set(digests)) == 3
 
 
 def test_a_run_that_has_not_come_so_far_is_refused_with_the_command(encoder: Path, shop: Path) -> None:

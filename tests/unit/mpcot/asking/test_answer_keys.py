@@ -64,6 +64,8 @@ def test_every_request_has_a_key_and_a_seed_of_its_own() -> None:
         {"ask": AnswerSettings(samples=2, max_tokens=12)},
         {"ask": AnswerSettings(samples=2, max_chars=50)},
         {"ask": AnswerSettings(samples=2, few_shot=1)},
+        {"ask": AnswerSettings(samples=2, guide="short")},
+        {"ask": AnswerSettings(samples=2, words=(5, 9))},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -90,7 +92,9 @@ def test_what_decides_no_answer_keeps_every_key(change: dict[str, Any]) -> None:
 def test_engine_settings_of_speed_alone_keep_every_key() -> None:
     slow, fast = VllmEngine(), VllmEngine(max_num_seqs=4, enforce_eager=True, gpu_memory_utilization=0.5)
     assert keys(replace(PLAN, engine=slow)) == keys(replace(PLAN, engine=fast))
-    assert keys(replace(PLAN, engine=slow)) != keys(replace(PLAN, engine=VllmEngine(dtype="float32")))
+    for other in (VllmEngine(dtype="float32"), VllmEngine(thinking="on")):
+        assert keys(replace(PLAN, engine=slow)) != keys(replace(PLAN, engine=other))
+    assert keys(replace(PLAN, engine=slow)) == keys(replace(PLAN, engine=VllmEngine(thinking_tokens=99)))
 
 
 def test_more_samples_and_more_perspectives_keep_what_was_paid_for() -> None:
@@ -109,7 +113,9 @@ def test_a_changed_question_is_asked_again_of_that_perspective_alone() -> None:
 
 def test_a_changed_product_is_another_request_but_its_label_is_not() -> None:
     assert not set(keys(row=pair(title="another drill")).values()) & set(keys().values())
-    assert keys(row=pair(label="I", split="dev", description="unused")) == keys()
+    assert keys(row=pair(label="I", split="dev")) == keys()
+    blind = replace(PLAN, ask=AnswerSettings(samples=2, description_chars=0))
+    assert keys(blind, pair(description="unused")) == keys(blind) and keys(row=pair(description="used")) != keys()
 
 
 def answer_row(key: str, **changes: Any) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def test_a_longer_engine_asks_only_what_was_too_long() -> None:
     assert keys(short) == keys(long)
     cutting = AnswerSettings(description_chars=900, when_too_long="cut")
     assert not keys(replace(short, ask=cutting)) & keys(replace(long, ask=cutting))
-    reasons = [None, too_long(990, 896, False), too_long(4000, 3968, False), too_long(990, 896, True)]
+    reasons = [None, too_long(990, 768, False), too_long(4000, 3840, False), too_long(990, 768, True)]
     batch = pa.RecordBatch.from_pylist([{"reason": reason, "tries": 1} for reason in reasons])
     assert short.settled(batch).to_pylist() == [True, True, False, False]
     assert long.settled(batch).to_pylist() == [True, False, True, False]

@@ -43,7 +43,8 @@ def test_what_cannot_be_used_says_why(text: str, reason: str) -> None:
 
 
 def test_white_space_is_no_content() -> None:
-    assert parse_answer("  It is\t a \n drill. \nVerdict:  E \n", ESCI) == Parsed("It is a drill.", "E", None)
+    assert parse_answer("  It is\t a \n\n drill. \nVerdict:  E \n", ESCI) == Parsed("It is a\ndrill.", "E", None)
+    assert parse_answer("One.\n \n Two. \n", ESCI).rationale == "One.\nTwo."
 
 
 def test_the_last_verdict_counts() -> None:

@@ -20,7 +20,8 @@ WORDS = " ".join(f"word{n}" for n in range(200))
 
 def asks(**settings: Any) -> Iterator[Ask]:
     plan = scripted_plan(AnswerSettings(**settings))
-    row = dict.fromkeys(PAIR.names, "x") | {"title": "a drill with two batteries", "description": WORDS}
+    row = dict.fromkeys(PAIR.names) | {"pair_id": "x", "query": "x"}
+    row |= {"title": "a drill with two batteries", "description": WORDS}
     return (found for _, _, found in plan.asks(row))
 
 
@@ -54,4 +55,4 @@ def test_without_the_rule_nothing_is_cut() -> None:
 
 def test_cutting_what_is_not_there_is_refused() -> None:
     with pytest.raises(ValidationError, match="nothing to cut: set description_chars"):
-        AnswerSettings(when_too_long="cut")
+        AnswerSettings(when_too_long="cut", description_chars=0)

@@ -49,6 +49,7 @@ def batch(made: Any, count: int, file: str = "000000") -> pa.Table:
     rows = []
     for number in range(count):
         row: dict[str, Any] = dict.fromkeys(PAIR.names, "x") | {"pair_id": f"p{number}", "label": "E", "split": "train"}
+        row["attributes"] = None
         rows.append(row | {"keys": [ask.key for *_, ask in made.plan.asks(row)], "file": file})
     return pa.Table.from_pylist(rows, MISSING_PAIR)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,11 +16,12 @@ from pydantic import ValidationError
 
 from cluster.base.errors import UserError
 from mpcot.asking.join_answers import AnsweredPairs
-from mpcot.config import RationaleSettings, SampleSettings
+from mpcot.config import PerspectiveSettings, RationaleSettings, SampleSettings
 from mpcot.filters.chain import Chain, WellFormed
 from mpcot.filters.config import NearDuplicateFilter
 from mpcot.filters.near_duplicates import REMEMBERED, KeptOfStage, jaccard, shingles
 from mpcot.filters.objections import PHRASE_LOOP, WORD_LOOP, loops
+from mpcot.perspectives.perspective import load_perspectives
 from mpcot.rationales import sort_out
 from mpcot.records import ANSWER
 from mpcot.schemes.scheme import load_scheme
@@ -26,10 +30,11 @@ from mpcot.votes import Wanted
 ESCI = load_scheme("esci")
 DRILL = "The shopper wants a drill with a battery, and this drill has one of 18 volts."
 Step = str | dict[str, Any]
+GOLD = Wanted("E", 1.0, True)
 
 
 def chain(*filters: Step) -> Chain:
-    return Chain(RationaleSettings(filters=filters).filters, ESCI)
+    return Chain(RationaleSettings(filters=filters).filters, ESCI, load_perspectives(PerspectiveSettings()))
 
 
 def said(
@@ -56,9 +61,15 @@ def reason(rationale: str, *filters: Step, verdict: str = "E", gold: str | None 
         ("A drill is a drill and a red drill is a red one.", "E", "E", None),
         ("It is a drill drill Drill drill", "E", "E", "repetition"),
         ("It is a drill drill drill.", "E", "E", None),
+        ("1. Type: Gold, Silver", "E", "E", "form: markup"),
+        ("1. Type: Gold, Silver", "E", "S", "verdict is not gold"),
+        ("A red drill.", "E", "E", "length: too few words"),
+        ("It is a drill by Maple.", "E", "E", "not grounded: a brand"),
     ],
 )
-def test_by_default_loops_and_wrong_verdicts_go(rationale: str, verdict: str, gold: str, expected: str | None) -> None:
+def test_by_default_loops_wrong_verdicts_stubs_and_inventions_go(
+    rationale: str, verdict: str, gold: str, expected: str | None
+) -> None:
     for defaults in (RationaleSettings(), SampleSettings()):
         assert Chain(defaults.filters, ESCI).reason(said(rationale, verdict, gold)) == expected
 
@@ -74,6 +85,10 @@ def test_by_default_loops_and_wrong_verdicts_go(rationale: str, verdict: str, go
         ("form", "<think> It is a drill.", "form: markup"),
         ("form", "- It is a **drill**.", "form: markup"),
         ("form", "Weight < 5 kg and > 2 kg, 3 - 4 sizes.", None),
+        ("form", "1. Type: Gold, Silver", "form: markup"),
+        ("form", "It agrees.\n2) It is red.", "form: markup"),
+        ("form", "Size 42. It agrees.\nThe colour differs.", None),
+        ("form", "Verdict: Suser", "form: a verdict within the rationale"),
         ("length", "It is a drill.", "length: too few words"),
         ("length", "It is a red drill.", None),
         ({"kind": "length", "max_words": 6}, "It is a red drill of six.", "length: too many words"),
@@ -99,6 +114,67 @@ def test_by_default_loops_and_wrong_verdicts_go(rationale: str, verdict: str, go
 )
 def test_what_each_step_objects_to(step: Step, rationale: str, expected: str | None) -> None:
     assert reason(rationale, step) == expected
+
+
+def test_a_rationale_that_repeats_the_question_or_an_example_is_a_copy() -> None:
+    steps = chain("form")
+    rules = load_perspectives(PerspectiveSettings())[2]
+    for copied in (rules.question.rpartition(".")[0] + ".", rules.short, rules.examples[2].rationale):
+        assert steps.reason(said(copied)) == "form: a copy of the prompt"
+    assert steps.reason(said(rules.short, view="intent")) is None
+    assert steps.reason(said("An accessory is not the item, and this case for a drill only holds one.")) is None
+
+
+TEXT = "Query: macbook case 13 inch\nProduct: Orchard Slim Case for A2337 Laptop, 13.3 in, Pack of two, 1,200 g"
+
+
+@pytest.mark.parametrize(
+    ("rationale", "expected"),
+    [
+        ("The case is for a 13 inch laptop, 13.3 in, as 13-inch, and weighs 1.2 kg or 1200 g.", None),
+        ("Orchard's slim case fits the A2337, in a pack of 2, known since 2020.", None),
+        ("It has a price tag of $289.", "not grounded: a number"),
+        ("It is 14 inches wide.", "not grounded: a number"),
+        ("It fits the A2442.", "not grounded: a model name"),
+        ("The case is made by the company Apple.", "not grounded: a brand"),
+        ('Made by the company Orchard. Cases like this differ. "Slim" is its name, for USB, in English.', None),
+        ("A case for an Orcherd laptop: misspelt, but the same.", None),
+    ],
+)
+def test_what_is_in_neither_query_nor_product_is_not_grounded(rationale: str, expected: str | None) -> None:
+    answer = WellFormed("p", "rules", rationale, "E", GOLD, text=TEXT)
+    assert chain("grounded").reason(answer) == expected
+
+
+def test_words_of_ones_own_and_languages_with_capital_nouns(tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("Apple\nA2442\n")
+    own = chain({"kind": "grounded", "words_file": str(words)})
+    for text in ("Made by the company Apple for the A2442.", "The case is of Apple."):
+        assert own.reason(WellFormed("p", "rules", text, "E", GOLD, text=TEXT)) is None
+    german = WellFormed("p", "rules", "Das ist eine Tasche aus dem besten Leder.", "E", GOLD, text=TEXT)
+    assert chain("grounded").reason(german) == "not grounded: a brand"
+    assert chain({"kind": "grounded", "brands": False}).reason(german) is None
+    with pytest.raises(UserError, match=r"grounded\.words_file .*none\.txt cannot be read"):
+        chain({"kind": "grounded", "words_file": str(tmp_path / "none.txt")})
+
+
+def test_few_rationales_of_a_strong_teacher_are_not_grounded() -> None:
+    """Of these, most name what the world knows of a film or a brand, and no product's text has."""
+    folder = Path(__file__).parents[5] / "shared" / "data" / "esci"
+    if not folder.is_dir():
+        pytest.skip("the shared data is not beside the repository")
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").open(encoding="utf-8")]
+    known = {(row["query"], row["product_id"]): " ".join(str(value) for value in row.values() if value) for row in rows}
+    steps, look = chain("form", "length"), chain("grounded")
+    failed = Counter[str]()
+    rationales = [json.loads(line) for line in (folder / "rationales.jsonl").open(encoding="utf-8")]
+    for row in rationales:
+        text = known[row["query"], row["product_id"]]
+        answer = WellFormed("p", row["perspective"], row["rationale"], row["verdict"], GOLD, text=text)
+        failed["form or length"] += steps.reason(answer) is not None
+        failed["grounded"] += look.reason(answer) is not None
+    assert failed["form or length"] < 0.01 * len(rationales) and failed["grounded"] < 0.04 * len(rationales)
 
 
 def test_the_quick_look_for_loops_misses_none() -> None:
@@ -219,9 +295,6 @@ def test_an_unlabelled_pair_keeps_the_verdict_of_most() -> None:
     assert chain("form").reason(minority) is None
 
 
-GOLD = Wanted("E", 1.0, True)
-
-
 def test_a_rationale_that_speaks_of_the_hint_is_no_rationale() -> None:
     filters = chain("verdict")
     for text in (
@@ -236,7 +309,8 @@ def test_a_rationale_that_speaks_of_the_hint_is_no_rationale() -> None:
 
 
 PAIRS = pa.table({"pair_id": ["p", "q"], "label": ["E", None], "split": ["train", "unlabelled"]})
-KINDS = ("verdict", "form", "length", "repetition", "label_only", "near_duplicate")
+PAIRS = PAIRS.append_column("text", pa.array(["Query: drill", "Query: case"]))
+KINDS = ("verdict", "form", "length", "repetition", "grounded", "label_only", "near_duplicate")
 ROWS = st.lists(
     st.tuples(
         st.sampled_from("pq"), st.sampled_from("ESCI"), WORDS, st.sampled_from([None, "empty", "engine error: x"])

@@ -48,6 +48,17 @@ def test_every_answer_is_counted_once(stage: dict[str, Any]) -> None:
     }  # fmt: skip
 
 
+def test_the_share_of_rationales_with_inventions_is_shown(stage: dict[str, Any], found: dict[str, Any]) -> None:
+    """The pairs know of no Maple and no 289; p5 has no rationale from `rules`."""
+    assert stage["grounded"] == {"looked_at": 15, "ungrounded": 0}
+    rows = [
+        {"pair_id": "p", "verdict": "E", "rationale": text}
+        for text in ("It is by Maple.", "A lamp for 289.", "A lamp.")
+    ]
+    assert figures.ungrounded(rows, {"p": "Query: lamp"}) == {"looked_at": 3, "ungrounded": 2}
+    assert "Of 15 rationales that were looked at, 0 name a number" in render(found)
+
+
 def test_kept_rates_leave_out_pairs_without_a_gold_label(stage: dict[str, Any]) -> None:
     cells = {(c["label"], c["perspective"]): (c["kept"], c["asked"]) for c in stage["kept"]}
     assert cells["E", "intent"] == (2, 2) and cells["E", "rules"] == (1, 2) and cells["E", "all"] == (3, 4)
@@ -167,6 +178,11 @@ def test_the_page_escapes_all_texts_and_asks_for_nothing_outside(found: dict[str
     assert targets and all(target.startswith(("#", "data:")) for target in targets)
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids)) and {t[1:] for t in targets if t.startswith("#") and "-" in t} <= set(ids)
+
+
+def test_the_page_shows_what_is_known_of_a_product(stage: dict[str, Any], found: dict[str, Any]) -> None:
+    assert stage["samples"][0]["details"] == f"shade: {SCRIPT}."
+    assert "shade: &lt;script" in render(found)
 
 
 def test_the_page_holds_the_figures(found: dict[str, Any]) -> None:

@@ -14,7 +14,8 @@ import pytest
 
 from cluster.base.errors import UserError
 from cluster.base.stage_folder import StageFolder
-from mpcot.pairs.stage import _source_rows, check, pair_id, plan_rows, run
+from mpcot.pairs.ids import pair_id
+from mpcot.pairs.stage import _source_rows, check, plan_rows, run
 from mpcot.records import FAILED_ROW, PAIR, SEED
 from mpcot.sources.config import CatalogueSource, LabelSettings, PairsStage, SplitSettings, TableSource
 
@@ -61,6 +62,7 @@ def test_catalogue_writes_the_promised_tables(tmp_path: Path):
     pairs = {p["pair_id"]: p for p in tables["pairs"].to_pylist()}
     seeds = tables["seeds"].to_pylist()
     assert len(pairs) == 200
+    assert all(dict(p["attributes"])["type"] in p["title"].lower() for p in pairs.values())
     assert {pairs[s["pair_id"]]["split"] for s in seeds} == {"train"}
     assert all(s["verdict"] == pairs[s["pair_id"]]["label"] for s in seeds)
     assert Counter(s["perspective"] for s in seeds) == dict.fromkeys(("intent", "attributes", "rules"), len(seeds) // 3)

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cluster.base.errors import UserError
 from mpcot.schemes.scheme import load_scheme
-from mpcot.sources.clean_rows import clean_text, describe
+from mpcot.sources.clean_texts import attribute_map, bullets_text, clean_text, plain_text
 from mpcot.sources.config import ChorusSource, EsciSource, SourceSettings, TableSource, WandsSource
 from mpcot.sources.files import ESCI_EXAMPLES, ESCI_PRODUCTS
 from mpcot.sources.open_source import read_source
@@ -56,7 +56,7 @@ def test_column_map_label_map_and_extra_columns(tmp_path: Path):
     path = put(tmp_path / "t.parquet", theirs)
     (row,) = read(TableSource(path=str(path), columns=columns, label_map={"1": "E"}))
     assert (row["product_id"], row["label"], row["locale"]) == ("7", "E", "de")
-    assert row["description"] == "colour: red; Big"
+    assert (row["description"], row["bullets"], row["attributes"]) == (None, "Big", [("colour", "red")])
 
 
 def test_limit_comes_after_locales_and_keeps_order(tmp_path: Path):
@@ -169,10 +169,94 @@ def test_cleaning():
     assert clean_text(float("nan")) is None
     assert clean_text(3.0) == "3"
     assert clean_text("\ud800x") == "x"
-    assert describe({"colour": "red", "size": None}, " - ", "x" * 3000) == ("colour: red - " + "x" * 3000)[:2000]
-    assert describe(None, {}) is None
     assert clean_text("grün".encode()) == "grün"
-    assert describe("Warm.", ["Waterproof", None, "it's light"]) == "Warm. Waterproof it's light"
+    assert plain_text("x" * 3000, 2000) == "x" * 2000
+
+
+@pytest.mark.parametrize(
+    ("given", "plain"),
+    [
+        ("<p>Soft<br/>and <b>warm</b>.</p>", "Soft and warm."),
+        ("H<sub>2</sub>O &amp; CO&#8322; &ndash; Caf&eacute;", "H2O & CO₂ – Café"),
+        ("&lt;ul&gt;&lt;li&gt;one&lt;/li&gt;&lt;/ul&gt;", "one"),
+        (
+            "<85 Hz, 5 < 6 > 4, adapter <for iPhone>, AT&T &copy2",
+            "<85 Hz, 5 < 6 > 4, adapter <for iPhone>, AT&T &copy2",
+        ),
+        ('a<script type="x">if (a < b) {}</script><!-- note --><style>p {}</style> b', "a b"),
+        ('<a href="x">link</a><img src="y"/>', "link"),
+        ("<BR>a</BR>b < br", "a b < br"),
+        ("<p></p>&nbsp;", None),
+        (["one", None, "two"], "one two"),
+        ("<!--" * 100_000 + "<b" * 100_000, "<!--" * 100_000 + "<b" * 100_000),
+    ],
+)
+def test_html_goes_and_what_only_looks_like_it_stays(given: Any, plain: str | None):
+    assert plain_text(given) == plain
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (["Waterproof", None, " ", "it's <b>light</b>"], "Waterproof • it's light"),
+        ("Waterproof\nlight\n\n", "Waterproof • light"),
+        ("<ul><li>Waterproof</li><li>light</li></ul>", "Waterproof • light"),
+        ('["Waterproof", "light"]', "Waterproof • light"),
+        ("[2 pack] light", "[2 pack] light"),
+        ("[" * 100_000, "[" * 2000),
+        (None, None),
+        ([], None),
+    ],
+)
+def test_bullets_from_lists_lines_and_html(given: Any, text: str | None):
+    assert bullets_text(given) == text
+    assert bullets_text(text) == text
+
+
+@pytest.mark.parametrize(
+    ("given", "attributes"),
+    [
+        ('{"colour": "r&eacute;d", "hdmi": true, "weight": 2.0, "none": null, "": "x"}', "colour hdmi weight"),
+        ({"colour": "réd", "hdmi": True, "weight": 2.0, "none": None}, "colour hdmi weight"),
+        ([("colour", "réd"), ("hdmi", "yes"), ("weight", "2")], "colour hdmi weight"),
+        ({"colour": "réd", "long": "x" * 4000}, "colour"),
+        ("{}", None),
+        (" ", None),
+        (None, None),
+        ([], None),
+    ],
+)
+def test_attributes_from_objects_json_and_arrow(given: Any, attributes: str | None):
+    known = {"colour": "réd", "hdmi": "yes", "weight": "2"}
+    assert attribute_map(given) == (attributes and {name: known[name] for name in attributes.split()})
+    assert attribute_map({"ports": ["usb", "hdmi"], "size": {"w": 2, "h": None}}) == {
+        "ports": "usb, hdmi",
+        "size": "w: 2",
+    }
+
+
+@pytest.mark.parametrize("given", ["red, small", '{"colour": "re', '["red"]', 7, '{"n": ' + "9" * 5000 + "}"])
+def test_what_is_no_object_is_no_attributes(tmp_path: Path, given: Any):
+    path = put(tmp_path / "t.jsonl", [*ROWS, ROWS[0] | {"product_id": "bad", "attributes": given}])
+    *good, bad = read(TableSource(path=str(path)))
+    assert bad["error"].startswith("attributes not a JSON object: ")
+    assert {row["error"] for row in good} == {None}
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_a_table_brings_attributes_and_bullets_in_columns_that_the_settings_name(tmp_path: Path, suffix: str):
+    told = {"facets": {"colour": "red", "size": None}, "points": ["one", "two"]}
+    flat = {"facets": '{"colour": "red"}', "points": '["one", "two"]'}
+    path = put(tmp_path / f"t.{suffix}", [row | (flat if suffix == "csv" else told) for row in ROWS])
+    rows = read(TableSource(path=str(path), columns={"attributes": "facets", "bullets": "points"}))
+    assert [(row["attributes"], row["bullets"]) for row in rows] == [([("colour", "red")], "one • two")] * 5
+
+
+def test_a_map_column_of_parquet_is_read(tmp_path: Path):
+    maps = pa.array([[("colour", "red")], None, [], [("a", "1"), ("b", None)], None], pa.map_(pa.string(), pa.string()))
+    pq.write_table(pa.Table.from_pylist(ROWS).append_column("attributes", maps), tmp_path / "t.parquet")
+    rows = read(TableSource(path=str(tmp_path / "t.parquet")))
+    assert [row["attributes"] for row in rows] == [[("colour", "red")], None, None, [("a", "1")], None]
 
 
 def test_official_esci_is_joined_by_product_and_locale(tmp_path: Path):
@@ -194,7 +278,7 @@ def test_official_esci_is_joined_by_product_and_locale(tmp_path: Path):
     examples.append(example(3, "jp", "E", "test"))
     products = [
         {"product_id": "P1", "product_locale": loc, "product_title": f"Title {loc}", "product_color": "red"}
-        | {"product_description": "<b>", "product_bullet_point": "one\ntwo", "product_brand": "B"}
+        | {"product_description": "<b>soft</b>", "product_bullet_point": "one\ntwo", "product_brand": "B"}
         for loc in ("es", "us")
     ]
     put(tmp_path / ESCI_EXAMPLES, examples)
@@ -206,7 +290,9 @@ def test_official_esci_is_joined_by_product_and_locale(tmp_path: Path):
         ("q0", "Title us", "train"),
         ("q1", "Title es", "test"),
     ]
-    assert rows[0]["description"] == "colour: red <b> one two"
+    assert [rows[0][name] for name in ("description", "bullets", "attributes")] == [
+        "soft", "one • two", [("colour", "red")]
+    ]  # fmt: skip
     assert rows[2]["error"] == "product not in the products file"
     assert [r["query"] for r in read(EsciSource(path=str(tmp_path), locales=("us",)))] == ["q0", "q2"]
 
@@ -217,7 +303,7 @@ def test_wands_labels_are_mapped(tmp_path: Path):
         tmp_path / "product.tsv",
         [
             {"product_id": i, "product_name": f"Sofa {i}", "product_class": "Sofas"}
-            | {"product_description": "Soft", "product_features": "color : blue|legs : 4"}
+            | {"product_description": "Soft", "product_features": "color : blue|legs : 4|color : red|sturdy"}
             for i in range(3)
         ],
     )
@@ -232,19 +318,20 @@ def test_wands_labels_are_mapped(tmp_path: Path):
     assert [r["label"] for r in rows] == ["3", "1", "0"]
     assert {r["query"] for r in rows} == {"blue sofa"}
     assert rows[0]["title"] == "Sofa 0"
-    assert rows[0]["description"] == "Soft class: Sofas; features: color: blue; legs: 4"
+    assert rows[0]["description"] == "Soft"
+    assert dict(rows[0]["attributes"]) == {"class": "Sofas", "color": "blue, red", "legs": "4", "features": "sturdy"}
     binary = read(
         WandsSource(path=str(tmp_path), label_map={"Exact": "1", "Partial": "0", "Irrelevant": "0"}), "binary"
     )
     assert {r["error"] for r in binary} == {None}
 
 
-def test_chorus_attributes_become_text_and_a_lost_product_a_failed_row(tmp_path: Path):
+def test_chorus_attributes_are_kept_and_a_lost_product_a_failed_row(tmp_path: Path):
     judged = [
-        {"query": "tv", "product_id": "1", "rating": 3},
+        {"query": "tv", "product_id": "1", "rating": 3, "rater_ratings": [2.0, 3.0, 3.0]},
         {"query": "tv", "product_id": "9", "rating": 0},
     ]
-    attributes = {"t_product_colour": "Black", "b_hdmi": True, "n_weight": 2.0}
+    attributes = {"t_product_colour": "Black", "b_hdmi": True, "n_weight": 2.0, "t_none": None}
     product = {
         "product_id": "1",
         "title": "TV",
@@ -255,9 +342,19 @@ def test_chorus_attributes_become_text_and_a_lost_product_a_failed_row(tmp_path:
     put(tmp_path / "judgments.jsonl", judged)
     put(tmp_path / "products.jsonl", [product])
     rows = read(ChorusSource(path=str(tmp_path)), "graded")
-    assert rows[0]["description"] == "Nice product colour: Black; hdmi: yes; weight: 2"
-    assert [r["label"] for r in rows] == ["3", "0"]
+    assert rows[0]["description"] == "Nice"
+    assert rows[0]["attributes"] == [("product colour", "Black"), ("hdmi", "yes"), ("weight", "2")]
+    assert [(r["label"], r["ratings"]) for r in rows] == [("3", ["2", "3", "3"]), ("0", None)]
     assert rows[1]["error"] == "product not in the products file"
+
+
+@pytest.mark.parametrize(("suffix", "given"), [("jsonl", ["2", 3]), ("parquet", ["2", "3"]), ("csv", "2; 3")])
+def test_the_ratings_of_several_people_are_kept_as_labels(tmp_path: Path, suffix: str, given: Any):
+    path = put(tmp_path / f"t.{suffix}", [ROWS[0] | {"label": "3", "ratings": given}])
+    (row,) = read(TableSource(path=str(path), label_map={"3": "E", "2": "S"}))
+    assert (row["label"], row["ratings"], row["error"]) == ("E", ["S", "E"], None)
+    (row,) = read(TableSource(path=str(path), label_map={"3": "E"}))
+    assert row["error"] == "unknown rating: '2', the scheme has E, S, C, I"
 
 
 @needs_data
@@ -275,3 +372,4 @@ def test_chorus_reads_whole():
     assert len(rows) == 2680
     assert {r["error"] for r in rows} == {None}
     assert {r["label"] for r in rows} == set("0123")
+    assert sum(r["ratings"] is not None for r in rows) == 2323

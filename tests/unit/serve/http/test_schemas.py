@@ -13,7 +13,9 @@ from serve.http.refusals import PROBLEM_JSON, Refusal
 from serve.http.routes import make_api
 from tests.helpers.echo_service import Echo
 
-LIMITS = LimitSettings(products_per_request=3, query_chars=20, title_chars=30, description_chars=40, body_bytes=2000)
+LIMITS = LimitSettings(
+    products_per_request=3, query_chars=20, title_chars=30, description_chars=40, attributes=2, body_bytes=2000
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,18 @@ def test_results_come_in_the_order_of_the_products(client):
         ({"query": "x", "products": [product(title="t" * 31)]}, "products.0.title", "title_chars"),
         ({"query": "x", "products": [product(id="i" * 257)]}, "products.0.id", "id_chars"),
         ({"query": "x", "products": [product(description="t" * 41)]}, "products.0.description", "description_chars"),
+        ({"query": "x", "products": [product(bullets="t" * 41)]}, "products.0.bullets", "description_chars"),
+        (
+            {"query": "x", "products": [product(attributes=dict.fromkeys("abc", "x"))]},
+            "products.0.attributes",
+            "attributes",
+        ),
+        (
+            {"query": "x", "products": [product(attributes={"a": "t" * 41})]},
+            "products.0.attributes.a",
+            "description_chars",
+        ),
+        ({"query": "x", "products": [product(attributes={"a": 1})]}, "products.0.attributes.a", None),
         ({"query": "x", "products": []}, "products", None),
         ({"query": "  ", "products": [product()]}, "query", None),
         ({"query": "x", "products": [product(), product(title=" \n")]}, "products.1.title", None),

@@ -16,6 +16,7 @@ from serve.http.refusals import Refusal
 from serve.http.schemas import ProductInput, Result, ScoreInput
 from serve.replica.replica import FAILED_BATCHES, QueuedStudent
 from serve.scoring.batching import Batcher
+from serve.scoring.score_cache import key_of
 
 
 class Held:
@@ -269,3 +270,10 @@ def test_a_model_that_hangs_is_wrong(scorer):
 
     hung, after = asyncio.run(run())
     assert "in one batch" in hung and after is None
+
+
+def test_a_cached_score_depends_on_everything_that_a_student_may_read():
+    texts = [{}, {"brand": "b"}, {"description": "b"}, {"bullets": "b"}, {"attributes": {"a": "b"}}]
+    products = [ProductInput(id="1", title="t", **given) for given in [*texts, {"attributes": {"b": "a"}}]]
+    assert len({key_of(ask("t"), product) for product in products}) == 6
+    assert key_of(ask("t"), products[0]) == key_of(ask("t"), ProductInput(id="2", title="t"))

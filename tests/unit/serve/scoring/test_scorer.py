@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from cluster.base.errors import UserError
-from distill.student.calibration import scaled
 from distill.student.model import Student, load_tokenizer
 from distill.student.predict import predict
+from mpcot.temperature import scaled
 from serve.config import BatchSettings, ServeSettings
 from serve.http.schemas import ProductInput, ScoreInput
 from serve.scoring.scorer import Scorer, check_export, export_name

@@ -38,7 +38,11 @@ def run_dir(tmp_path: Path, llama_folder: Path) -> Path:
 
 def stage(when_empty: str, **changes: object) -> PreferenceStage:
     preferences = PreferenceSettings.model_validate({"when_empty": when_empty, **changes})
-    parts = {"labels": LabelSettings(), "perspectives": PerspectiveSettings(), "samples": SampleSettings()}
+    parts = {
+        "labels": LabelSettings(),
+        "perspectives": PerspectiveSettings(),
+        "samples": SampleSettings(guide="short", description_chars=0),
+    }
     return PreferenceStage(seed=1, preferences=preferences, dpo=DpoSettings(), **parts)
 
 
@@ -87,3 +91,39 @@ def test_dpo_is_skipped_where_the_config_says_so(run_dir: Path, llama_folder: Pa
     assert manifest is not None and "skipped" in manifest["figures"]
     same = (run_dir / "6-dpo/model/model.safetensors").read_bytes()
     assert same == (llama_folder / "model.safetensors").read_bytes()
+    assert (run_dir / "6-dpo/model/model.safetensors").samefile(run_dir / "3-sft/model/model.safetensors")
+
+
+def test_a_model_that_cannot_be_linked_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: str, target: str) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    (tmp_path / "a").write_text("weights", encoding="utf-8")
+    (tmp_path / "b").write_text("older", encoding="utf-8")
+    monkeypatch.setattr("os.link", refuse)
+    dpo.link_or_copy(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert (tmp_path / "b").read_text(encoding="utf-8") == "weights"
+
+
+def test_a_disputed_pair_has_no_rejected_answers_if_that_is_wanted(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most samples of every perspective say C. The gold label E came up once, and is the chosen one."""
+    names = PerspectiveSettings().names
+    wrong = {"key": "k", "pair_id": "p", "rationale": "A case.", "verdict": "C", "reason": NOT_GOLD, "hinted": False}
+    samples = [wrong | {"perspective": name, "sample": n} for name in names for n in (1, 2)]
+    monkeypatch.setattr(reference, "score_preferences", lambda table, *_: table)
+
+    def made(logprobs: list[float], **changes: object) -> tuple[int, int]:
+        rows = pa.Table.from_pylist([sample | {"logprobs": logprobs} for sample in samples], SORTED)
+        write_table(run_dir / "4-samples/filtered.parquet", rows)
+        folder = StageFolder(run_dir, "5-preferences", {}, INPUTS)
+        reference.run(stage("skip", **changes), folder)
+        manifest = read_manifest(folder.path)
+        assert manifest is not None
+        return manifest["counts"]["preferences"], manifest["figures"]["disputed_pairs"]
+
+    sure, unsure = [-3.0, -4.0, -0.1, -5.0], [-1.0, -4.0, -0.9, -5.0]
+    assert made(sure) == (4, 0)
+    assert made(sure, skip_disputed=True) == (0, 1)
+    assert made(unsure, skip_disputed=True) == (4, 0), "a dispute without confidence is none"

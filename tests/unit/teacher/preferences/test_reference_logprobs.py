@@ -15,12 +15,15 @@ from cluster.base.errors import UserError
 from cluster.config import TrainSettings
 from cluster.training.arrow_rows import write_rows
 from mpcot.config import PerspectiveSettings, PreferenceSettings, SampleSettings
+from mpcot.perspectives.perspective import joint, load_perspectives
 from mpcot.records import PREFERENCE
 from mpcot.sources.config import LabelSettings
 from teacher.answer_tokens import IGNORED, encode
 from teacher.config import DpoSettings, Lora, PreferenceStage
 from teacher.dpo import DpoTask
+from teacher.fitting import Fitting
 from teacher.losses import sequence_logprobs
+from teacher.model import load_tokenizer
 from teacher.preferences.conflicts import Candidate, Preference
 from teacher.preferences.reference_logprobs import SIDES, ReferenceScorer, fill_logprobs
 from teacher.preferences.stage import preference_table
@@ -31,8 +34,8 @@ STAGE = PreferenceStage(
     seed=1,
     labels=LabelSettings(),
     perspectives=PerspectiveSettings(),
-    samples=SampleSettings(),
-    preferences=PreferenceSettings(),
+    samples=SampleSettings(guide="short", description_chars=0),
+    preferences=PreferenceSettings(prompt="own"),
     dpo=DpoSettings(),
 )
 
@@ -43,6 +46,10 @@ def candidate(pair: str, perspective: str, verdict: str, words: str) -> Candidat
 
 @pytest.fixture
 def table(llama_folder: Path) -> pa.Table:
+    return rendered(llama_folder)
+
+
+def rendered(llama_folder: Path, prompt: str = "own", max_tokens: int = 1024, **changes: str) -> pa.Table:
     found = [
         Preference(
             candidate("p0", "rules", "C", "A case is not the tool."), candidate("p0", "intent", "E", "It fits.")
@@ -52,7 +59,9 @@ def table(llama_folder: Path) -> pa.Table:
             candidate("p1", "intent", "S", "It could be bought instead."),
         ),
     ]
-    return preference_table(found, {"p0": PAIR, "p1": PAIR | {"split": "dev"}}, STAGE, str(llama_folder))
+    stage = STAGE.model_copy(update={"preferences": PreferenceSettings.model_validate({"prompt": prompt})})
+    pairs = {"p0": PAIR | changes, "p1": PAIR | changes | {"split": "dev"}}
+    return preference_table(found, pairs, stage, Fitting(load_tokenizer(str(llama_folder)), max_tokens))
 
 
 def test_each_side_has_the_prompt_of_its_own_perspective(table: pa.Table) -> None:
@@ -63,6 +72,53 @@ def test_each_side_has_the_prompt_of_its_own_perspective(table: pa.Table) -> Non
     second = table.to_pylist()[1]
     assert second["chosen_prompt"] == second["rejected_prompt"] == first["rejected_prompt"]
     assert table["split"].to_pylist() == ["train", "dev"] and table.schema.equals(PREFERENCE)
+
+
+def test_both_answers_have_the_question_of_the_rejected_one(table: pa.Table, llama_folder: Path) -> None:
+    assert PreferenceSettings().prompt == "rejected"
+    for row, own in zip(rendered(llama_folder, "rejected").to_pylist(), table.to_pylist(), strict=True):
+        assert row["chosen_prompt"] == row["rejected_prompt"] == own["rejected_prompt"]
+        assert (row["chosen"], row["chosen_perspective"]) == (own["chosen"], own["chosen_perspective"])
+
+
+def test_one_prompt_is_shortened_for_the_longer_of_the_two_answers(llama_folder: Path) -> None:
+    tokenizer = load_tokenizer(str(llama_folder))
+
+    def size(text: str) -> int:
+        return len(tokenizer.encode(text, add_special_tokens=False))
+
+    title = "a case for a red drill with a battery and bits " * 8
+    whole = rendered(llama_folder, "rejected", title=title).to_pylist()[1]
+    tokens = {name: size(whole[name]) for name in ("chosen_prompt", "chosen", "rejected")}
+    shorter, longer = sorted((tokens["chosen"], tokens["rejected"]))
+    most = tokens["chosen_prompt"] + shorter + 1  # the shorter answer has room beside the whole title
+    assert longer > shorter
+    cut = rendered(llama_folder, "rejected", most, title=title).to_pylist()[1]
+    assert cut["chosen_prompt"] == cut["rejected_prompt"] != whole["chosen_prompt"]
+    assert size(cut["chosen_prompt"]) + longer + 1 <= most
+
+
+def test_a_joint_question_names_every_perspective(llama_folder: Path) -> None:
+    asked = load_perspectives(STAGE.perspectives)
+    for row in rendered(llama_folder, "joint").to_pylist():
+        assert row["chosen_prompt"] == row["rejected_prompt"]
+        assert all(f"{p.name}: {p.question}" in row["chosen_prompt"] for p in asked)
+
+
+def test_the_examples_of_a_joint_question_take_turns() -> None:
+    asked = load_perspectives(PerspectiveSettings(names=("intent", "rules")))
+    first, second = asked[0].examples[0], asked[1].examples[0]
+    assert joint(asked).examples[:2] == (first, second)
+    assert len(joint(asked).examples) == sum(len(p.examples) for p in asked)
+
+
+def test_under_one_prompt_the_references_are_those_of_that_prompt(table: pa.Table, llama_folder: Path) -> None:
+    """The rejected answer's column stays as it was, and the chosen one's moves with its question."""
+    own, one = (scored(each, llama_folder) for each in (table, rendered(llama_folder, "rejected")))
+    first, second = table["preference_id"].to_pylist()
+    assert one[first][1] == pytest.approx(own[first][1], abs=1e-4)
+    assert one[first][0] != pytest.approx(own[first][0], abs=1e-3)
+    assert one[second] == pytest.approx(own[second], abs=1e-4), "one perspective: one question in any case"
 
 
 def scored(

@@ -1,0 +1,149 @@
+"""Requests for an offline batch in the format of OpenAI's batch API, and its answers taken into a stage's parts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.base.errors import UserError
+from cluster.base.whole_files import whole_file
+from mpcot.asking.answers import ANSWERS
+from mpcot.asking.chat_requests import read_reply, request_body
+from mpcot.asking.engines.config import OpenAiEngine
+from mpcot.asking.engines.engine import Ask, Reply
+from mpcot.asking.generate import answered, shared_folder
+from mpcot.asking.plan import GenerationPlan
+from mpcot.asking.worker import answer_row
+from mpcot.records import ANSWER
+from mpcot.schemes.scheme import Scheme
+
+URL = "/v1/chat/completions"
+MOST_REQUESTS, MOST_BYTES = 50_000, 190 * 10**6  # of one file; hosts take 50,000 requests and 200 MB
+NAMED = 3
+Pairs = Iterable[dict[str, Any]]
+
+
+@dataclass
+class BatchRead:
+    """What a file of answers held. `bad` are lines that are no answers, `failed` requests that the host failed at."""
+
+    taken: int = 0
+    answered_before: int = 0
+    bad: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+
+def write_batch(plan: GenerationPlan, pairs: Pairs, folder: Path, target: Path) -> dict[Path, int]:
+    """Write the requests that have no answer yet, and return how many are in each file.
+
+    Args:
+        folder: the stage's folder.
+        target: the first file; further ones are numbered.
+
+    Raises:
+        UserError: the files cannot be written.
+    """
+    assert isinstance(plan.engine, OpenAiEngine)
+    engine, files = plan.engine, dict[Path, int]()
+    lines = (_line(plan, engine, ask) for ask in _missing(plan, pairs, folder))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    waiting = next(lines, None)
+    while waiting is not None:
+        path = target if not files else target.with_stem(f"{target.stem}-{len(files) + 1}")
+        with whole_file(path) as partial, partial.open("wb") as file:
+            files[path] = 0
+            while waiting is not None and files[path] < MOST_REQUESTS and file.tell() + len(waiting) <= MOST_BYTES:
+                file.write(waiting)
+                files[path] += 1
+                waiting = next(lines, None)
+    return files
+
+
+def _missing(plan: GenerationPlan, pairs: Pairs, folder: Path) -> Iterator[Ask]:
+    done = answered(plan, folder)
+    return (ask for _, ask in _owned(plan, pairs) if not done.has([ask.key])[0])
+
+
+def _line(plan: GenerationPlan, engine: OpenAiEngine, ask: Ask) -> bytes:
+    body = request_body(engine, plan.scheme, plan.ask, ask.chat)
+    line = {"custom_id": ask.key, "method": "POST", "url": URL, "body": body}
+    return json.dumps(line, ensure_ascii=False).encode() + b"\n"
+
+
+def _owned(plan: GenerationPlan, pairs: Pairs) -> Iterator[tuple[dict[str, Any], Ask]]:
+    """Yield every request with the columns that say whose answer it gets."""
+    for pair in pairs:
+        for perspective, sample, ask in plan.asks(pair):
+            yield {"key": ask.key, "pair_id": pair["pair_id"], "perspective": perspective.name, "sample": sample}, ask
+
+
+def read_batch(plan: GenerationPlan, pairs: Pairs, folder: Path, file: Path) -> BatchRead:
+    """Take the answers of a file into a part of the stage. A file that was read before adds nothing.
+
+    Raises:
+        UserError: the file cannot be read, or holds answers to requests that this stage does not make; nothing is
+            taken then.
+    """
+    found = BatchRead()
+    replies = _replies(file, plan.scheme, found)
+    owners = {owner["key"]: owner for owner, _ in _owned(plan, pairs) if owner["key"] in replies}
+    if unknown := [key for key in replies if key not in owners]:
+        raise UserError(
+            f"{file}: {len(unknown):,} of its {len(replies):,} answers belong to no request of {folder.name} in "
+            f"{folder.parent}, first custom_id {unknown[0]}. It is the file of another run, or settings have changed "
+            "since `broadfast batch write`. Write the requests again."
+        )
+    missing = ~answered(plan, folder).has(replies)
+    found.answered_before = int((~missing).sum())
+    asked = [(reply, owners[key]) for (key, reply), lacks in zip(replies.items(), missing, strict=True) if lacks]
+    rows = [answer_row(reply, plan.scheme) | owner | {"tries": 1} for reply, owner in asked]
+    with file.open("rb") as whole:
+        part = f"batch-{hashlib.file_digest(whole, 'sha256').hexdigest()[:12]}-000000.parquet"
+    parts = shared_folder(plan, folder).child(ANSWERS)
+    if rows and part not in {entry.name for entry in parts.files()}:
+        parts.write_table(part, pa.Table.from_pylist(rows, ANSWER))
+        found.taken = len(rows)
+    return found
+
+
+def _replies(file: Path, scheme: Scheme, found: BatchRead) -> dict[str, Reply]:
+    """Return the answers in a file by the key of the request. Of equal keys the first counts."""
+    replies: dict[str, Reply] = {}
+    try:
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    _take(line, f"line {number}", scheme, replies, found)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error}. Give the file of answers that the host made.") from error
+    return replies
+
+
+def _take(line: bytes, place: str, scheme: Scheme, replies: dict[str, Reply], found: BatchRead) -> None:
+    try:
+        said = json.loads(line)
+        key, response = str(said["custom_id"]), said["response"] or {}
+        if response.get("status_code") == 200:
+            replies.setdefault(key, read_reply(response["body"], [], scheme))
+            return
+        why = said.get("error") or (response.get("body") or {}).get("error") or {}
+        found.failed.append(f"{place} ({why.get('message', 'no answer')})"[:200])
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        found.bad.append(place)
+
+
+def said_of(found: BatchRead) -> Iterator[str]:
+    """Yield lines about what a file held."""
+    counts = Counter(taken=found.taken, answered_before=found.answered_before, failed=len(found.failed))
+    yield ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items())
+    for title, lines in (("no answers in", found.bad), ("the host failed at", found.failed)):
+        if lines:
+            more = f" and {len(lines) - NAMED:,} more" if len(lines) > NAMED else ""
+            yield f"{title} {', '.join(lines[:NAMED])}{more}: to be asked again"

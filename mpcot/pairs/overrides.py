@@ -1,0 +1,118 @@
+"""Labels that people have corrected. With `source.overrides` they take the place of the source's own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.base.errors import UserError
+from mpcot.pairs.ids import pair_id
+from mpcot.records import texts
+from mpcot.sources.clean_rows import Cleaning
+from mpcot.sources.clean_texts import clean_text
+from mpcot.sources.parse_text import PARSE_ERROR
+
+FIELD = "source.overrides"
+NAMED = 20  # left out pairs that figures name
+OVERRIDE = pa.schema(texts("pair_id?", "query?", "product_id?", "locale?", "label?", "error?"))
+Row = dict[str, Any]
+
+
+def read_overrides(path: str, cleaning: Cleaning, field: str = FIELD) -> list[Row]:
+    """Read a file with a `label`, and either a `pair_id` or `query` and `product_id` (and `locale`), in each row.
+
+    Returns: rows of `pair_id`, `query`, `product_id`, `locale` and `label`; the label is a code of the scheme.
+
+    Raises:
+        UserError: the file cannot be read, a column or a field is missing, or a label is not in the scheme.
+    """
+    from mpcot.sources.filesets import collect, find  # loads pyarrow's file systems, which few runs need here
+
+    files = find(path, field=field)
+    files.need(["label"] if "pair_id" in files.columns else ["query", "product_id", "label"], field)
+    rows = collect(files, _to_rows, OVERRIDE.names).to_pylist()
+    return identified(rows, cleaning, f"{field}: {path}")
+
+
+def _to_rows(batch: list[Row]) -> pa.Table:
+    rows = [{name: clean_text(raw.get(name)) for name in OVERRIDE.names} for raw in batch]
+    for row, raw in zip(rows, batch, strict=True):
+        row["error"] = raw.get(PARSE_ERROR)
+    return pa.Table.from_pylist(rows, schema=OVERRIDE)
+
+
+def identified(rows: Iterable[Row], cleaning: Cleaning, where: str) -> list[Row]:
+    """Return the rows that have a label, with the id of their pair and with that label as a code of the scheme.
+
+    Raises:
+        UserError: names the first rows with neither an id nor a query and a product, or with another label.
+    """
+    found: list[Row] = []
+    wrong: list[str] = []
+    for number, row in enumerate(rows, start=1):
+        label = row["label"]
+        if label is None and not row.get("error"):
+            continue  # people need not look at every row
+        if label not in cleaning.codes:  # an import writes codes of the scheme, people may write those of the source
+            label = cleaning.label_map.get(label or "", label)
+        known = row["pair_id"] or (row["query"] and row["product_id"])
+        if row.get("error") or not known or label not in cleaning.codes:
+            wrong.append(f"row {number} ({named(row) if known else row.get('error') or 'no pair'}): label {label!r}")
+            continue
+        locale = (row["locale"] or cleaning.default_locale).lower()
+        own = row["pair_id"] or pair_id(locale, row["query"], row["product_id"])
+        found.append({**row, "pair_id": own, "locale": locale, "label": label})
+    if wrong:
+        raise UserError(
+            f"{where}: {len(wrong)} rows cannot be used, first {'; '.join(wrong[:3])}. Each needs a pair_id, or query "
+            f"and product_id, and a label of {', '.join(cleaning.codes)}. Correct them"
+        )
+    return found
+
+
+def named(row: Mapping[str, Any]) -> str:
+    """Return a pair as messages name it."""
+    return f"{row['query']!r}, product {row['product_id']}" if row["query"] else f"pair {row['pair_id']}"
+
+
+def correct(rows: Iterable[Row], overrides: list[Row]) -> dict[str, Any]:
+    """Put the corrected labels into the good rows of the source, and return what became of the corrections.
+
+    Returns: `changed` and `unchanged` count pairs, `unknown` those that no good row has; `named` are the first of them.
+
+    Raises:
+        UserError: a pair has two corrected labels, or none of the corrected pairs is in the source.
+    """
+    labels = _labels(overrides)
+    kinds: dict[str, str] = {}
+    for row in rows:
+        if row["error"] or row["pair_id"] not in labels:
+            continue
+        before, row["label"] = row["label"], labels[row["pair_id"]]
+        if kinds.get(row["pair_id"]) != "changed":
+            kinds[row["pair_id"]] = "unchanged" if before == row["label"] else "changed"
+    unknown = [row for row in overrides if row["pair_id"] not in kinds]
+    if unknown and not kinds:
+        raise UserError(
+            f"{FIELD}: none of the {len(labels)} pairs is in the source, the first is {named(unknown[0])}. Look at its "
+            "locale, or take the setting out"
+        )
+    counts = Counter(kinds.values())
+    return {
+        "changed": counts["changed"],
+        "unchanged": counts["unchanged"],
+        "unknown": len({row["pair_id"] for row in unknown}),
+        "named": [named(row) for row in unknown[:NAMED]],
+    }
+
+
+def _labels(overrides: Iterable[Row]) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for row in overrides:
+        if labels.setdefault(row["pair_id"], row["label"]) != row["label"]:
+            both = f"{labels[row['pair_id']]} and {row['label']}"
+            raise UserError(f"{FIELD}: {named(row)} has the labels {both}. Keep one of them")
+    return labels

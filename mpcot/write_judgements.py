@@ -1,0 +1,59 @@
+"""Writes the judgements of a run in the form that `source.judgements` of another run reads."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.base.errors import UsageError
+from cluster.base.stage_folder import read_json, read_manifest
+from cluster.base.tables import read_table, rows_of
+from cluster.base.whole_files import whole_file
+from mpcot.judgements import TEACHER
+from mpcot.schemes.scheme import load_scheme
+
+PAIR_COLUMNS = ["pair_id", "query", "product_id", "locale"]
+DIGITS = 6  # as many as a float32 has
+
+
+def write_judgements(run_dir: Path, path: Path) -> Counter[str]:
+    """Write one line of jsonl for each pair and perspective that has a verdict, and return how many by their origin.
+
+    What the run's own teacher said gets the last part of its name as origin.
+
+    Raises:
+        UsageError: this is no run folder, or its judgements are not finished.
+        UserError: the disk is full, read-only or closed to this user.
+    """
+    stage = run_dir / "7-judgements"
+    if not (run_dir / "config.json").is_file():
+        raise UsageError(f"{run_dir} is not a run folder: it has no config.json")
+    if read_manifest(stage) is None:
+        raise UsageError(f"{stage} is not finished: run broadfast with --to judgements first")
+    config = read_json(run_dir / "config.json")
+    codes, names = load_scheme(config["labels"]["scheme"]).codes, config["perspectives"]["names"]
+    teacher = Path(config["teacher"]["model"]).name or TEACHER
+    pairs = {row.pop("pair_id"): row for row in read_table(run_dir / "1-pairs/pairs.parquet", PAIR_COLUMNS).to_pylist()}
+    counts: Counter[str] = Counter()
+    with whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+        for row in rows_of(stage / "judgements.parquet"):
+            for said in _lines(row, names, codes):
+                origin = teacher if said["origin"] == TEACHER else said["origin"]
+                line = pairs[row["pair_id"]] | said | {"origin": origin}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                counts[origin] += 1
+    return counts
+
+
+def _lines(row: Mapping[str, Any], names: list[str], codes: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """Yield what each perspective that has a verdict said."""
+    origins = row.get("origin") or [TEACHER] * len(names)  # runs of an earlier version have none
+    columns = (names, row["rationales"], row["verdicts"], row["perspective_soft"], origins)
+    for name, rationale, verdict, soft, origin in zip(*columns, strict=True):
+        if verdict is not None:
+            shares = {code: round(share, DIGITS) for code, share in zip(codes, soft, strict=True)}
+            said = {"perspective": name, "rationale": rationale, "verdict": verdict, "probabilities": shares}
+            yield said | {"origin": origin}

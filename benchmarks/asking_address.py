@@ -18,11 +18,11 @@ from typing import Any
 from cluster.base.processor import cores
 from cluster.base.progress import waiting_for
 from cluster.models.folders import check_model, model_fingerprint
+from mpcot.asking.address.meter import Grant
 from mpcot.asking.engines.config import OpenAiEngine
 from mpcot.asking.engines.engine import Ask
 from mpcot.asking.engines.start import start_engine
 from mpcot.asking.engines.vllm_engine import engine_arguments, engine_environment
-from mpcot.asking.meter import Grant
 from mpcot.asking.plan import GenerationPlan
 from mpcot.config import JudgeSettings, PerspectiveSettings, VllmEngine
 from mpcot.perspectives.perspective import load_perspectives

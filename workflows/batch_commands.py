@@ -41,7 +41,7 @@ def read(
     run_dir: RunDir, file: Annotated[Path, typer.Argument(help="answers of the host", metavar="FILE.jsonl")]
 ) -> None:
     """Take answers into the stage that lacks them; `broadfast run` asks for the rest."""
-    from mpcot.asking.batch import said_of
+    from mpcot.asking.address.batch import said_of
     from workflows.behind_address import read_answers
 
     with clear_errors():

@@ -8,9 +8,9 @@ from typing import Any
 
 from cluster.base.errors import UsageError, UserError
 from cluster.base.stage_folder import read_json, read_manifest
-from mpcot.asking.batch import BatchRead, read_batch, write_batch
+from mpcot.asking.address.batch import BatchRead, read_batch, write_batch
+from mpcot.asking.address.estimate import estimate
 from mpcot.asking.engines.config import OpenAiEngine
-from mpcot.asking.estimate import estimate
 from mpcot.asking.generate import select_pairs
 from mpcot.asking.plan import GenerationPlan
 from mpcot.config import AskingStage

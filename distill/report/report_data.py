@@ -15,8 +15,8 @@ from cluster.training.driver import read_history
 from distill.report.config import ReportStage
 from distill.report.quality import agreement, headline, stages_of_teacher, teacher
 from distill.segments import segments
+from mpcot.asking.address.meter import usage_said
 from mpcot.asking.failure_reasons import kind_of
-from mpcot.asking.meter import usage_said
 from mpcot.records import SPLITS
 from mpcot.schemes.scheme import Scheme, load_scheme
 from mpcot.sources.clean_rows import reason_of

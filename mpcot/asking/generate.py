@@ -27,11 +27,11 @@ from cluster.base.progress import Board, progress
 from cluster.base.ray_session import stream_parquet
 from cluster.base.shared_folder import SharedFolder
 from cluster.base.tables import batches_of, rows_of, table_writer
+from mpcot.asking.address.meter import SharedMeter, spent_in, usage_figures
 from mpcot.asking.answers import ANSWERS, Answers, TooManyFailed, joined_folder, too_many_failed
 from mpcot.asking.engines.config import OpenAiEngine
 from mpcot.asking.engines.start import replica_resources
 from mpcot.asking.join_answers import REQUEST, split_by_pair
-from mpcot.asking.meter import SharedMeter, spent_in, usage_figures
 from mpcot.asking.plan import GenerationPlan
 from mpcot.asking.prompts import EVERYTHING, pair_text
 from mpcot.asking.worker import AnswerWorker

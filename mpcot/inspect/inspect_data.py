@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster.base.errors import UsageError
 from cluster.base.stage_folder import read_json, read_manifest
-from mpcot.asking.meter import usage_said
+from mpcot.asking.address.meter import usage_said
 from mpcot.config import ASKING, AnswerSettings, PerspectiveSettings
 from mpcot.inspect import figures
 from mpcot.inspect.examples import examples, looked_at

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from mpcot.asking.address.estimate import Estimate
 from mpcot.asking.engines.config import OpenAiEngine
-from mpcot.asking.estimate import Estimate
 from mpcot.config import AnswerSettings, SortedSettings
 from workflows.config import RunConfig
 

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from typing import Any, NoReturn, Protocol
 
 from cluster.base.errors import UserError
-from mpcot.asking.chat_requests import estimated_tokens, most_output_tokens, read_reply, request_body
+from mpcot.asking.address.chat_requests import estimated_tokens, most_output_tokens, read_reply, request_body
+from mpcot.asking.address.http_errors import Trouble, sort_error, wrong_key
+from mpcot.asking.address.meter import Grant
 from mpcot.asking.engines.config import OpenAiEngine
 from mpcot.asking.engines.engine import Ask, Reply, StageStopped
 from mpcot.asking.failure_reasons import ENGINE_ERROR, PROMPT_TOO_LONG, REFUSED
-from mpcot.asking.http_errors import Trouble, sort_error, wrong_key
-from mpcot.asking.meter import Grant
 from mpcot.asking.prompts import Message
 from mpcot.config import AnswerSettings
 from mpcot.schemes.scheme import Scheme

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from cluster.base.errors import UserError
+from mpcot.asking.address.meter import Meter
 from mpcot.asking.engines import openai_engine
 from mpcot.asking.engines.config import OpenAiEngine, Price
 from mpcot.asking.engines.engine import Ask, Reply, StageStopped
 from mpcot.asking.engines.openai_engine import BehindAddress, check_address
-from mpcot.asking.meter import Meter
 from mpcot.config import AnswerSettings
 from mpcot.schemes.scheme import load_scheme
 from tests.helpers.free_port import free_port

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mpcot.asking.answer_forms import house_form, label_logprobs, verdict_of
+from mpcot.asking.address.answer_forms import house_form, label_logprobs, verdict_of
 from mpcot.asking.engines.config import OpenAiEngine
 from mpcot.asking.engines.engine import Reply
 from mpcot.asking.failure_reasons import REFUSED

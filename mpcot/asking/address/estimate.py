@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mpcot.asking.chat_requests import most_output_tokens
+from mpcot.asking.address.chat_requests import most_output_tokens
 from mpcot.asking.engines.config import OpenAiEngine, Price
 from mpcot.asking.generate import answered
 from mpcot.asking.plan import GenerationPlan

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from cluster.base.errors import UserError
 from cluster.base.whole_files import whole_file
+from mpcot.asking.address.chat_requests import read_reply, request_body
 from mpcot.asking.answers import ANSWERS
-from mpcot.asking.chat_requests import read_reply, request_body
 from mpcot.asking.engines.config import OpenAiEngine
 from mpcot.asking.engines.engine import Ask, Reply
 from mpcot.asking.generate import answered, shared_folder

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mpcot.asking.answer_forms import house_form, label_logprobs
+from mpcot.asking.address.answer_forms import house_form, label_logprobs
 from mpcot.asking.parsing import parse_answer
 from mpcot.schemes.scheme import load_scheme
 

@@ -10,10 +10,10 @@ import pytest
 
 from cluster.base.errors import UserError
 from cluster.base.tables import read_table
-from mpcot.asking import batch
-from mpcot.asking.batch import read_batch, said_of, write_batch
+from mpcot.asking.address import batch
+from mpcot.asking.address.batch import read_batch, said_of, write_batch
+from mpcot.asking.address.estimate import estimate
 from mpcot.asking.engines.config import OpenAiEngine, Price
-from mpcot.asking.estimate import estimate
 from mpcot.asking.plan import GenerationPlan
 from mpcot.config import AnswerSettings, PerspectiveSettings
 from mpcot.perspectives.perspective import load_perspectives

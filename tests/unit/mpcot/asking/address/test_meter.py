@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from cluster.base.tables import write_table
+from mpcot.asking.address.meter import Grant, Meter, spent_in, usage_figures, usage_of, usage_said
 from mpcot.asking.engines.config import OpenAiEngine, Price
-from mpcot.asking.meter import Grant, Meter, spent_in, usage_figures, usage_of, usage_said
 from mpcot.config import ScriptedEngine
 from mpcot.records import ANSWER
 

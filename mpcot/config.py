@@ -110,7 +110,7 @@ class AnswerSettings(Settings):
     top_p: float = Field(1.0, gt=0, le=1, description="sample from the likeliest tokens with this much probability")
     max_tokens: PositiveInt = Field(256, description="the most tokens of an answer, verdict included")
     min_chars: PositiveInt = Field(20, description="shortest rationale")
-    max_chars: PositiveInt = Field(400, description="longest line of a rationale, enforced by the engine")
+    max_chars: PositiveInt = Field(400, description="longest rationale, enforced by the engine")
     few_shot: NonNegativeInt = Field(0, description="worked examples in a prompt")
     description_chars: NonNegativeInt = Field(
         500, description="characters of attributes, bullets and description in the prompt; attributes come first"

@@ -136,11 +136,17 @@ def answer(rationale: str, verdict: str) -> str:
 def answer_regex(scheme: Scheme, min_chars: int, max_chars: int) -> str:
     """Return the form that the engine enforces: lines of rationale, then a line with one of the labels.
 
-    The first line has at least `min_chars` characters, so that no verdict comes early, and each has at most
-    `max_chars`. Short rationales have one line. No later line begins with a V, so that the first line that looks like
-    the verdict ends the answer. (To count characters over lines would take the engine a second per token.)
+    All lines together have at most `max_chars` characters, so that the verdict comes before `max_tokens`: of several
+    lines none may be longer than its share. (To count characters over lines would take the engine a second per token.)
+    The first line has at least `min_chars`, so that no verdict comes early, and short rationales have one line. No
+    later line begins with a V, so that the first line that looks like the verdict ends the answer.
     """
     codes = "|".join(re.escape(code) for code in scheme.codes)
-    more = min(MOST_LINES, 1 + max_chars // CHARS_PER_LINE) - 1
-    lines = f"(\\n[^\\nV][^\\n]{{0,{max_chars - 1}}}){{0,{more}}}" if more else ""
-    return f"[^\\n]{{{min_chars},{max_chars}}}{lines}\\n{VERDICT} ({codes})"
+    forms = [f"[^\\n]{{{min_chars},{max_chars}}}"]
+    for count in range(2, min(MOST_LINES, 1 + max_chars // CHARS_PER_LINE) + 1):
+        share = max_chars // count
+        if share >= min_chars:
+            more = f"(\\n[^\\nV][^\\n]{{0,{share - 1}}}){{{count - 1}}}"
+            forms.append(f"[^\\n]{{{min_chars},{share}}}{more}")
+    reasons = forms[0] if len(forms) == 1 else f"({'|'.join(forms)})"
+    return f"{reasons}\\n{VERDICT} ({codes})"

@@ -155,6 +155,13 @@ def test_short_rationales_have_one_line_and_long_ones_up_to_eight() -> None:
         assert not re.fullmatch(form, answer("\n".join(["line"] * (lines + 1)), "E"))
 
 
+def test_no_rationale_is_longer_than_it_may_be_however_many_lines_it_has() -> None:
+    form = answer_regex(ESCI, 4, 400)
+    for lengths, fits in (((400,), True), ((401,), False), ((200, 199), True), ((201, 4), False), ((134, 4, 4), False)):
+        said = answer("\n".join("w" * length for length in lengths), "E")
+        assert bool(re.fullmatch(form, said)) is fits, lengths
+
+
 def test_codes_that_mean_something_in_a_pattern_are_escaped() -> None:
     odd = ESCI.model_copy(update={"labels": (ESCI.labels[0].model_copy(update={"code": "E+"}), ESCI.labels[3])})
     form = answer_regex(odd, 1, 50)

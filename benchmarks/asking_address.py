@@ -68,7 +68,9 @@ def served(model: str) -> Iterator[str]:
     given = engine_arguments(ENGINE, model, gpu=False)
     flags = [f"--{name.replace('_', '-')}" if value is True else f"--{name.replace('_', '-')}={value}"
              for name, value in given.items() if name != "model" and value is not False]  # fmt: skip
-    command = [str(Path(sys.executable).parent / "vllm"), "serve", model, "--served-model-name", NAME, *flags]
+    # What `vllm serve` starts; the command itself asks for the metadata of `vllm`, which the CPU build does not have.
+    server_module = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command = [*server_module, "--model", model, "--served-model-name", NAME, *flags]
     command += ["--host", "127.0.0.1", "--port", str(port), "--uvicorn-log-level", "warning"]
     environment = os.environ | engine_environment(ENGINE, False, cores(), shared_node=False)
     with subprocess.Popen(command, env=environment) as server:

@@ -13,6 +13,7 @@ import pytest
 # The models here are tiny: a second thread gains nothing and disturbs what runs beside these tests.
 THREADS = "OMP_NUM_THREADS"
 os.environ.setdefault(THREADS, "1")
+SERVER_KEY = {"SMALL_KEY": "right"}
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +35,7 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def start_ray() -> Iterator[Callable[[], None]]:
-    """Starts a Ray of two cores unless one is running; its workers inherit the credentials of the tests' storage."""
+    """Starts a Ray of two cores unless one is running; workers inherit the keys of the tests' storage and server."""
     import ray
 
     from cluster.base.ray_session import ray_session
@@ -42,7 +43,7 @@ def start_ray() -> Iterator[Callable[[], None]]:
     from tests.helpers.local_s3 import CREDENTIALS
 
     with pytest.MonkeyPatch.context() as patch, ExitStack() as running:
-        for name, value in CREDENTIALS.items():
+        for name, value in (CREDENTIALS | SERVER_KEY).items():
             patch.setenv(name, value)
         made = logging.getLogRecordFactory()
         running.callback(logging.setLogRecordFactory, made)

@@ -7,6 +7,7 @@ ENGINE_ERROR = "engine error"
 PROMPT_TOO_LONG = "prompt too long"
 STOPS_ENGINE = "stops the engine"
 REFUSED = "refused by the model"
+CUT = ", description cut"  # how the reason of a prompt ends that is too long even so
 KINDS = (ENGINE_ERROR, PROMPT_TOO_LONG, STOPS_ENGINE, REFUSED)
 
 
@@ -23,4 +24,4 @@ def too_long(tokens: int, limit: int, cut: bool) -> str:
 
 def under(limit: int, cut: bool) -> str:
     """Return the end of that reason. It tells whether the prompt may fit under other settings."""
-    return f"limit {limit}" + (", description cut" if cut else "")
+    return f"limit {limit}" + (CUT if cut else "")

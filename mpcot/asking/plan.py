@@ -14,7 +14,7 @@ from cluster.models.folders import check_model, model_fingerprint
 from mpcot.asking.answer_keys import answer_key, sampling_digest
 from mpcot.asking.engines.config import OpenAiEngine
 from mpcot.asking.engines.engine import Ask
-from mpcot.asking.failure_reasons import under
+from mpcot.asking.failure_reasons import CUT, under
 from mpcot.asking.join_answers import settled
 from mpcot.asking.prompts import Message, messages
 from mpcot.asking.rendering import check_prompts
@@ -69,9 +69,10 @@ class GenerationPlan:
 
     def settled(self, answers: pa.RecordBatch) -> pa.Array:
         """Mark the answers that need not be asked for again under these settings."""
-        ending = ""
+        cut = self.ask.when_too_long == "cut"
+        ending = CUT if cut else ""  # how many tokens are too many, a server knows alone
         if isinstance(self.engine, VllmEngine):
-            ending = under(self.engine.prompt_tokens(self.ask), self.ask.when_too_long == "cut")
+            ending = under(self.engine.prompt_tokens(self.ask), cut)
         return settled(answers, self.ask.retries, ending)
 
     def easy(self) -> Ask:

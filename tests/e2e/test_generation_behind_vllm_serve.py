@@ -25,6 +25,7 @@ from mpcot.config import PerspectiveSettings, RationaleSettings, RationaleStage,
 from mpcot.rationales import run_rationales
 from mpcot.records import PAIR
 from mpcot.sources.config import LabelSettings
+from tests.conftest import SERVER_KEY
 from tests.e2e.small import ROOT, no_models
 from tests.helpers.free_port import free_port
 from tests.helpers.generation_run import STAGE, check_exactly_once, write_pairs
@@ -35,9 +36,11 @@ pytestmark = [
 ]
 PATIENCE_S = 600.0
 PAIRS = 3
+(KEY,) = SERVER_KEY
 ARGUMENTS = (
     "--host=127.0.0.1", "--served-model-name=small", "--max-model-len=1024", "--enforce-eager", "--dtype=float32",
-    "--distributed-executor-backend=uni", "--block-size=32", "--enable-prompt-tokens-details", "--api-key=right",
+    "--distributed-executor-backend=uni", "--block-size=32", "--enable-prompt-tokens-details",
+    f"--api-key={SERVER_KEY[KEY]}",
 )  # fmt: skip
 
 
@@ -45,7 +48,8 @@ ARGUMENTS = (
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server with the small model, which wants a key."""
     port, log = free_port(), tmp_path_factory.mktemp("server") / "log"
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", "models/smollm2-135m-instruct"]
+    # What `vllm serve` starts; the command itself asks for the metadata of `vllm`, which the CPU build does not have.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model=models/smollm2-135m-instruct"]
     environment = os.environ | engine_environment(VllmEngine(enforce_eager=True), False, cores(), shared_node=True)
     with log.open("w") as said:
         server = subprocess.Popen(
@@ -71,13 +75,8 @@ def _await(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
             time.sleep(0.5)
 
 
-@pytest.fixture(autouse=True)
-def key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SMALL_KEY", "right")
-
-
 def engine(address: str, **changed: Any) -> OpenAiEngine:
-    return OpenAiEngine(**{"base_url": address, "model": "small", "api_key_env": "SMALL_KEY"} | changed)
+    return OpenAiEngine(**{"base_url": address, "model": "small", "api_key_env": KEY} | changed)
 
 
 def run(asked: OpenAiEngine, run_dir: Path, **ask: Any) -> dict[str, Any]:
@@ -98,7 +97,7 @@ def test_the_check_before_a_run(address: str, monkeypatch: pytest.MonkeyPatch) -
     check_address(engine(address))
     with pytest.raises(UserError, match=r"does not serve 'large', but small"):
         check_address(engine(address, model="large"))
-    monkeypatch.setenv("SMALL_KEY", "wrong")
+    monkeypatch.setenv(KEY, "wrong")
     with pytest.raises(UserError, match=r"does not take the key in \$SMALL_KEY"):
         check_address(engine(address))
 

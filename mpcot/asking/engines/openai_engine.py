@@ -16,7 +16,7 @@ from mpcot.asking.address.http_errors import Trouble, sort_error, wrong_key
 from mpcot.asking.address.meter import Grant
 from mpcot.asking.engines.config import OpenAiEngine
 from mpcot.asking.engines.engine import Ask, Reply, StageStopped
-from mpcot.asking.failure_reasons import ENGINE_ERROR, PROMPT_TOO_LONG, REFUSED
+from mpcot.asking.failure_reasons import CUT, ENGINE_ERROR, PROMPT_TOO_LONG, REFUSED
 from mpcot.asking.prompts import Message
 from mpcot.config import AnswerSettings
 from mpcot.schemes.scheme import Scheme
@@ -114,7 +114,7 @@ class BehindAddress:
                 if ask.shorter is None or not (reply.error or "").startswith(PROMPT_TOO_LONG):
                     return reply
                 if not chars:
-                    return Reply("", None, 0, 0, f"{reply.error}, description cut")
+                    return Reply("", None, 0, 0, f"{reply.error}{CUT}")
                 chars //= 2  # how many tokens are too many is known to the server alone
                 chat = ask.shorter(chars)
 

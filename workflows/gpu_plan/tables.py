@@ -17,7 +17,6 @@ from workflows.gpu_plan.plan import Fleet, StagePlan, plan_stages
 from workflows.gpu_plan.work import billed
 from workflows.stages import Stage, asks, stage_asks
 
-STAGE = Column("stage", no_wrap=True)
 MEMORY = (
     "memory: weights = parameters x bytes; optimizer = trained parameters x 12 (8 in fp32) and gradients = trained "
     "parameters x bytes, divided as ZeRO does; KV cache = what is left; activations = about tokens x width x layers x "
@@ -59,9 +58,13 @@ def print_gpu_plan(
     )
 
 
+def _stages() -> Column:
+    return Column("stage", no_wrap=True)  # a new one for each table, which writes its cells into it
+
+
 def memory_table(plans: Sequence[StagePlan], fleet: Fleet, title: str) -> Table:
     """Return what each stage keeps on one GPU, in GB."""
-    table = Table(STAGE, "weights", "optimizer", "gradients", "KV cache", "activations", "GB", title=title)
+    table = Table(_stages(), "weights", "optimizer", "gradients", "KV cache", "activations", "GB", title=title)
     for plan in plans:
         held = plan.memory
         parts = (held.weights, held.optimizer, held.gradients, held.kv_cache, held.activations)
@@ -72,7 +75,7 @@ def memory_table(plans: Sequence[StagePlan], fleet: Fleet, title: str) -> Table:
 
 def time_table(plans: Sequence[StagePlan]) -> Table:
     """Return the work of each stage, its tokens per second over all GPUs, and its hours."""
-    table = Table(STAGE, "placed", "work", "tokens/s", "hours")
+    table = Table(_stages(), "placed", "work", "tokens/s", "hours")
     for plan in plans:
         speed = "" if plan.tokens_per_s is None else f"{plan.tokens_per_s:,.0f}"
         hours = "" if plan.hours is None else f"{plan.hours:,.1f}"

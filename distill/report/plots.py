@@ -54,7 +54,7 @@ def histogram(name: str, alt: str, values_ms: Sequence[float], marks: Mapping[st
 
 
 def dots(name: str, alt: str, rows: Sequence[str], series: Mapping[str, Sequence[float | None]]) -> str:
-    """Plot one dot per row and series on an axis from 0 to 1; None leaves a dot out."""
+    """Plot one dot per row and series on an axis from 0, or a value below it, to 1; None leaves a dot out."""
 
     def draw(axes: Axes) -> None:
         for i, (label, values) in enumerate(series.items()):
@@ -62,7 +62,8 @@ def dots(name: str, alt: str, rows: Sequence[str], series: Mapping[str, Sequence
             if shown:
                 x, y = zip(*shown, strict=True)
                 axes.plot(x, y, MARKERS[i % 5], color=SERIES[i % 5], markersize=7, label=label, clip_on=False)
-        axes.set_xlim(0, 1)
+        least = min((v for values in series.values() for v in values if v is not None), default=0)
+        axes.set_xlim(min(0, least), 1)  # agreement worse than chance is below 0
         _name_rows(axes, rows, len(series))
 
     return svg(name, alt, draw, (5.2, 0.9 + 0.45 * len(rows)))

@@ -141,6 +141,10 @@ class AnswerSettings(Settings):
             raise ValueError(f"words {least} to {most}: write the fewest first")
         return self
 
+    def temperature_after(self, tries: int) -> float:
+        """Return the temperature of a request that was tried so often before."""
+        return self.retry_temperature if tries and not self.temperature else self.temperature
+
     @property
     def asked_words(self) -> tuple[int, int]:
         """The fewest and the most words that the prompt asks for."""

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.base.errors import UsageError
-from cluster.base.stage_folder import read_json, read_manifest
+from cluster.base.run_folder import finished_stage, saved_config
 from cluster.base.tables import read_table, rows_of
 from cluster.base.whole_files import whole_file
 from mpcot.judgements import TEACHER
@@ -28,12 +27,8 @@ def write_judgements(run_dir: Path, path: Path) -> Counter[str]:
         UsageError: this is no run folder, or its judgements are not finished.
         UserError: the disk is full, read-only or closed to this user.
     """
-    stage = run_dir / "7-judgements"
-    if not (run_dir / "config.json").is_file():
-        raise UsageError(f"{run_dir} is not a run folder: it has no config.json")
-    if read_manifest(stage) is None:
-        raise UsageError(f"{stage} is not finished: run broadfast with --to judgements first")
-    config = read_json(run_dir / "config.json")
+    config = saved_config(run_dir)
+    stage = finished_stage(run_dir, "7-judgements", upto="judgements")
     codes, names = load_scheme(config["labels"]["scheme"]).codes, config["perspectives"]["names"]
     teacher = Path(config["teacher"]["model"]).name or TEACHER
     pairs = {row.pop("pair_id"): row for row in read_table(run_dir / "1-pairs/pairs.parquet", PAIR_COLUMNS).to_pylist()}

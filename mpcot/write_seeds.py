@@ -12,8 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from cluster.base.errors import UsageError
-from cluster.base.stage_folder import read_json, read_manifest
+from cluster.base.run_folder import finished_stage, saved_config
 from cluster.base.tables import read_table
 from cluster.base.whole_files import whole_file
 from mpcot.filters.config import LabelOnlyFilter, LengthFilter
@@ -41,12 +40,8 @@ def write_seeds(run_dir: Path, path: Path, origin: str | None = None) -> Counter
         UsageError: this is no run folder, or its rationales are not finished.
         UserError: the disk is full, read-only or closed to this user.
     """
-    stage = run_dir / "2-rationales"
-    if not (run_dir / "config.json").is_file():
-        raise UsageError(f"{run_dir} is not a run folder: it has no config.json")
-    if read_manifest(stage) is None:
-        raise UsageError(f"{stage} is not finished: run broadfast with --to rationales first")
-    config = read_json(run_dir / "config.json")
+    config = saved_config(run_dir)
+    stage = finished_stage(run_dir, "2-rationales", upto="rationales")
     origin = origin or Path(config["teacher"]["model"]).name
     scheme = load_scheme(config["labels"]["scheme"])
     objections = (partial(length, LengthFilter()), label_only(LabelOnlyFilter(), scheme))

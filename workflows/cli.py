@@ -10,8 +10,9 @@ from typing import Annotated, Optional
 import typer
 from rich.table import Table
 
-from cluster.base.errors import UsageError, UserError
+from cluster.base.errors import UserError
 from cluster.base.progress import console
+from cluster.base.run_folder import saved_config
 from distill.study.config import StudyConfig
 from workflows.audit_command import add_audit
 from workflows.batch_commands import add_batches
@@ -163,10 +164,7 @@ for _stage in STAGES:
 def report(run_dir: RunDir, verbose: Verbose = False) -> None:
     """Write the report of a run again, and say where it is."""
     with clear_errors(run_dir / LOG):
-        saved = run_dir / "config.json"
-        if not saved.is_file():
-            raise UsageError(f"{run_dir} is not a run folder: it has no config.json")
-        settings = validate(json.loads(saved.read_text(encoding="utf-8")), str(saved))
+        settings = validate(saved_config(run_dir), str(run_dir / "config.json"))
     _run(settings, run_dir, "report", "report", True, False, verbose)
 
 

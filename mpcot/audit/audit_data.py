@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import TypeAdapter
 
-from cluster.base.errors import UsageError
-from cluster.base.stage_folder import read_json, read_manifest
+from cluster.base.run_folder import finished_stage, saved_config
 from cluster.base.tables import batches_of, rows_of
 from mpcot.audit.disputes import COLUMNS, Dispute, find_disputes
 from mpcot.config import PerspectiveSettings
@@ -47,20 +46,16 @@ class JudgedRun:
         Raises:
             UsageError: this is no run folder, or stage 7 has not finished.
         """
-        if not (run_dir / "config.json").is_file():
-            raise UsageError(f"{run_dir} is not a run folder: it has no config.json")
-        for stage in ("1-pairs", "7-judgements"):
-            if read_manifest(run_dir / stage) is None:
-                raise UsageError(f"{run_dir / stage} is not finished: run broadfast with --to judgements first")
-        config = read_json(run_dir / "config.json")
+        config = saved_config(run_dir)
+        pairs, judged = (finished_stage(run_dir, stage, upto="judgements") for stage in ("1-pairs", "7-judgements"))
         return cls(
             name=config["name"],
             model=config["teacher"]["model"] or "source.judgements",  # nobody else may have been asked
             scheme=load_scheme(config["labels"]["scheme"]),
             perspectives=PerspectiveSettings(**config["perspectives"]).names,
             source=TypeAdapter[SourceSettings](SourceSettings).validate_python(config["source"]),
-            pairs=run_dir / "1-pairs" / "pairs.parquet",
-            judgements=run_dir / "7-judgements" / "judgements.parquet",
+            pairs=pairs / "pairs.parquet",
+            judgements=judged / "judgements.parquet",
         )
 
     def corrected(self) -> list[Row]:

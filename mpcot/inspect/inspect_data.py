@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.base.errors import UsageError
-from cluster.base.stage_folder import read_json, read_manifest
+from cluster.base.run_folder import saved_config
+from cluster.base.stage_folder import read_manifest
 from mpcot.asking.address.meter import usage_said
 from mpcot.config import ASKING, AnswerSettings, PerspectiveSettings
 from mpcot.inspect import figures
@@ -44,10 +45,7 @@ def collect(run_dir: Path, wanted: int) -> dict[str, Any]:
     Raises:
         UsageError: this is no run folder, or none of the three stages has finished.
     """
-    saved = run_dir / "config.json"
-    if not saved.is_file():
-        raise UsageError(f"{run_dir} is not a run folder: it has no config.json")
-    config = read_json(saved)
+    config = saved_config(run_dir)
     tuning = config["teacher"].get("tuning", "sft+dpo")
     kinds = {
         name: replace(kind, title=TITLES[tuning]) if kind.section == "judge" else kind

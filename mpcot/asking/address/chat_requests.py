@@ -22,8 +22,7 @@ def request_body(
     engine: OpenAiEngine, scheme: Scheme, ask: AnswerSettings, chat: list[Message], tried: int = 0
 ) -> dict[str, Any]:
     """Return the body of a request after `tried` tries."""
-    temperature = ask.retry_temperature if tried and not ask.temperature else ask.temperature
-    body: dict[str, Any] = {"model": engine.model, "messages": chat, "temperature": temperature}
+    body: dict[str, Any] = {"model": engine.model, "messages": chat, "temperature": ask.temperature_after(tried)}
     body |= {"logprobs": True, "top_logprobs": min(MOST_ALTERNATIVES, 2 * len(scheme.codes))}
     if ask.top_p < 1:
         body["top_p"] = ask.top_p

@@ -75,7 +75,7 @@ def sampling(ask: AnswerSettings, regex: str, labels: list[int], seed: int | Non
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     return SamplingParams(
-        temperature=temperature_of(ask, tried),
+        temperature=ask.temperature_after(tried),
         top_p=ask.top_p,
         max_tokens=ask.max_tokens,
         seed=seed,
@@ -83,11 +83,6 @@ def sampling(ask: AnswerSettings, regex: str, labels: list[int], seed: int | Non
         logprob_token_ids=labels,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
-
-
-def temperature_of(ask: AnswerSettings, tried: int) -> float:
-    """Return the temperature of a request after `tried` tries."""
-    return ask.retry_temperature if tried and not ask.temperature else ask.temperature
 
 
 class Vllm:
@@ -117,7 +112,7 @@ class Vllm:
 
     def _sampling(self, ask: Ask) -> Any:
         # On a CPU, vLLM's generators per request fail if a prompt is prefilled in pieces (they have no offset).
-        own = ask.seed if self.gpu and temperature_of(self.ask, ask.tried) else None
+        own = ask.seed if self.gpu and self.ask.temperature_after(ask.tried) else None
         return sampling(self.ask, self.regex, self.labels.all, own, ask.tried)
 
     def _encode(self, chat: list[Message]) -> Sequence[int]:
@@ -131,7 +126,7 @@ class Vllm:
         end = end_of_thought(str(self.tokenizer.decode(list(prompt[-16:]))))
         closing = self.tokenizer.encode(f"\n{end}\n\n", add_special_tokens=False)
         freely = SamplingParams(
-            temperature=temperature_of(self.ask, ask.tried),
+            temperature=self.ask.temperature_after(ask.tried),
             top_p=self.ask.top_p,
             max_tokens=self.thinking - len(closing),
             seed=self._sampling(ask).seed,

@@ -108,6 +108,8 @@ class AnswerWorker:
         """
         self.moved = time.monotonic()
         waiting = asyncio.gather(*works)
+        # Where another error ends the wait, nobody reads this one, of which asyncio would complain later.
+        waiting.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             while not waiting.done():
                 await asyncio.wait([waiting], timeout=TICK_S)

@@ -59,7 +59,7 @@ class Mlflow(Resources):
     experiment: str = Field("broadfast", min_length=1, description="name of the experiment on the server")
 
 
-DevFigure = Literal["loss", "macro_f1", "accuracy", "margin"]
+DevFigure = Literal["loss", "macro_f1", "accuracy", "margin", "ndcg"]
 
 
 class TrainSettings(Settings):
@@ -68,7 +68,13 @@ class TrainSettings(Settings):
     no_effect = frozenset({"checkpoint_every_steps", "checkpoints", "gradient_checkpointing", "mlflow"})
 
     epochs: PositiveInt = Field(3, description="passes over the rows")
+    steps: PositiveInt | None = Field(
+        None, description="optimizer steps, which then decide the length of the training in place of epochs"
+    )
     learning_rate: PositiveFloat = Field(5e-5, description="learning rate after the warm-up, where it is highest")
+    head_learning_rate: PositiveFloat | None = Field(
+        None, description="the same for what the pretrained model did not bring; empty takes learning_rate"
+    )
     warmup_ratio: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the learning rate rises")
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="how the learning rate falls after the warm-up"
@@ -114,9 +120,13 @@ class TrainSettings(Settings):
     workers: Workers = Workers()
     mlflow: Mlflow | None = None
 
+    def steps_over(self, rows: int) -> int:
+        """Return the optimizer steps of a training over so many rows."""
+        return self.steps or self.epochs * -(-rows // self.global_batch)
+
     @property
     def evaluations(self) -> int:
-        """How many evaluations follow the first step, if the training does not stop early."""
+        """How many evaluations follow the first step of a training by epochs, if it does not stop early."""
         return -(-self.epochs // self.evaluate_every_epochs)
 
     @model_validator(mode="after")
@@ -129,12 +139,22 @@ class TrainSettings(Settings):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} has no effect with keep = 'last': set keep = 'best', or leave it out")
         patience = self.patience_evaluations
-        if patience is not None and patience >= self.evaluations:
+        if patience is not None and self.steps is None and patience >= self.evaluations:
             raise ValueError(
                 f"patience_evaluations {patience} never stops a training of {self.evaluations} evaluations: lower it, "
                 "or evaluate more often"
             )
         return self
+
+
+def check_one_rate(section: str, settings: TrainSettings) -> None:
+    """Refuse a `head_learning_rate` where the pretrained model has all that is trained.
+
+    Raises:
+        ValueError: the message names the setting.
+    """
+    if settings.head_learning_rate is not None:
+        raise ValueError(f"{section}.train.head_learning_rate has no effect: no new head is trained. Leave it out.")
 
 
 def check_best_by(section: str, settings: TrainSettings, offered: tuple[DevFigure, ...]) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from cluster.config import Fields, Settings, TrainSettings, check_best_by
+from cluster.config import Fields, Settings, TrainSettings, check_best_by, check_one_rate
 from mpcot.config import (
     PROMPT_FORM,
     PerspectiveSettings,
@@ -75,6 +75,7 @@ class SftSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> SftSettings:
+        check_one_rate("sft", self.train)
         check_best_by("sft", self.train, ("loss",))
         if self.use_unlabelled and "teacher" not in self.origins:
             raise ValueError("sft.use_unlabelled has no effect. Add 'teacher' to sft.origins.")
@@ -105,6 +106,7 @@ class DpoSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> DpoSettings:
+        check_one_rate("dpo", self.train)
         check_best_by("dpo", self.train, ("loss", "margin", "accuracy"))
         if self.loss == "ipo" and self.label_smoothing:
             raise ValueError(

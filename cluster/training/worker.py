@@ -14,7 +14,7 @@ from cluster.base.whole_files import whole_file
 from cluster.training.best_weights import BestWeights, best, mark_kept, waited_enough
 from cluster.training.curves import write_tensorboard
 from cluster.training.deepspeed_config import clips_itself, deepspeed_config
-from cluster.training.task import TrainTask, epoch_batches
+from cluster.training.task import TrainTask, epoch_batches, parameter_groups, step_seed, worker_share
 
 
 @dataclass
@@ -68,8 +68,9 @@ class Loop:
         self.rows = self.task.train_rows()
         self.dev = self.task.dev_rows()
         self.lengths = [self.task.length(self.rows[i]) for i in range(len(self.rows))]
+        self.groups = self.task.groups(self.rows)
         self.per_epoch = -(-len(self.rows) // self.settings.global_batch)
-        self.steps = self.per_epoch * self.settings.epochs
+        self.steps = self.settings.steps_over(len(self.rows))
         self.plan = deepspeed_config(self.settings, self.task.precision)
         self.clips = clips_itself(self.settings, self.task.precision)
         self.engine = self._engine()
@@ -96,9 +97,8 @@ class Loop:
             deepspeed.init_distributed(dist_init_required=False)  # Ray has; DeepSpeed has not seen it yet
             dtype = torch.bfloat16 if self.task.precision == "bf16" else torch.float32
             deepspeed.zero.Init(module=model.to(dtype), config_dict_or_path=self.plan, dtype=dtype)
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        rate, decay = self.settings.learning_rate, self.settings.weight_decay
-        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
+        groups, decay = parameter_groups(self.task, model), self.settings.weight_decay
+        optimizer = torch.optim.AdamW(groups, weight_decay=decay, fused=True)
         warmup = round(self.steps * self.settings.warmup_ratio)
         name = {"constant": "constant_with_warmup"}.get(self.settings.schedule, self.settings.schedule)
         engine, *_ = deepspeed.initialize(
@@ -138,11 +138,12 @@ class Loop:
         self.task.progress = state.step / self.steps
         epoch = state.step // self.per_epoch
         if self.batches[0] != epoch:
-            self.batches = (epoch, epoch_batches(self.lengths, self.settings, self.task.seed, epoch))
-        mine = self.batches[1][state.step % self.per_epoch][self.rank :: self.world]
+            batches = epoch_batches(self.lengths, self.settings, self.task.seed, epoch, self.groups)
+            self.batches = (epoch, batches)
+        whole = self.batches[1][state.step % self.per_epoch]
+        mine = worker_share(whole, self.rank, self.world, self.groups is not None)
         size = len(mine) // count
-        # Seeding by step keeps dropout the same whether or not the run was interrupted before.
-        torch.manual_seed(hash((self.task.seed, state.step, self.rank)) & 0x7FFFFFFF)
+        torch.manual_seed(step_seed(self.task.seed, state.step, self.rank))
         micro = [self._batch([self.rows[i] for i in mine[k * size : (k + 1) * size]]) for k in range(count)]
         units = self._sum({"units": float(sum(b["units"] for b in micro))})["units"]
         self.engine.train()
@@ -161,10 +162,10 @@ class Loop:
         self._log("train", {**means, "learning_rate": self.engine.get_lr()[0], "units": units})
 
     def evaluation_due(self) -> bool:
-        """Say whether the step ends an epoch after which the held-out rows are judged."""
+        """Say whether the step is the last, or ends an epoch after which the held-out rows are judged."""
         epochs, inside = divmod(self.state.step, self.per_epoch)
         last = self.state.step == self.steps
-        return inside == 0 and (last or epochs % self.settings.evaluate_every_epochs == 0)
+        return last or (inside == 0 and epochs % self.settings.evaluate_every_epochs == 0)
 
     def evaluate(self) -> None:
         """Judge the held-out rows, shared among the workers, log the figures, and put the best weights aside."""

@@ -101,3 +101,23 @@ def test_an_early_stop_and_its_best_weights_survive_a_restart(
     assert held_out(history) == held_out(plain)
     weights = [AutoModelForCausalLM.from_pretrained(tmp_path / run / "model").state_dict() for run in ("plain", "out")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_training_of_so_many_steps_ends_with_an_evaluation(
+    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history = train_here(task(tmp_path, llama_folder, steps=5), tmp_path / "out", monkeypatch)
+    assert list(held_out(history)) == [0, 2, 4, 5] and kept_steps(history) == [5]
+
+
+def test_heads_learn_at_their_own_rate(llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = task(tmp_path, llama_folder, steps=1, head_learning_rate=0.3)
+    monkeypatch.setattr(own, "is_head", lambda name: name == "model.norm.weight")
+    train_here(own, tmp_path / "out", monkeypatch)
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(at).state_dict() for at in (llama_folder, tmp_path / "out/model")
+    )
+    # The first step of Adam is the learning rate in every direction that has a gradient.
+    moved = {name: (after[name] - before[name]).abs().max().item() for name in before}
+    assert moved.pop("model.norm.weight") == pytest.approx(0.3, rel=1e-2)
+    assert set(moved.values()) != {0.0} and max(moved.values()) == pytest.approx(3e-2, rel=1e-2)

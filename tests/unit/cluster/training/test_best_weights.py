@@ -94,7 +94,7 @@ def test_no_number_at_all_is_said() -> None:
             {"keep": "best", "best_by": "loss", "patience_evaluations": 2, "evaluate_every_epochs": 2},
             "patience_evaluations 2 never stops a training of 2 evaluations",
         ),
-        ({"keep": "best", "best_by": "bleu"}, "Input should be 'loss', 'macro_f1', 'accuracy' or 'margin'"),
+        ({"keep": "best", "best_by": "bleu"}, "Input should be 'loss', 'macro_f1', 'accuracy', 'margin' or 'ndcg'"),
     ],
 )
 def test_settings_without_effect_are_refused(given: dict[str, Any], says: str) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from cluster.base.errors import UserError
 from cluster.config import Offload, TrainSettings, Workers
 from cluster.training.deepspeed_config import accumulation_steps, clips_itself, deepspeed_config
 from cluster.training.driver import run_name
-from cluster.training.task import epoch_batches
-from teacher.config import Full
+from cluster.training.task import epoch_batches, worker_share
+from teacher.config import DpoSettings, Full, SftSettings
 from teacher.sft import SftTask
 
 
@@ -111,6 +112,44 @@ def test_buckets_put_like_lengths_together_but_do_not_sort_the_epoch() -> None:
     assert all(lengths[a] <= lengths[b] for batch in in_order for a, b in pairwise(batch))
     longest = [max(lengths[i] for i in b) for b in epoch_batches(lengths, settings(), 1, 0)]
     assert longest != sorted(longest)
+
+
+def test_the_rows_of_a_group_meet_in_a_batch() -> None:
+    groups = [n // 4 for n in range(64)]
+    batches = epoch_batches([1] * 64, settings(), 1, 0, groups)
+    assert Counter(chain.from_iterable(batches)) == Counter(range(64))
+    for batch in batches:
+        assert [groups[i] for i in batch] == [g for i in batch[::4] for g in [groups[i]] * 4]
+        assert [worker_share(batch, rank, 4, True) for rank in range(4)] == [batch[i : i + 4] for i in (0, 4, 8, 12)]
+    drawn = [groups[i] for i in chain.from_iterable(batches)][::4]
+    again = [groups[i] for i in chain.from_iterable(epoch_batches([1] * 64, settings(), 1, 1, groups))][::4]
+    assert sorted(drawn) == sorted(again) == list(range(16)) and drawn != again
+    within = [
+        tuple(i for i in chain.from_iterable(epoch_batches([1] * 64, settings(), seed, 0, groups)) if groups[i] == 0)
+        for seed in range(6)
+    ]
+    assert len(set(within)) > 1, "the rows of a group are shuffled too"
+
+
+def test_a_large_group_is_cut_and_loses_no_row() -> None:
+    batches = epoch_batches([1] * 40, settings(), 1, 0, [0] * 30 + [1] * 10)
+    assert set(chain.from_iterable(batches)) == set(range(40)) and {len(batch) for batch in batches} == {16}
+
+
+def test_without_groups_workers_take_turns() -> None:
+    assert [worker_share([5, 6, 7, 8], rank, 2, False) for rank in (0, 1)] == [[5, 7], [6, 8]]
+
+
+def test_steps_stand_for_epochs() -> None:
+    assert settings(epochs=3).steps_over(33) == 9 and settings(epochs=3, steps=5).steps_over(33) == 5
+    assert settings(epochs=1, steps=90, keep="best", best_by="loss", patience_evaluations=4).steps == 90
+
+
+def test_a_rate_for_heads_needs_a_head() -> None:
+    rates = settings(head_learning_rate=1e-3)
+    for section, own in (("sft", SftSettings), ("dpo", DpoSettings)):
+        with pytest.raises(ValidationError, match=f"{section}.train.head_learning_rate has no effect"):
+            own(train=rates)
 
 
 def test_mixed_precision_keeps_weights_in_fp32_and_multiplies_in_bf16() -> None:

@@ -17,7 +17,7 @@ from distill.metrics import evaluate, majority_baseline
 from distill.student.model import CONFIG, Student, load_tokenizer, read_student_config
 from distill.student.predict import predict
 from distill.student.rationale_index import ROWS, VECTORS, write_index
-from mpcot.temperature import fit_temperature, scaled
+from mpcot.temperature import CalibrationKind, fit_served, scaled
 
 Row = dict[str, Any]
 TOLERANCE = 1e-4
@@ -49,7 +49,7 @@ def run(config: ExportStage, folder: StageFolder) -> None:
             f"more than {TOLERANCE}. Delete {trained} and run `student` again."
         )
     dev, test = ([row for row in answers if row["split"] == split] for split in ("dev", "test"))
-    temperature = calibrate(folder.path, dev) if config.export.calibrate else None
+    calibrate(folder.path, dev, config.export.calibrate)
     judgements = folder.input("7-judgements") / "judgements.parquet"
     indexed = write_index(folder.path, pairs, judgements, config.export.index_pairs)
     exported = read_student_config(folder.path)
@@ -57,7 +57,13 @@ def run(config: ExportStage, folder: StageFolder) -> None:
     card = model_card(config.name, config.export.student, exported, figures)
     (folder.path / "README.md").write_text(card, encoding="utf-8")
     folder.finish(
-        {"indexed": indexed}, {"largest_logit_difference": difference, "temperature": temperature, "test": figures}
+        {"indexed": indexed},
+        {
+            "largest_logit_difference": difference,
+            "temperature": exported.temperature,
+            "label_bias": dict(zip(exported.scheme.codes, exported.label_bias, strict=False)),
+            "test": figures,
+        },
     )
 
 
@@ -85,20 +91,20 @@ def largest_logit_difference(first: Path, second: Path, pairs: Path, count: int)
     return float(np.abs(logits[0] - logits[1]).max())
 
 
-def calibrate(folder: Path, dev: list[Row]) -> float | None:
-    """Fit the temperature on dev, write it into the exported `student.json` and return it; None without dev pairs."""
+def calibrate(folder: Path, dev: list[Row], kind: CalibrationKind) -> None:
+    """Fit the temperature, and the biases if `kind` asks for them, on dev and write them into the `student.json`."""
     config = read_student_config(folder)
     numbers = [config.scheme.index(row["label"]) for row in dev]
-    temperature = fit_temperature(numbers, np.array([row["probabilities"] for row in dev]))
-    if temperature is not None:
-        write_json(folder / CONFIG, config.model_copy(update={"temperature": temperature}).model_dump(mode="json"))
-    return temperature
+    temperature, bias = fit_served(kind, numbers, np.array([row["probabilities"] for row in dev]))
+    fitted = config.model_copy(update={"temperature": temperature, "label_bias": bias})
+    write_json(folder / CONFIG, fitted.model_dump(mode="json"))
 
 
 def figures_on_test(test: list[Row], train_labels: list[str], config: StudentConfig) -> dict[str, Any]:
     """Return the test metrics of the student as it is served, and of always giving the most frequent training label."""
     labels, queries, probabilities = ([row[name] for row in test] for name in ("label", "query_id", "probabilities"))
-    served = scaled(np.reshape(probabilities, (len(test), len(config.scheme.codes))), config.temperature)
+    trained = np.reshape(probabilities, (len(test), len(config.scheme.codes)))
+    served = scaled(trained, config.temperature, config.label_bias)
     return {**evaluate(labels, served, queries, config.scheme), "majority": majority_baseline(train_labels, labels)}
 
 
@@ -110,7 +116,14 @@ def model_card(name: str, kind: str, config: StudentConfig, figures: dict[str, A
         f"| {title} | {_number(figures[key])} | {_number(majority.get(key))} |" for key, title in CARD.items()
     )
     each = f"one per perspective ({', '.join(config.perspectives)})" if config.per_perspective else "one"
-    latents = each if config.latents else "none"
+    latents = each if config.latents and config.aligned else "none"
+    fitted, kept = f"temperature {config.temperature:.2f}", "It never changes a label, but it may change"
+    if config.label_bias:
+        bias = ", ".join(f"`{c}` {b:+.2f}" for c, b in zip(config.scheme.codes, config.label_bias, strict=True))
+        fitted, kept = (
+            f"{fitted} and with a bias per label ({bias})",
+            "The biases may change labels, and both may change",
+        )
     return f"""---
 library_name: broadfast
 pipeline_tag: text-classification
@@ -127,8 +140,8 @@ Labels:
 
 Test split, {figures["pairs"]} pairs; NDCG over {figures["ndcg_queries"]} queries.
 
-Probabilities are served at temperature {config.temperature:.2f}, fitted on the dev split, and the figures below
-are at this temperature too. It never changes a label, but it may change the order of products.
+Probabilities are served at {fitted}, fitted on the dev split, and the figures below are so too. {kept} the order of
+products.
 
 | metric | this student | always `{majority["label"]}` |
 | --- | --- | --- |

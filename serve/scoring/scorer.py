@@ -123,8 +123,9 @@ class Scorer:
             None if column[0] is None else torch.cat(column)[back] for column in zip(*parts, strict=True)
         )
         assert logits is not None, "a student always gives logits"
+        bias = torch.tensor(self.config.label_bias) if self.config.label_bias else 0
         return Scores(
-            (logits / self.config.temperature).softmax(-1).numpy(),
+            (logits / self.config.temperature + bias).softmax(-1).numpy(),
             None if verdicts is None else verdicts.softmax(-1).numpy(),
             None if latents is None else latents.numpy(),
         )

@@ -107,10 +107,34 @@ def test_the_card_ranks_as_the_service_does(exported: Export) -> None:
 
 
 def test_calibration_can_be_left_out(exported: Export) -> None:
-    folder = exported(calibrate=False)
+    folder = exported(calibrate="none")
     manifest = read_manifest(folder.path)
-    assert manifest is not None and manifest["figures"]["temperature"] is None
+    assert manifest is not None and manifest["figures"]["temperature"] == 1.0
     assert read_student_config(folder.path).temperature == 1.0
+
+
+def test_a_bias_per_label_is_served_as_it_fits_dev(exported: Export) -> None:
+    folder = exported(calibrate="temperature+bias")
+    config = read_student_config(folder.path)
+    bias = dict(zip(config.scheme.codes, config.label_bias, strict=True))
+    manifest = read_manifest(folder.path)
+    assert manifest is not None and manifest["figures"]["label_bias"] == bias and abs(bias["1"]) > 0.01
+    pairs = {row["pair_id"]: row for row in read_table(folder.run_dir / "1-pairs/pairs.parquet").to_pylist()}
+    rows = read_table(folder.run_dir / "9-student/lrkd/predictions.parquet").to_pylist()
+    for split in ("dev", "test"):
+        own = [row for row in rows if row["split"] == split]
+        scorer = Scorer.load(folder.path, ServeSettings(precision="fp32"))
+        served = scorer.score([pairs[row["pair_id"]] for row in own]).probabilities
+        odds = np.log([row["probabilities"] for row in own]) / config.temperature + np.array(config.label_bias)
+        np.testing.assert_allclose(served, np.exp(odds) / np.exp(odds).sum(1, keepdims=True), atol=1e-4)
+        gold = [pairs[row["pair_id"]]["label"] for row in own]
+        if split == "dev":  # where bias and temperature are free, the mean probability of a label is its share
+            shares = [gold.count(code) / len(gold) for code in config.scheme.codes]
+            assert served.mean(0) == pytest.approx(shares, abs=1e-3)
+        else:
+            figures = evaluate(gold, served, [pairs[row["pair_id"]]["query_id"] for row in own], config.scheme)
+            assert manifest["figures"]["test"]["accuracy"] == figures["accuracy"]
+    assert f"`1` {bias['1']:+.2f}" in (folder.path / "README.md").read_text()
 
 
 def test_a_damaged_copy_is_refused(exported: Export, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -12,6 +12,8 @@ from mpcot.schemes.scheme import Scheme
 from mpcot.sources.config import LabelSettings
 
 ProductFields = Literal["title", "title+brand", "title+description"]
+StudentPooling = Literal["cls", "mean"]
+STUDENT_FORMAT: Final = 2  # of `student.json`: raised when weights or settings of a saved student mean something else
 
 
 class MlpExtractor(Settings):
@@ -78,6 +80,12 @@ class StudentSettings(Settings):
     model: str = Field("models/all-minilm-l6-v2", description="folder or hub name of the starting encoder")
     extractor: Extractor = PolyExtractor()
     per_perspective: bool = Field(True, description="one latent vector and one verdict head per perspective")
+    pooling: StudentPooling = Field(
+        "cls", description="what the classifier reads beside the latent vectors: the state of [CLS], or the mean state"
+    )
+    frozen_layers: NonNegativeInt = Field(
+        0, description="lower layers of the encoder, and with them its embeddings, that are not trained; 0 trains all"
+    )
     target: str = Field(
         "vote",
         description="the rationale that the latent vector is aligned with, without per_perspective: `vote` (the first "
@@ -95,6 +103,9 @@ class StudentSettings(Settings):
     temperature: float = Field(0.05, gt=0, description="of infonce")
     auxiliary: bool = Field(False, description="use latent vectors in training only: the classifier reads [CLS] alone")
     soft_label_weight: NonNegativeFloat = Field(0.0, description="of KL to the teacher's soft labels")
+    teacher_smoothing: float = Field(
+        0.0, ge=0, le=1, description="share of the teacher's soft labels in the label that cross-entropy learns"
+    )
     margin_mse_weight: NonNegativeFloat = Field(0.0, description="of MarginMSE to the teacher's expected gains")
     margin_pairs: Literal["query", "batch"] = Field(
         "query", description="take margins within a query or the whole batch"
@@ -102,8 +113,15 @@ class StudentSettings(Settings):
     perspective_verdict_weight: NonNegativeFloat = Field(
         0.1, description="of cross-entropy with the verdict of each perspective; needs per_perspective"
     )
+    ranking: Literal["none", "ranknet", "lambdaloss", "listnet"] = Field(
+        "none", description="loss that orders the products of a query by the gains of their gold labels"
+    )
+    ranking_weight: PositiveFloat = Field(1.0, description="of that loss")
     label_weights: Literal["none", "balanced"] = Field("none", description="balanced gives all labels the same total")
     use_unlabelled: bool = Field(False, description="unlabelled pairs teach the vote, weighted by agreement")
+    unlabelled_weight: PositiveFloat = Field(
+        1.0, description="weight of an unlabelled pair in every part of the loss, times its agreement"
+    )
     shuffled_targets: bool = Field(False, description="control: every pair gets another pair's vectors and verdicts")
     max_tokens: PositiveInt = Field(128, description="of query and product; the end of a longer product is cut")
     fields: ProductFields = Field("title", description="the fields of the product that the student reads")
@@ -113,19 +131,28 @@ class StudentSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> StudentSettings:
-        check_best_by("student", self.train, ("loss", "accuracy", "macro_f1"))
+        check_best_by("student", self.train, ("loss", "accuracy", "macro_f1", "ndcg"))
         for name in ("auxiliary", "shuffled_targets"):
             if getattr(self, name) and self.extractor.kind == "none":
                 raise ValueError(f"student.{name} has no effect without latent vectors. Choose a student.extractor.")
         return self
 
     def labels_only(self) -> StudentSettings:
-        """Return the settings of the baseline: the same training, on human labels alone and without latent vectors."""
-        weights = ("alignment_weight", "soft_label_weight", "margin_mse_weight", "perspective_verdict_weight")
-        nothing = dict.fromkeys(weights, 0.0) | dict.fromkeys(
-            ("per_perspective", "auxiliary", "shuffled_targets", "use_unlabelled"), False
-        )
-        return self.model_copy(update={**nothing, "extractor": NoExtractor()})
+        """Return the settings of the baseline: the same student and training, on human labels alone.
+
+        With `auxiliary`, whose latent vectors take no part in the label, that is the plain student.
+        """
+        weights = (
+            "alignment_weight", "soft_label_weight", "teacher_smoothing", "margin_mse_weight",
+            "perspective_verdict_weight",
+        )  # fmt: skip
+        taught = dict.fromkeys(weights, 0.0) | dict.fromkeys(("shuffled_targets", "use_unlabelled"), False)
+        return self.plain() if self.auxiliary else self.model_copy(update=taught)
+
+    def plain(self) -> StudentSettings:
+        """Return the settings of a student on human labels alone that has no latent vectors either."""
+        without = {"extractor": NoExtractor(), "per_perspective": False, "auxiliary": False}
+        return self.model_copy(update=without).labels_only()
 
 
 class ExportSettings(Settings):
@@ -134,7 +161,11 @@ class ExportSettings(Settings):
     student: Literal["lrkd", "ce_only"] = Field("lrkd", description="the student that is served")
     check_pairs: PositiveInt = Field(32, description="pairs on which the exported and the trained student must agree")
     index_pairs: NonNegativeInt = Field(20000, description="training pairs that `explain` can show; 0 writes no index")
-    calibrate: bool = Field(True, description="serve probabilities at the temperature that fits dev best")
+    calibrate: Literal["none", "temperature", "temperature+bias"] = Field(
+        "temperature",
+        description="serve probabilities at the temperature that fits dev best, which changes no label, or with a bias "
+        "per label besides, for where labels have other shares than those that were trained on",
+    )
 
 
 class TargetsStage(Settings):
@@ -164,11 +195,14 @@ class ExportStage(Settings):
 class StudentConfig(Settings):
     """`student.json`: what is needed besides the encoder's own config to load and use a saved student."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = STUDENT_FORMAT
     scheme: Scheme
     perspectives: tuple[str, ...]
     extractor: Extractor
     per_perspective: bool
+    pooling: StudentPooling = "cls"
+    verdicts: bool = Field(True, description="with one latent vector per perspective, each has a verdict head")
+    aligned: bool = Field(True, description="the latent vectors learnt rationales, which they can show therefore")
     auxiliary: bool = Field(
         False, description="the classifier does not read the latent vectors, which are for training only"
     )
@@ -177,8 +211,15 @@ class StudentConfig(Settings):
     fields: ProductFields
     dropout: float = 0.0
     temperature: PositiveFloat = Field(1.0, description="of the served probabilities; logits are divided by it")
+    label_bias: tuple[float, ...] = Field((), description="added to them then, one per label; none if empty")
     versions: dict[str, str] = Field(default_factory=dict)
     fingerprint: str = Field("", description="of the stage that trained it")
+
+    @model_validator(mode="after")
+    def _biases(self) -> StudentConfig:
+        if self.label_bias and len(self.label_bias) != len(self.scheme.labels):
+            raise ValueError(f"label_bias: {len(self.label_bias)} numbers for {len(self.scheme.labels)} labels")
+        return self
 
     @property
     def latents(self) -> int:

@@ -1,8 +1,7 @@
 """The student's losses, as pure functions that return one number per example.
 
-Shapes: B batch, P perspectives (or 1), D target width, C labels. All of them compute in float32, except for matrix
-products under autocast, as in a study. The training harness sums the losses of a global batch and divides them by its
-number of examples.
+Shapes: B batch, P perspectives (or 1), D target width, C labels. All of them compute in float32. The training harness
+sums the losses of a global batch, each times its example's weight, and divides them by the sum of these weights.
 """
 
 from __future__ import annotations
@@ -13,18 +12,37 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+EQUAL_COSINE = 1 - 1e-5  # targets above it are equal, apart from rounding
+
 
 def label_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """Cross-entropy with the label: -w_y log softmax(z)_y.
+    """Cross-entropy with the label: -w_y log softmax(z)_y, or with a distribution t: -sum_c w_c t_c log softmax(z)_c.
 
     Args:
         logits: BxC.
-        labels: B label ids.
+        labels: B label ids, or BxC distributions.
         class_weights: C, or None for 1 each.
 
     Returns: B.
     """
     return functional.cross_entropy(logits.float(), labels, weight=class_weights, reduction="none")
+
+
+def smoothed_labels(labels: Tensor, soft: Tensor, judged: Tensor, share: float) -> Tensor:
+    """Return gold labels mixed with the teacher's distribution: (1 - share) onehot(y) + share soft.
+
+    This is label smoothing (Szegedy et al. 2016, arXiv 1512.00567, section 7) with the teacher's distribution in place
+    of an even one.
+
+    Args:
+        labels: B label ids.
+        soft: BxC, the teacher's distribution.
+        judged: B, true where the teacher judged the pair; other labels stay as they are.
+
+    Returns: BxC.
+    """
+    onehot = functional.one_hot(labels, soft.shape[1]).float()
+    return torch.where(judged.bool()[:, None], (1 - share) * onehot + share * soft.float(), onehot)
 
 
 def balanced_weights(counts: list[int]) -> list[float]:
@@ -56,7 +74,7 @@ def alignment_loss(
     - mse: |r - t|^2, summed over or (`mean`) divided by D. LRKD, arXiv 2601.21611.
     - cosine: 1 - cos(r, t). With unit vectors the summed mse is twice this.
     - infonce: -log(exp(cos(r_b, t_b)/tau) / sum_c exp(cos(r_b, t_c)/tau)) over the targets t_c of the same
-      perspective in the batch; van den Oord et al. 2018 (arXiv 1807.03748), eq. 4.
+      perspective in the batch that differ from t_b; van den Oord et al. 2018 (arXiv 1807.03748), eq. 4.
 
     Args:
         latents: BxPxD.
@@ -82,9 +100,49 @@ def alignment_loss(
     return kept.sum(1) / mask.sum(1).clamp(min=1)
 
 
+def constant_loss(
+    targets: Tensor,
+    mask: Tensor,
+    kind: Literal["mse", "cosine"] = "mse",
+    *,
+    reduction: Literal["mean", "sum"] = "sum",
+    normalise: bool = True,
+) -> float:
+    """Return the mean alignment loss of the best constant vectors, one per latent: what knows nothing of the pair.
+
+    The best constant is the mean of the targets or, where unit vectors are compared, its direction. A target counts as
+    much as in `alignment_loss`. InfoNCE needs no search: equal scores are best and give the log of their number.
+
+    Args:
+        targets: BxPxD.
+        mask: BxP, true where there is a target.
+    """
+    mask = mask.bool()
+    weight = mask / mask.sum(1, keepdim=True).clamp(min=1)
+    filled = targets.float().masked_fill(~mask[..., None], 0.0)
+    if normalise or kind != "mse":
+        filled = functional.normalize(filled, dim=-1)
+    best = (weight[..., None] * filled).sum(0) / weight.sum(0).clamp(min=1e-12)[:, None]  # PxD
+    each = alignment_loss(best.expand_as(targets), targets, mask, kind, reduction=reduction, normalise=normalise)
+    return float(each.mean())
+
+
+def alignment_skill(loss: float, constant: float) -> float | None:
+    """Return 1 - L / L(best constant vector): 1 for perfect latents, 0 for none better than a constant.
+
+    None where a constant is perfect too, as with one target or none.
+    """
+    return 1 - loss / constant if constant > 1e-9 else None
+
+
 def _infonce(latents: Tensor, targets: Tensor, mask: Tensor, temperature: float) -> Tensor:
-    scores = torch.einsum("bpd,cpd->pbc", latents, targets) / temperature
-    scores = scores.masked_fill(~mask.T[:, None, :], torch.finfo(scores.dtype).min)
+    # Autocast would round cosines to bf16, which at a temperature of .05 is more than many of their differences.
+    with torch.autocast(latents.device.type, enabled=False):
+        scores = torch.einsum("bpd,cpd->pbc", latents, targets) / temperature
+        equal = torch.einsum("bpd,cpd->pbc", targets, targets) > EQUAL_COSINE
+    others = ~torch.eye(len(latents), dtype=torch.bool, device=latents.device)
+    dropped = ~mask.T[:, None, :] | (equal & others)
+    scores = scores.masked_fill(dropped, torch.finfo(scores.dtype).min)
     return -scores.log_softmax(dim=-1).diagonal(dim1=1, dim2=2).T  # BxP
 
 
@@ -118,7 +176,7 @@ def verdict_loss(logits: Tensor, verdicts: Tensor) -> Tensor:
 
 def expected_gain(logits: Tensor, gains: Tensor) -> Tensor:
     """Return one relevance score per pair from its label logits: sum_c softmax(z)_c gain_c. BxC, C -> B."""
-    return logits.float().softmax(-1) @ gains
+    return (logits.float().softmax(-1) * gains).sum(-1)
 
 
 def margin_mse(student: Tensor, teacher: Tensor) -> Tensor:
@@ -158,7 +216,7 @@ def teacher_margin_loss(
     if groups is not None:
         partners &= groups[couples[:, 0]] == groups[couples[:, 1]]
     couples = couples[partners]
-    each = margin_mse(expected_gain(logits, gains)[couples], (soft @ gains)[couples])
+    each = margin_mse(expected_gain(logits, gains)[couples], (soft * gains).sum(-1)[couples])
     total = torch.zeros(len(logits), device=logits.device).index_add(0, couples.flatten(), each.repeat_interleave(2))
     return total / torch.bincount(couples.flatten(), minlength=len(logits)).clamp(min=1)
 

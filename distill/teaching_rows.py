@@ -33,6 +33,7 @@ class RowSettings(Settings):
     target: str
     width: int
     shuffle: int | None = None
+    unlabelled_weight: float = 1.0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -45,8 +46,9 @@ class RowSettings(Settings):
 class StudentRows(Sequence[dict[str, Any]]):
     """Rows of the chosen splits in the order of the pairs file, each built when it is accessed.
 
-    A row has the pair's text, `label` (an id) and its `weight`, the teacher's `soft` labels (C; zeros unless `judged`),
-    `verdicts` (P ids, -1 for none), and `targets` (LxD) with `target_mask` (L).
+    A row has the pair's text, the number of its `group` (all pairs of a query), `label` (an id), whether it is `gold`,
+    the row's `weight`, the teacher's `soft` labels (C; zeros unless `judged`), `verdicts` (P ids, -1 for none), and
+    `targets` (LxD) with `target_mask` (L).
     """
 
     def __init__(self, settings: RowSettings, splits: Sequence[str]) -> None:
@@ -61,6 +63,7 @@ class StudentRows(Sequence[dict[str, Any]]):
         ]
         self.unusable = len(usable) - sum(usable)
         self.pairs = pairs.filter(pa.array(usable, pa.bool_())).combine_chunks()
+        self.groups = _numbered(self.pairs["query_id"].to_pylist())
         self.judgements = judgements
         targets = read_table(settings.targets)
         self.targeted = _positions(targets)
@@ -87,9 +90,10 @@ class StudentRows(Sequence[dict[str, Any]]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        pair = _row(self.pairs, index % len(self))
+        index %= len(self)
+        pair = _row(self.pairs, index)
         row = {name: pair.get(name) for name in TEXT}  # earlier versions wrote fewer
-        return row | self._teaching(pair, self.sources[index % len(self)])
+        return row | {"group": self.groups[index]} | self._teaching(pair, self.sources[index])
 
     def labels(self) -> list[int]:
         """Return the label ids of all rows."""
@@ -99,7 +103,10 @@ class StudentRows(Sequence[dict[str, Any]]):
         return [self.settings.scheme.index(code) for code in codes]
 
     def _teaching(self, pair: dict[str, Any], source: str) -> dict[str, Any]:
-        """Return what the row teaches: the gold label, or without one the vote, weighted by its agreement."""
+        """Return what the row teaches: the gold label, or without one the vote.
+
+        A vote weighs `unlabelled_weight` times its agreement, a gold label 1.
+        """
         scheme, names = self.settings.scheme, self.settings.perspectives
         judgement = self._judgement(pair["pair_id"])
         gold = pair["label"] is not None
@@ -108,7 +115,8 @@ class StudentRows(Sequence[dict[str, Any]]):
         targets, mask = self._targets(source, verdicts, reasoned["vote"] if reasoned else None)
         return {
             "label": scheme.index(pair["label"] if gold else judgement["vote"]),  # type: ignore[index]
-            "weight": 1.0 if gold else float(judgement["agreement"]),  # type: ignore[index]
+            "gold": gold,
+            "weight": 1.0 if gold else self.settings.unlabelled_weight * judgement["agreement"],  # type: ignore[index]
             "judged": judgement is not None,
             "soft": judgement["soft"] if judgement else [0.0] * len(scheme.labels),
             "verdicts": [-1 if code is None else scheme.index(code) for code in verdicts],
@@ -164,6 +172,11 @@ def combine_targets(
 
 def _positions(table: pa.Table) -> dict[str, int]:
     return {pair_id: i for i, pair_id in enumerate(table["pair_id"].to_pylist())} if table.num_rows else {}
+
+
+def _numbered(values: Sequence[str]) -> list[int]:
+    numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
+    return [numbers[value] for value in values]
 
 
 def _row(table: pa.Table, index: int) -> dict[str, Any]:

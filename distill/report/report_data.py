@@ -11,10 +11,12 @@ from typing import Any
 from cluster.base.errors import UserError
 from cluster.base.stage_folder import StageFolder, read_manifest
 from cluster.base.tables import rows_of
+from cluster.training.best_weights import kept
 from cluster.training.driver import read_history
 from distill.report.config import ReportStage
 from distill.report.quality import agreement, headline, stages_of_teacher, teacher
 from distill.segments import segments
+from distill.student.calibration import with_biases
 from mpcot.asking.address.meter import usage_said
 from mpcot.asking.failure_reasons import kind_of
 from mpcot.records import SPLITS
@@ -26,6 +28,7 @@ Pairs = dict[str, dict[str, Any]]
 
 ASKING = ("2-rationales", "4-samples")
 STUDENTS = ("lrkd", "ce_only")
+LEARNT = 0.1  # skill of the alignment below which rationales count as not learnt
 
 
 def collect(config: ReportStage, folder: StageFolder) -> dict[str, Any]:
@@ -40,6 +43,9 @@ def collect(config: ReportStage, folder: StageFolder) -> dict[str, Any]:
     pairs = {row["pair_id"]: row for row in rows_of(at["1-pairs"] / "pairs.parquet")}
     judged = {row["pair_id"]: row for row in rows_of(at["7-judgements"] / "judgements.parquet")}
     students = predictions(at["9-student"])
+    biased = bool((read_manifest(at["10-export"]) or {})["figures"].get("label_bias"))
+    if biased:
+        students = {name: with_biases(rows, pairs, scheme) for name, rows in students.items()}
     answers = {stage: answers_of(at[stage]) for stage in ASKING if stage in at}
     draws = {"resamples": config.report.bootstrap_resamples, "seed": config.seed}
     quality = headline(pairs, judged, students, scheme, **draws)
@@ -55,7 +61,9 @@ def collect(config: ReportStage, folder: StageFolder) -> dict[str, Any]:
         "teacher_by_stage": stages_of_teacher(pairs, judged, answers, names),
         "agreement": agreement(pairs, judged, names),
         "answers": {stage: kept_rates(found, pairs, names, scheme) for stage, found in answers.items()},
-        "curves": histories(at),
+        "biased": biased,
+        "curves": (curves := histories(at)),
+        "alignment": alignment(curves.get("lrkd", [])),
         "samples": samples(pairs, judged, students, names, config.report.samples),
         "stages": stages,
         "billed": billed(stages),
@@ -131,6 +139,19 @@ def histories(at: Mapping[str, Path]) -> dict[str, Rows]:
     # A training that there was no data for, or a baseline that was not wanted, has no log.
     found = {name: read_history(log) for name, log in logs.items() if log.exists()}
     return {name: rows for name, rows in found.items() if rows}
+
+
+def alignment(history: Rows) -> dict[str, Any] | None:
+    """Return the `skill` of the saved student's alignment on dev and what it `says`; None without an alignment."""
+    skill = kept(history).get("alignment_skill")
+    if skill is None:
+        return None
+    verdict = f"At {LEARNT} and above, the student counts as having learnt something of the rationales."
+    if skill < LEARNT:
+        verdict = (
+            f"Below {LEARNT}, the rationales were not learnt: what the student gained did not come from what they say."
+        )
+    return {"skill": skill, "says": f"On dev, the alignment skill of the saved LRKD student is {skill:.3f}. {verdict}"}
 
 
 def samples(pairs: Pairs, judged: Pairs, students: dict[str, Pairs], names: list[str], wanted: int) -> Rows:

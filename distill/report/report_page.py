@@ -44,6 +44,7 @@ def draw(report: Mapping[str, Any]) -> dict[str, str]:
         f"{word} ratio": points(logs.get("lrkd", ()), "dev", f"alignment_over_ce_{word}")
         for word in ("loss", "gradient")
     }
+    skill = {"dev": points(logs.get("lrkd", ()), "dev", "alignment_skill")}
     found = {
         "headline": headline_plot(report["headline"]["judges"]),
         "sft": curve_plot("sft", "Loss", "loss", lines("loss", "sft")),
@@ -52,6 +53,7 @@ def draw(report: Mapping[str, Any]) -> dict[str, str]:
         "student": curve_plot("student", "Loss", "loss", lines("loss", "lrkd", "ce_only")),
         "macro_f1": curve_plot("macro_f1", "Macro-F1", "macro-F1", lines("macro_f1", "lrkd", "ce_only")),
         "ratio": curve_plot("ratio", "Alignment over cross-entropy", "alignment / cross-entropy", ratios, zero=True),
+        "skill": curve_plot("skill", "Alignment skill", "skill", skill, zero=True),
         "latency": latency_plot(report["latency"]) if report["latency"] else "",
     }
     return {name: text for name, text in found.items() if text}

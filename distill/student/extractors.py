@@ -17,6 +17,8 @@ from torch.nn import functional
 from cluster.base.errors import UserError
 from distill.config import Extractor, GatExtractor, MlpExtractor, PolyExtractor
 
+SMALL = 0.02  # standard deviation of new weights, as BERT draws its own
+
 
 def build_extractor(settings: Extractor, width: int, latents: int, target_width: int) -> nn.Module | None:
     """Return the extractor that `settings` describes, or None for `none`.
@@ -48,13 +50,20 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 class PerLatentLinear(nn.Module):
-    """One Linear per latent vector: BxPxF -> BxPxD."""
+    """One Linear per latent vector: BxPxF -> BxPxD.
 
-    def __init__(self, latents: int, width: int, target_width: int) -> None:
+    With `near_identity` and equal widths it begins as the identity and a little noise.
+    """
+
+    def __init__(self, latents: int, width: int, target_width: int, near_identity: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(latents, width, target_width))
         self.bias = nn.Parameter(torch.zeros(latents, target_width))
-        nn.init.normal_(self.weight, std=1 / math.sqrt(width))
+        identity = near_identity and width == target_width
+        nn.init.normal_(self.weight, std=SMALL if identity else 1 / math.sqrt(width))
+        if identity:
+            with torch.no_grad():
+                self.weight.add_(torch.eye(width))
 
     def forward(self, vectors: Tensor) -> Tensor:
         return torch.einsum("bpf,pfd->bpd", vectors, self.weight) + self.bias
@@ -82,20 +91,20 @@ class Poly(nn.Module):
 
     Step 1, as in the paper: code c_i gives y_i = sum_t softmax_t(c_i . h_t) h_t. Step 2: in the paper the candidate's
     embedding attends over y_1..y_C. A cross-encoder does not embed the candidate on its own, so a learned query for
-    each latent vector attends instead. Scores are divided by sqrt(H).
+    each latent vector attends instead. Scores are not divided by sqrt(H): codes and queries begin small and grow with
+    training, whereas large ones behind a division would hardly move and stay a mean over tokens.
     """
 
     def __init__(self, width: int, codes: int, latents: int, target_width: int) -> None:
         super().__init__()
-        self.codes = nn.Parameter(torch.randn(codes, width))
-        self.queries = nn.Parameter(torch.randn(latents, width))
-        self.project = PerLatentLinear(latents, width, target_width)
-        self.scale = 1 / math.sqrt(width)
+        self.codes = nn.Parameter(SMALL * torch.randn(codes, width))
+        self.queries = nn.Parameter(SMALL * torch.randn(latents, width))
+        self.project = PerLatentLinear(latents, width, target_width, near_identity=True)
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        scores = torch.einsum("ch,bth->bct", self.codes * self.scale, states)
+        scores = torch.einsum("ch,bth->bct", self.codes, states)
         features = masked_softmax(scores, mask[:, None, :]) @ states  # BxCxH
-        choice = torch.einsum("ph,bch->bpc", self.queries * self.scale, features).softmax(dim=-1)
+        choice = torch.einsum("ph,bch->bpc", self.queries, features).softmax(dim=-1)
         return self.project(choice @ features)
 
 

@@ -28,8 +28,9 @@ from transformers import (
 
 from cluster.base.errors import UserError
 from cluster.base.stage_folder import read_json, write_json
+from distill.config import STUDENT_FORMAT as FORMAT
 from distill.config import StudentConfig
-from distill.student.extractors import PerLatentLinear, build_extractor
+from distill.student.extractors import PerLatentLinear, build_extractor, masked_mean
 
 CONFIG, WEIGHTS = "student.json", "model.safetensors"
 
@@ -43,9 +44,11 @@ class StudentOutput(NamedTuple):
 
 
 class Student(nn.Module):
-    """Linear(concat([CLS], r_1..r_P)) over labels and, if there is one r_p per perspective, a verdict head on each.
+    """Linear(concat(h, LayerNorm(r_1)..LayerNorm(r_P))) over labels and, if the config says so, a verdict head on each.
 
-    With `auxiliary` it is Linear([CLS]), and the latent vectors are for the losses of the training only.
+    h is the state of [CLS] or the mean over tokens. LayerNorm puts latent vectors on the scale of the states, whose
+    last step is a LayerNorm too. With `auxiliary` it is Linear(h), and the latent vectors are for the losses of the
+    training only.
     """
 
     def __init__(self, encoder: PreTrainedModel, config: StudentConfig) -> None:
@@ -56,9 +59,10 @@ class Student(nn.Module):
         self.encoder = encoder
         self.extractor = build_extractor(config.extractor, width, latents, config.target_width)
         self.dropout = nn.Dropout(config.dropout)
-        read = 0 if config.auxiliary else latents * config.target_width
-        self.classifier = nn.Linear(width + read, labels)
-        verdicts = latents > 0 and config.per_perspective
+        reads = latents > 0 and not config.auxiliary
+        self.norm = nn.LayerNorm(config.target_width) if reads else None
+        self.classifier = nn.Linear(width + (latents * config.target_width if reads else 0), labels)
+        verdicts = latents > 0 and config.per_perspective and config.verdicts
         self.verdicts = PerLatentLinear(latents, config.target_width, labels) if verdicts else None
 
     def gradient_checkpointing_enable(self) -> None:
@@ -73,9 +77,9 @@ class Student(nn.Module):
     def read(self, states: Tensor, attention_mask: Tensor) -> StudentOutput:
         """Judge pairs from token states BxTxH and their mask BxT."""
         latents = None if self.extractor is None else self.extractor(states, attention_mask)
-        features = states[:, 0]
-        if latents is not None and not self.config.auxiliary:
-            features = torch.cat([features, latents.flatten(1)], dim=1)
+        features = states[:, 0] if self.config.pooling == "cls" else masked_mean(states, attention_mask)
+        if latents is not None and self.norm is not None:
+            features = torch.cat([features, self.norm(latents).flatten(1)], dim=1)
         verdicts = None if self.verdicts is None or latents is None else self.verdicts(latents)
         return StudentOutput(self.classifier(self.dropout(features)), latents, verdicts)
 
@@ -114,6 +118,28 @@ class Student(nn.Module):
 def build_student(model: str, config: StudentConfig) -> Student:
     """Return an untrained student on the encoder `model`, a folder or hub name. Seed torch before that."""
     return Student(load_encoder(model), config)
+
+
+def encoder_layers(model: str) -> int:
+    """Return how many layers the encoder `model` has."""
+    return int(AutoConfig.from_pretrained(model, trust_remote_code=False).num_hidden_layers)
+
+
+def freeze_layers(encoder: PreTrainedModel, count: int) -> None:
+    """Keep the embeddings and the first `count` layers from training; 0 freezes nothing.
+
+    Raises:
+        UserError: the encoder has fewer layers, or none that can be told.
+    """
+    if not count:
+        return
+    lists = (part for part in encoder.modules() if isinstance(part, nn.ModuleList))
+    layers = next((part for part in lists if len(part) == encoder.config.num_hidden_layers), nn.ModuleList())
+    if count > len(layers):
+        raise UserError(f"student.frozen_layers: {count} is more than the {len(layers)} layers of the encoder")
+    embeddings: Any = getattr(encoder, "embeddings", None) or encoder.get_input_embeddings()
+    for part in (embeddings, *layers[:count]):
+        part.requires_grad_(False)
 
 
 def load_encoder(model: str) -> PreTrainedModel:
@@ -179,15 +205,24 @@ def read_student_config(folder: Path) -> StudentConfig:
     missing = [name for name in (CONFIG, WEIGHTS, "config.json") if not (folder / name).is_file()]
     if missing:
         raise UserError(f"{folder} is not a student's folder: it has no {', '.join(missing)}. Give an export folder.")
+    found = read_json(folder / CONFIG)
+    if isinstance(found, dict) and found.get("format") != FORMAT:
+        raise UserError(
+            f"{folder / CONFIG} has format {found.get('format')} and this version reads format {FORMAT}. Train and "
+            "export the student again with this version, or use it with the version that wrote it."
+        )
     try:
-        return StudentConfig(**read_json(folder / CONFIG))
+        return StudentConfig(**found)
     except (ValidationError, TypeError) as error:
         raise UserError(f"{folder / CONFIG} does not describe a student: {error}") from error
 
 
 def is_trained(folder: Path, fingerprint: str) -> bool:
-    """Return whether `folder` has a finished student with this fingerprint of its stage."""
-    return (folder / CONFIG).is_file() and read_student_config(folder).fingerprint == fingerprint
+    """Return whether `folder` has a finished student of this version with this fingerprint of its stage."""
+    if not (folder / CONFIG).is_file():
+        return False
+    found = read_json(folder / CONFIG)
+    return (found.get("format"), found.get("fingerprint")) == (FORMAT, fingerprint)
 
 
 def _no_pooler(config: PreTrainedConfig) -> dict[str, bool]:

@@ -93,10 +93,11 @@ class RationaleIndex:
 def write_index(folder: Path, pairs: Path, judgements: Path, limit: int) -> int:
     """Write the index of the student in `folder` over the first `limit` judged training pairs; return their number.
 
-    There is no index for a student without latent vectors, with a limit of 0, or without judged training pairs.
+    There is no index for a student whose latent vectors learnt no rationales, with a limit of 0, or without judged
+    training pairs.
     """
     student = Student.load(folder)
-    if not student.config.latents or not limit:
+    if not student.config.latents or not student.config.aligned or not limit:
         return 0
     judged = {row["pair_id"]: row for row in read_table(judgements).to_pylist()}
     train = [row for row in read_table(pairs).to_pylist() if row["split"] == "train" and row["pair_id"] in judged]

@@ -73,7 +73,7 @@ def student_of(row: StudyRow, base: StudentSettings) -> StudentSettings:
     if "model" in row.changes:
         raise UserError(f"row {row.name}: model: all rows start from student.model. Make a study for each encoder.")
     try:
-        student = StudentSettings(**_merged(base.labels_only().model_dump(), row.changes))
+        student = StudentSettings(**_merged(base.plain().model_dump(), row.changes))
         for name in without_effect(student.train):
             raise UserError(f"row {row.name}: train.{name} has no effect in a study. Leave it out; see [tuning].")
         return student

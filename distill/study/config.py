@@ -14,7 +14,7 @@ from distill.config import StudentSettings
 TRAIN_USED = frozenset(
     {
         "warmup_ratio", "schedule", "weight_decay", "max_grad_norm", "global_batch", "micro_batch", "precision",
-        "length_buckets",
+        "length_buckets", "head_learning_rate", "steps",
     }
 )  # fmt: skip
 SET_BY_ROWS = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from cluster.base.stage_folder import StageFolder
 from cluster.base.tables import read_table
 from cluster.config import Settings
 from cluster.training.deepspeed_config import accumulation_steps
-from cluster.training.task import epoch_batches, padded_length
+from cluster.training.task import epoch_batches, padded_length, parameter_groups, step_seed
 from distill.config import StudentSettings, StudentStage
 from distill.lrkd import INPUTS, LrkdTask, tasks
 from distill.metrics import evaluate
@@ -68,8 +69,8 @@ def run_one(job: Job) -> dict[str, Any]:
         student = job.student.model_copy(update={"baseline": False})
         stage = StudentStage(seed=job.seed, labels=job.labels, perspectives=job.perspectives, student=student)
         task = tasks(stage, StageFolder(folder, "9-student", inputs=dict.fromkeys(READS, "study")))["lrkd"]
-        trained, count = train_student(task)
-        found: dict[str, Any] = {"dev": dev_figures(task, trained), "train_pairs": count}
+        trained, taught = train_student(task)
+        found: dict[str, Any] = {"dev": dev_figures(task, trained), "train_pairs": taught}
         if job.test:
             found |= test_answers(task, trained)
     return found | {"seconds": round(time.monotonic() - started, 1)}
@@ -81,18 +82,18 @@ def train_student(task: LrkdTask) -> tuple[Student, int]:
     All rows are tokenised and joined with their targets once, because the data sets of a study fit into memory.
     """
     settings = task.settings
-    rows = task.collate(list(task.train_rows()))
+    taught = task.train_rows()
+    rows, groups = task.collate(list(taught)), task.groups(taught)
     lengths = rows["attention_mask"].sum(1).tolist()
     student = task.build().to(_device()).train()
-    steps = settings.epochs * -(-len(lengths) // settings.global_batch)
-    optimizer = torch.optim.AdamW(
-        student.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
+    steps = settings.steps_over(len(lengths))
+    optimizer = torch.optim.AdamW(parameter_groups(task, student), weight_decay=settings.weight_decay, fused=True)
     name = {"constant": "constant_with_warmup"}.get(settings.schedule, settings.schedule)
     schedule = get_scheduler(name, optimizer, round(steps * settings.warmup_ratio), steps)
-    batches = (b for epoch in range(settings.epochs) for b in epoch_batches(lengths, settings, task.seed, epoch))
-    for step, batch in enumerate(batches):
+    batches = (b for epoch in count() for b in epoch_batches(lengths, settings, task.seed, epoch, groups))
+    for step, batch in zip(range(steps), batches, strict=False):
         task.progress = step / steps
+        torch.manual_seed(step_seed(task.seed, step))
         accumulate(task, student, rows, batch)
         torch.nn.utils.clip_grad_norm_(student.parameters(), settings.max_grad_norm)
         optimizer.step()
@@ -102,11 +103,12 @@ def train_student(task: LrkdTask) -> tuple[Student, int]:
 
 
 def accumulate(task: LrkdTask, student: Student, rows: dict[str, Any], batch: list[int]) -> None:
-    """Add up the gradients of the mean loss over a global batch, one micro batch at a time."""
+    """Add up the gradients of the weighted mean loss over a global batch, one micro batch at a time."""
+    weight = float(rows["weight"][batch].sum())
     for chosen in np.array_split(np.asarray(batch), accumulation_steps(task.settings)):
         with autocast(task):
             loss, _ = task.loss(student, select_rows(rows, chosen))
-        torch.autograd.backward(loss / len(batch))
+        torch.autograd.backward(loss / weight)
 
 
 def autocast(task: LrkdTask) -> torch.autocast:
@@ -122,7 +124,7 @@ def select_rows(batch: dict[str, Any], chosen: np.ndarray) -> dict[str, Any]:
     rows = {name: value[index] for name, value in batch.items() if isinstance(value, Tensor)}
     width = padded_length(int(rows["attention_mask"].sum(1).max()))
     rows |= {name: rows[name][:, :width] for name in INPUTS if name in rows}
-    return {name: value.to(_device()) for name, value in rows.items()} | {"units": len(chosen)}
+    return {name: value.to(_device()) for name, value in rows.items()} | {"units": float(rows["weight"].sum())}
 
 
 def dev_figures(task: LrkdTask, student: Student) -> dict[str, float]:

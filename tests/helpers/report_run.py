@@ -167,7 +167,11 @@ def write_student(folder: Path, rows: list[dict[str, Any]], wrong_every: int) ->
             label = another(row["label"], 2) if n % wrong_every == 0 else row["label"]
             found.append({**{k: row[k] for k in ("pair_id", "split")}, "label": label, "probabilities": spread(label)})
     write_table(folder / "predictions.parquet", pa.Table.from_pylist(found, PREDICTION))
-    more = {"alignment_over_ce_loss": 0.3, "alignment_over_ce_gradient": 0.2} if folder.name == "lrkd" else {}
+    more = (
+        {"alignment_over_ce_loss": 0.3, "alignment_over_ce_gradient": 0.2, "alignment_skill": 0.05}
+        if folder.name == "lrkd"
+        else {}
+    )
     write_history(folder, [1.4, 1.0, 0.7], **more)
 
 
@@ -179,6 +183,7 @@ def write_history(folder: Path, losses: list[float], margin: bool = False, **mor
         figures = {"loss": loss, "macro_f1": 0.2 + 0.2 * i, **({"margin": 0.5 * i} if margin else {})}
         rows.append({"step": 10 * i, "epoch": float(i), "split": "dev", **figures, **more, "seconds": 1.0 * i})
         rows.append({"step": 10 * i + 5, "epoch": i + 0.5, "split": "train", **figures, "seconds": i + 0.5})
+    rows[-2]["kept"] = True
     (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 

@@ -169,18 +169,22 @@ def _larger_gpu(fits: Callable[[Gpu], bool]) -> str:
 
 
 def trained_parameters(model: ModelSize, tuning: Tuning) -> int:
-    """Return how many parameters a tuning trains; with frozen layers, the embeddings are frozen too."""
+    """Return how many parameters a tuning trains."""
     if isinstance(tuning, Lora):
         return model.lora_parameters(tuning.rank, tuning.target_modules)
-    frozen = model.embedding + tuning.frozen_layers * model.layer if tuning.frozen_layers else 0
-    return model.parameters - frozen
+    return above_frozen_layers(model, tuning.frozen_layers)
+
+
+def above_frozen_layers(model: ModelSize, layers: int) -> int:
+    """Return how many parameters are trained with so many frozen layers, below which the embeddings are frozen too."""
+    return model.parameters - (model.embedding + layers * model.layer if layers else 0)
 
 
 def _training(config: RunConfig, fleet: Fleet, stage: Stage) -> StagePlan:
     """Plan a training, of the teacher by SFT or DPO or of the student."""
     if stage.short == "student":
         model, work = model_size("student.model", config.student.model), student_work(config, fleet.pairs)
-        settings, trained = config.student.train, model.parameters
+        settings, trained = config.student.train, above_frozen_layers(model, config.student.frozen_layers)
     else:
         model, section = model_size("teacher.model", config.teacher.model), getattr(config, stage.short)
         work = sft_work(config, fleet.pairs) if stage.short == "sft" else preference_work(config, fleet.pairs, True)
@@ -188,9 +192,10 @@ def _training(config: RunConfig, fleet: Fleet, stage: Stage) -> StagePlan:
     workers, recompute = settings.workers, settings.gradient_checkpointing
     plan = Training(settings, trained, work.tokens, work.learnt)
     memory = training_memory(model, plan)
+    length = f"{settings.steps} steps" if settings.steps else f"{settings.epochs} epochs"
     row = StagePlan(
         stage.name, workers.count, workers.gpus_per_worker, memory, f"<= {work.rows:,} {work.unit}",
-        note=f"{trained:,} trained parameters, {settings.epochs} epochs, at most {work.tokens} tokens a row",
+        note=f"{trained:,} trained parameters, {length}, at most {work.tokens} tokens a row",
     )  # fmt: skip
     if memory.total > fleet.gpu.memory:
         changes = training_way_out(model, plan, fleet.gpu.memory)
@@ -198,7 +203,9 @@ def _training(config: RunConfig, fleet: Fleet, stage: Stage) -> StagePlan:
         way_out = f"Set {names}" if changes else "No setting helps: tune with LoRA, or take a smaller model"
         return replace(row, problem=f"{_too_large(memory, fleet.gpu.memory)}. {way_out}")
     rate = training_tokens_per_second(model, fleet.gpu, workers.count, trained < model.parameters, recompute)
-    return _timed(row, settings.precision, rate, work.rows * work.tokens * settings.epochs)
+    models = 2 if stage.short == "student" and config.student.baseline else 1
+    read = settings.steps * settings.global_batch * models if settings.steps else work.rows * settings.epochs
+    return _timed(row, settings.precision, rate, read * work.tokens)
 
 
 def _timed(row: StagePlan, precision: str, rate: float, tokens: int) -> StagePlan:

@@ -36,13 +36,26 @@ def test_settings_survive_saving() -> None:
 
 
 def test_the_baseline_learns_from_human_labels_alone() -> None:
-    student = StudentSettings(soft_label_weight=1.0, use_unlabelled=True, fields="title+brand")
+    student = StudentSettings(
+        soft_label_weight=1.0, teacher_smoothing=0.2, use_unlabelled=True, fields="title+brand", ranking="ranknet"
+    )
     baseline = student.labels_only()
-    assert isinstance(baseline.extractor, NoExtractor) and not baseline.per_perspective
-    weights = (baseline.alignment_weight, baseline.soft_label_weight, baseline.perspective_verdict_weight)
-    assert weights == (0, 0, 0) and not baseline.use_unlabelled  # a vote is the teacher's
-    same = {"train", "model", "fields", "max_tokens", "dropout", "label_weights"}
+    weights = ("alignment_weight", "soft_label_weight", "teacher_smoothing", "perspective_verdict_weight")
+    assert [getattr(baseline, name) for name in weights] == [0] * 4
+    assert not baseline.use_unlabelled  # a vote is the teacher's
+    same = {"train", "model", "fields", "max_tokens", "dropout", "label_weights", "ranking", "extractor"}
+    same |= {"per_perspective", "pooling", "frozen_layers"}
     assert student.model_dump(include=same) == baseline.model_dump(include=same)
+
+
+def test_the_plain_student_is_the_baseline_without_latents() -> None:
+    student = StudentSettings(use_unlabelled=True, pooling="mean")
+    plain = student.plain()
+    assert isinstance(plain.extractor, NoExtractor) and not plain.per_perspective and plain.pooling == "mean"
+    dropped = {"extractor", "per_perspective"}
+    assert plain.model_dump(exclude=dropped) == student.labels_only().model_dump(exclude=dropped)
+    # Latents that take no part in the label change nothing of a student that learns labels alone.
+    assert StudentSettings(auxiliary=True).labels_only() == StudentSettings().plain()
 
 
 def test_where_the_encoder_runs_does_not_change_the_fingerprint() -> None:

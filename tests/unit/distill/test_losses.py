@@ -7,10 +7,13 @@ import torch
 
 from distill.losses import (
     alignment_loss,
+    alignment_skill,
     balanced_weights,
+    constant_loss,
     expected_gain,
     label_loss,
     margin_mse,
+    smoothed_labels,
     soft_label_loss,
     teacher_margin_loss,
     verdict_loss,
@@ -31,6 +34,13 @@ def test_label_loss_of_even_logits_is_log_of_the_number_of_labels() -> None:
 def test_label_loss_multiplies_by_the_weight_of_the_gold_label() -> None:
     loss = label_loss(torch.zeros(2, 2), torch.tensor([0, 1]), torch.tensor([0.5, 3.0]))
     assert loss.tolist() == pytest.approx([0.5 * math.log(2), 3 * math.log(2)])
+
+
+def test_a_smoothed_label_is_gold_and_teacher_in_parts() -> None:
+    soft = torch.tensor([[0.5, 0.25, 0.25], [0.0, 0.0, 0.0]])
+    found = smoothed_labels(torch.tensor([1, 2]), soft, torch.tensor([True, False]), 0.2)
+    torch.testing.assert_close(found, torch.tensor([[0.1, 0.85, 0.05], [0.0, 0.0, 1.0]]))
+    assert label_loss(torch.zeros(2, 3), found).tolist() == pytest.approx([math.log(3)] * 2)
 
 
 def test_balanced_weights_give_every_label_the_same_total_and_a_mean_of_one() -> None:
@@ -81,6 +91,56 @@ def test_infonce_does_not_count_missing_targets_as_others() -> None:
     with_missing = alignment_loss(vectors, vectors.roll(1, 0), mask, "infonce")
     without = alignment_loss(vectors[:2], vectors.roll(1, 0)[:2], mask[:2], "infonce")
     torch.testing.assert_close(with_missing, torch.cat([without, torch.zeros(1)]))
+
+
+def test_infonce_takes_no_equal_target_for_another() -> None:
+    # The first two have the same target, so each sees but itself and the third, at cosine 0.
+    latents = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]]])
+    loss = alignment_loss(latents, 3 * latents, torch.ones(3, 1), "infonce", temperature=1.0)
+    two, three = -math.log(math.e / (math.e + 1)), -math.log(math.e / (math.e + 2))
+    assert loss.tolist() == pytest.approx([two, two, three])
+
+
+def test_infonce_under_autocast_is_that_in_float32() -> None:
+    torch.manual_seed(0)
+    latents, targets, mask = torch.randn(8, 2, 64), torch.randn(8, 2, 64), torch.ones(8, 2)
+    plain = alignment_loss(latents, targets, mask, "infonce")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(alignment_loss(latents, targets, mask, "infonce"), plain)
+
+
+def test_the_best_constant_by_hand() -> None:
+    # Two targets of length 1 at right angles: their mean is at cosine 1/sqrt(2) with both.
+    targets, mask = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]], [[9.0, 9.0]]]), torch.tensor([[True], [True], [False]])
+    each = 2 - math.sqrt(2)
+    assert constant_loss(targets, mask) == pytest.approx(2 / 3 * each)
+    assert constant_loss(targets, mask, "cosine") == pytest.approx(each / 3)
+    # As they are, the mean is (1/2, 1/2), a squared distance of 1/2 from both.
+    assert constant_loss(targets, mask, normalise=False) == pytest.approx(1 / 3)
+    assert constant_loss(targets, mask, normalise=False, reduction="mean") == pytest.approx(1 / 6)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_no_constant_is_better_than_the_best(normalise: bool) -> None:
+    torch.manual_seed(0)
+    targets, mask = torch.randn(20, 3, 4) + 1, torch.rand(20, 3) < 0.7
+    best = constant_loss(targets, mask, normalise=normalise)
+    constant = torch.ones(3, 4, requires_grad=True)
+    optimizer = torch.optim.LBFGS([constant], max_iter=200)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = alignment_loss(constant.expand(20, 3, 4), targets, mask, normalise=normalise).mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    assert best == pytest.approx(closure().item(), rel=1e-4)
+
+
+def test_skill_is_the_share_of_the_loss_of_a_constant_that_is_gone() -> None:
+    assert (alignment_skill(0.5, 2.0), alignment_skill(2.0, 2.0), alignment_skill(0.0, 2.0)) == (0.75, 0.0, 1.0)
+    assert alignment_skill(0.0, 0.0) is None
 
 
 @pytest.mark.parametrize("kind", ["mse", "cosine", "infonce"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,12 @@ from pydantic import ValidationError
 
 from cluster.base.errors import UserError
 from cluster.base.stage_folder import StageFolder, read_manifest
-from cluster.base.tables import read_table
+from cluster.base.tables import read_table, write_table
 from cluster.config import TrainSettings
+from cluster.training.task import parameter_groups
 from distill.config import MlpExtractor, NoExtractor, StudentSettings, StudentStage
 from distill.lrkd import LrkdTask, run, tasks
-from distill.student.model import Student
+from distill.student.model import Student, load_encoder
 from mpcot.config import PerspectiveSettings
 from mpcot.sources.config import LabelSettings
 
@@ -182,16 +184,18 @@ def test_the_stage_writes_two_students_and_their_predictions(
     folder = stage("9-student")
     run(config(encoder), folder)
     assert trained_without_ray == ["student lrkd", "student ce_only"]
-    for kind, latents in (("lrkd", 2), ("ce_only", 0)):
+    for kind in ("lrkd", "ce_only"):
         student = Student.load(folder.path / kind / "model")
         found = read_table(folder.path / kind / "predictions.parquet").to_pylist()
-        assert student.config.latents == latents
+        assert student.config.latents == 2
+        # The heads of the second student have learnt nothing, so it has none.
+        assert student.config.verdicts == student.config.aligned == (kind == "lrkd")
         assert [row["split"] for row in found] == ["dev"] * 16 + ["test"] * 16
         for row in found:
             assert sum(row["probabilities"]) == pytest.approx(1, abs=1e-5)
             best = max(range(2), key=row["probabilities"].__getitem__)
             assert row["label"] == student.config.scheme.codes[best]
-            assert (row["verdicts"] is not None) == (latents == 2)
+            assert (row["verdicts"] is not None) == (kind == "lrkd")
     manifest = read_manifest(folder.path)
     assert manifest is not None
     assert manifest["counts"] == {"train": 32, "unusable": 0, "predicted_dev": 16, "predicted_test": 16}
@@ -250,6 +254,157 @@ def test_an_auxiliary_student_is_saved_without_its_head(
 def test_shuffled_targets_change_what_is_aligned_and_nothing_else(encoder: Path, stage: Stage) -> None:
     plain, shuffled = (losses(lrkd(encoder, stage("9-student"), shuffled_targets=on))[1] for on in (False, True))
     assert shuffled["ce"] == plain["ce"] and shuffled["alignment"] != plain["alignment"]
+
+
+def dev_figures(task: LrkdTask) -> dict[str, float]:
+    model = task.build().eval()
+    with torch.no_grad():
+        return task.summarise(task.predict(model, task.collate(list(task.dev_rows()))))
+
+
+def test_an_unlabelled_pair_weighs_as_much_in_all_parts_and_in_the_mean(encoder: Path, stage: Stage) -> None:
+    given = {"use_unlabelled": True, "soft_label_weight": 1.0, "alignment_weight": 1.0}
+    full, half = (lrkd(encoder, stage("9-student"), **given, unlabelled_weight=w) for w in (1.0, 0.5))
+    votes = [i for i, row in enumerate(full.train_rows()) if not row["gold"]][:4]
+    golds = [i for i, row in enumerate(full.train_rows()) if row["gold"]][1:4]
+    found = []
+    for task in (full, half):
+        model, rows = task.build().eval(), task.train_rows()
+        found.append(
+            [task.loss(model, task.collate([rows[i] for i in own]))[1] for own in (votes, golds, votes + golds)]
+        )
+        # Perspectives agree by half.
+        assert task.collate([rows[i] for i in votes + golds])["units"] == 4 * 0.5 * task.student.unlabelled_weight + 3
+    assert set(found[0][0]) == {"ce", "alignment", "soft", "verdicts"}
+    for name, whole in found[0][0].items():
+        assert found[1][0][name] == pytest.approx(whole / 2, rel=1e-5)
+        assert found[1][1][name] == pytest.approx(found[0][1][name], rel=1e-5)
+        assert found[1][2][name] == pytest.approx(whole / 2 + found[0][1][name], rel=1e-4)
+
+
+def test_the_skill_is_what_is_gained_over_the_best_constant_vectors(encoder: Path, stage: Stage) -> None:
+    task = lrkd(encoder, stage("9-student"), alignment_weight=0.5)
+    silent = [row["target_mask"].tolist() == [True, False] for row in task.dev_rows()]
+    assert sum(silent) == 4
+    figures = dev_figures(task)
+    assert figures["alignment_skill"] == pytest.approx(1 - figures["alignment"] / 0.5 / task.constant)
+    # A constant is right about rules, which says the same wherever it says anything. A pair whose rules are silent
+    # counts intent in full, the others by half.
+    intent = [row["targets"][0] for row in task.dev_rows()]
+    share = [1.0 if alone else 0.5 for alone in silent]
+    mean = sum(w * t for w, t in zip(share, intent, strict=True))
+    best = mean / (mean @ mean) ** 0.5
+    expected = sum(w * (2 - 2 * float(best @ t)) for w, t in zip(share, intent, strict=True)) / 16
+    assert task.constant == pytest.approx(expected, rel=1e-5)
+    assert "alignment_skill" not in dev_figures(lrkd(encoder, stage("9-student"), alignment_weight=0))
+
+
+def test_the_skill_of_infonce_is_over_the_log_of_the_candidates(encoder: Path, stage: Stage) -> None:
+    task = lrkd(encoder, stage("9-student"), alignment="infonce", alignment_weight=2.0, per_perspective=False)
+    rows = task.collate(list(task.dev_rows()))
+    model = task.build().eval()
+    records = task.predict(model, rows)
+    # Four pairs have the vector of yes and twelve that of no: an own one and those of the other kind are left.
+    assert sorted(record["constant"] for record in records) == pytest.approx([math.log(5)] * 12 + [math.log(13)] * 4)
+    found = task.summarise(records)
+    constant = (12 * math.log(5) + 4 * math.log(13)) / 16
+    assert found["alignment_skill"] == pytest.approx(1 - found["alignment"] / 2 / constant)
+
+
+def test_lower_layers_stay_as_they_were_and_are_saved(
+    encoder: Path, stage: Stage, trained_without_ray: list[str]
+) -> None:
+    folder, start = stage("9-student"), load_encoder(str(encoder)).state_dict()
+    run(config(encoder, frozen_layers=1, baseline=False), folder)
+    trained = Student.load(folder.path / "lrkd/model").encoder.state_dict()
+    same = {name for name in start if torch.equal(start[name], trained[name])}
+    assert {name for name in start if name.startswith(("embeddings.", "encoder.layer.0."))} <= same
+    assert "encoder.layer.1.attention.self.query.weight" not in same
+
+
+def test_what_was_frozen_is_not_in_the_state_and_is_saved_none_the_less(
+    encoder: Path, stage: Stage, tmp_path: Path
+) -> None:
+    task = lrkd(encoder, stage("9-student"), frozen_layers=2)
+    model = task.build()
+    task.save({name: p.detach() for name, p in model.named_parameters() if p.requires_grad}, tmp_path)
+    for name, saved in Student.load(tmp_path).named_parameters():
+        assert torch.equal(saved, model.get_parameter(name))
+
+
+def test_more_frozen_layers_than_there_are(encoder: Path, stage: Stage) -> None:
+    with pytest.raises(UserError, match=r"student.frozen_layers: 3 is more than the encoder's 2 layers"):
+        lrkd(encoder, stage("9-student"), frozen_layers=3)
+
+
+def test_heads_have_their_own_learning_rate(encoder: Path, stage: Stage) -> None:
+    rates = TRAIN.model_copy(update={"learning_rate": 1e-5, "head_learning_rate": 1e-3})
+    task = lrkd(encoder, stage("9-student"), train=rates, frozen_layers=1)
+    model = task.build()
+    encoder_group, heads = parameter_groups(task, model)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    in_heads = {names[id(p)].split(".")[0] for p in heads["params"]}
+    assert (encoder_group["lr"], heads["lr"]) == (1e-5, 1e-3)
+    assert in_heads == {"extractor", "norm", "classifier", "verdicts"}
+    in_encoder = {names[id(p)] for p in encoder_group["params"]}
+    assert in_encoder == {n for n, p in model.named_parameters() if n.startswith("encoder.encoder.layer.1.")}
+    (alone,) = parameter_groups(lrkd(encoder, stage("9-student")), model)
+    assert alone["lr"] == TRAIN.learning_rate
+
+
+def test_the_label_is_smoothed_in_training_and_not_on_dev(encoder: Path, stage: Stage) -> None:
+    plain, smooth = (lrkd(encoder, stage("9-student"), teacher_smoothing=share) for share in (0.0, 0.25))
+    assert dev_figures(plain)["ce"] == dev_figures(smooth)["ce"]
+    batch = plain.collate(list(plain.train_rows()[:6]))
+    assert batch["judged"].tolist() == [False] + [True] * 5
+    model = plain.build().eval()
+    logs = model(**{n: batch[n] for n in ("input_ids", "attention_mask", "token_type_ids")}).logits.log_softmax(-1)
+    expected = -logs[0, batch["label"][0]]
+    for log, label in zip(logs[1:], batch["label"][1:], strict=True):
+        # The teacher gives .75 to the gold label of every pair.
+        expected = expected - (0.75 + 0.25 * 0.75) * log[label] - 0.25 * 0.25 * log[1 - label]
+    assert smooth.loss(model, batch)[1]["ce"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["ranknet", "lambdaloss", "listnet"])
+def test_ranking_orders_the_products_of_a_query(
+    encoder: Path, stage: Stage, trained_without_ray: list[str], kind: str
+) -> None:
+    task = lrkd(encoder, stage("9-student"), ranking=kind, ranking_weight=2.0)
+    rows = task.train_rows()
+    groups = task.groups(rows)
+    assert groups is not None and len(set(groups)) == 8 and groups[:5] == [0, 0, 0, 0, 1]
+    total, parts = losses(task)
+    assert parts["ranking"] > 0 and total == pytest.approx(sum(parts.values()), rel=1e-5)
+    once = losses(lrkd(encoder, stage("9-student"), ranking=kind, ranking_weight=1.0))[1]
+    assert parts["ranking"] == pytest.approx(2 * once["ranking"], rel=1e-5)
+    assert lrkd(encoder, stage("9-student")).groups(rows) is None
+
+
+def test_the_best_weights_by_ndcg(encoder: Path, stage: Stage, trained_without_ray: list[str]) -> None:
+    train = TRAIN.model_copy(update={"epochs": 3, "keep": "best", "best_by": "ndcg"})
+    task = lrkd(encoder, stage("9-student"), train=train)
+    model = task.build().eval()
+    with torch.no_grad():
+        records = task.predict(model, task.collate(list(task.dev_rows())))
+    found = task.summarise(records)["ndcg"]
+    # Each of four queries has one relevant product, which ranks r-th: NDCG is 1 / log2(1 + r).
+    yes = [record["probabilities"][0] for record in records]
+    ranks = []
+    for query in range(4):
+        own = [p for p, record in zip(yes, records, strict=True) if record["query"] == query]
+        (right,) = (r["probabilities"][0] for r in records if r["query"] == query and r["label"] == 0)
+        ranks.append(1 + sum(p > right for p in own))
+    assert found == pytest.approx(sum(1 / math.log2(1 + rank) for rank in ranks) / 4)
+
+
+def test_ndcg_needs_queries_whose_products_differ(encoder: Path, stage: Stage, run_dir: Path) -> None:
+    pairs = read_table(run_dir / "1-pairs/pairs.parquet")
+    alone = pairs.set_column(pairs.column_names.index("query_id"), "query_id", pairs["pair_id"])
+    write_table(run_dir / "1-pairs/pairs.parquet", alone)
+    train = TRAIN.model_copy(update={"keep": "best", "best_by": "ndcg"})
+    with pytest.raises(UserError, match=r"student.train.best_by: 'ndcg' needs dev queries"):
+        lrkd(encoder, stage("9-student"), train=train)
 
 
 @pytest.mark.parametrize("name", ["auxiliary", "shuffled_targets"])

@@ -13,7 +13,7 @@ import pytest
 
 from cluster.base.errors import UserError
 from distill.report.quality import conclusions
-from distill.report.report_data import collect, count_by, samples
+from distill.report.report_data import alignment, collect, count_by, samples
 from distill.report.stage import run
 from tests.helpers.report_run import NAMES, SCRIPT, report_stage, write_run
 
@@ -54,6 +54,28 @@ def test_the_difference_is_lrkd_minus_labels_only(report):
     assert difference["difference"] == pytest.approx(2 / 24)
     assert difference["low"] <= 2 / 24 <= difference["high"]
     assert difference["queries"] == 6 and difference["samples"] == 200
+
+
+def test_a_low_skill_of_the_alignment_is_said(report):
+    assert report["alignment"]["skill"] == 0.05
+    assert "is 0.050. Below 0.1, the rationales were not learnt" in report["alignment"]["says"]
+    learnt = alignment([{"split": "dev", "step": 9, "alignment_skill": 0.1, "kept": True}])
+    assert learnt is not None and "At 0.1 and above" in learnt["says"]
+    assert alignment([{"split": "dev", "step": 9, "kept": True}]) is None
+
+
+def test_biases_that_are_served_are_in_the_figures(tmp_path, report):
+    folder = write_run(tmp_path)
+    manifest = tmp_path / "10-export/manifest.json"
+    described = json.loads(manifest.read_text())
+    described["figures"]["label_bias"] = {"E": 0.1, "S": -0.1, "C": 0.0, "I": 0.0}
+    manifest.write_text(json.dumps(described))
+    found = collect(report_stage(), folder)
+    assert found["biased"] and not report["biased"]
+    # LRKD answers half its C wrongly, so it is less sure of them; the teacher is no student and stays as it was.
+    said = found["samples"][0]["students"]["lrkd"]
+    assert said["probabilities"] != report["samples"][0]["students"]["lrkd"]["probabilities"]
+    assert found["headline"]["judges"]["teacher"]["auc"] == report["headline"]["judges"]["teacher"]["auc"]
 
 
 def differing(low, high):

@@ -99,7 +99,7 @@ def test_stages_that_the_run_does_not_have_have_no_section(tmp_path, skipped, mo
 
 def test_what_is_absent_is_not_drawn(tmp_path):
     report = collect(report_stage(), write_run(tmp_path, baseline=False, preferences=False)) | {"latency": None}
-    assert set(draw(report)) == {"headline", "sft", "student", "macro_f1", "ratio"}
+    assert set(draw(report)) == {"headline", "sft", "student", "macro_f1", "ratio", "skill"}
     page = render(report)
     assert "No DPO" in page and "LRKD minus labels only" not in page and "Not measured" in page
 

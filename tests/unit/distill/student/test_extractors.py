@@ -65,11 +65,24 @@ def test_poly_follows_the_token_that_its_codes_look_for() -> None:
     module = built(PolyExtractor(codes=1), latents=1)
     assert isinstance(module, Poly)
     with torch.no_grad():
-        module.codes.zero_()[0, 0] = 1000.0
+        module.codes.zero_()[0, 0] = 100.0
     states = torch.zeros(1, 3, WIDTH)
     states[0, 1, 0] = 1.0  # the only token along the code's direction
     expected = states[:, 1:2] @ module.project.weight[0] + module.project.bias[0]
     torch.testing.assert_close(module(states, torch.ones(1, 3)), expected)
+
+
+def test_poly_begins_near_the_mean_of_the_tokens_where_widths_agree() -> None:
+    torch.manual_seed(0)
+    module, states = Poly(64, codes=8, latents=2, target_width=64), torch.randn(3, 7, 64)
+    mask = torch.tensor([[1] * 7, [1] * 5 + [0] * 2, [1] * 3 + [0] * 4])
+    vectors, mean = module(states, mask), masked_mean(states, mask)
+    cosines = torch.nn.functional.cosine_similarity(vectors, mean[:, None], dim=-1)
+    assert cosines.min() > 0.95 and not torch.allclose(vectors[:, 0], vectors[:, 1], atol=1e-2)
+    for drawn in (module.codes, module.queries):
+        assert drawn.std().item() == pytest.approx(0.02, rel=0.25) and abs(drawn.mean().item()) < 0.005
+    other = Poly(64, codes=8, latents=2, target_width=48)
+    assert other.project.weight.std().item() == pytest.approx(1 / 8, rel=0.05)
 
 
 def test_graph_attention_by_the_equations() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from cluster.base.errors import UserError
 from distill.config import Extractor, GatExtractor, MlpExtractor, NoExtractor, PolyExtractor, StudentConfig
@@ -13,6 +14,9 @@ from distill.student.inputs import encode_pairs
 from distill.student.model import (
     Student,
     build_student,
+    encoder_layers,
+    freeze_layers,
+    is_trained,
     kept_for_inference,
     load_encoder,
     load_tokenizer,
@@ -60,7 +64,7 @@ def test_the_latents_take_part_in_the_label(encoder: Path) -> None:
     batch = encode_pairs(load_tokenizer(encoder), PAIRS, 32)
     before = student(**batch).logits
     with torch.no_grad():
-        student.extractor.project.bias.add_(1.0)  # type: ignore[union-attr, operator]
+        student.extractor.project.bias[:, 0].add_(1.0)  # type: ignore[union-attr, index]
     assert not torch.allclose(before, student(**batch).logits)
 
 
@@ -79,6 +83,64 @@ def test_an_auxiliary_head_gives_latents_and_takes_no_part_in_the_label(encoder:
     plain = Student.load(tmp_path / "kept")
     assert plain.extractor is None and plain.verdicts is None and plain.config.latents == 0
     torch.testing.assert_close(plain(**batch).logits, before.logits)
+
+
+def test_the_classifier_reads_latents_of_the_scale_of_the_states(encoder: Path) -> None:
+    student = build_student(str(encoder), config()).eval()
+    seen: list[torch.Tensor] = []
+    student.classifier.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    output = student(**encode_pairs(load_tokenizer(encoder), PAIRS, 32))
+    latents = seen[0][:, 16:].unflatten(1, (3, 6))
+    torch.testing.assert_close(latents.mean(-1), torch.zeros(3, 3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(latents.square().mean(-1), torch.ones(3, 3), atol=1e-2, rtol=0)
+    # The losses and the index see the vectors as they are.
+    assert output.latents is not None
+    raw = output.latents - output.latents.mean(-1, keepdim=True)
+    torch.testing.assert_close(torch.nn.functional.normalize(raw, dim=-1), latents / 6**0.5, atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_the_classifier_reads_cls_or_the_mean_of_the_real_tokens(encoder: Path, pooling: str) -> None:
+    student = build_student(str(encoder), config(extractor=NoExtractor(), pooling=pooling)).eval()
+    batch = encode_pairs(load_tokenizer(encoder), PAIRS, 32)
+    states = student.encode(**batch)
+    read = states[:, 0]
+    if pooling == "mean":
+        read = torch.stack(
+            [own[mask.bool()].mean(0) for own, mask in zip(states, batch["attention_mask"], strict=True)]
+        )
+    torch.testing.assert_close(student(**batch).logits, student.classifier(read))
+
+
+def test_a_student_that_learnt_no_verdicts_has_no_heads_for_them(encoder: Path) -> None:
+    student = build_student(str(encoder), config(verdicts=False))
+    output = student(**encode_pairs(load_tokenizer(encoder), PAIRS, 32))
+    assert output.latents is not None and output.perspective_logits is None
+
+
+def test_a_student_of_another_format_is_refused_with_the_way_out(encoder: Path, tmp_path: Path) -> None:
+    build_student(str(encoder), config(fingerprint="made")).save(tmp_path, load_tokenizer(encoder))
+    assert is_trained(tmp_path, "made") and not is_trained(tmp_path, "other")
+    described = json.loads((tmp_path / "student.json").read_text())
+    (tmp_path / "student.json").write_text(json.dumps(described | {"format": 1}))
+    with pytest.raises(UserError, match=r"has format 1 and this version reads format 2. Train and export"):
+        Student.load(tmp_path)
+    assert not is_trained(tmp_path, "made")  # so stage 9 trains it anew
+
+
+def test_biases_must_be_as_many_as_labels() -> None:
+    with pytest.raises(ValidationError, match="label_bias: 2 numbers for 4 labels"):
+        config(label_bias=(0.5, -0.5))
+
+
+def test_frozen_layers_and_embeddings_are_not_trained(encoder: Path) -> None:
+    model = load_encoder(str(encoder))
+    freeze_layers(model, 1)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, _ in model.named_parameters() if name.startswith("encoder.layer.1.")}
+    assert encoder_layers(str(encoder)) == 2
+    with pytest.raises(UserError, match=r"student.frozen_layers: 3 is more than the 2 layers"):
+        freeze_layers(model, 3)
 
 
 def test_has_no_pooling_layer(encoder: Path) -> None:

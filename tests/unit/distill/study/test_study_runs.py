@@ -48,7 +48,7 @@ def test_rows_that_learn_the_vote_need_unlabelled_pairs() -> None:
 
 def test_every_row_is_a_student_on_labels_only_and_what_it_is_named_for() -> None:
     settings = config(student=StudentSettings(max_tokens=64, label_weights="balanced"))
-    plain = settings.student.labels_only()
+    plain = settings.student.plain()
     found = {name: trials(row, settings)[0] for name, row in shipped(settings).items()}
     own = {
         name: {k for k in StudentSettings.model_fields if getattr(s, k) != getattr(plain, k)} - {"train"}

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from cluster.base.stage_folder import StageFolder
+from cluster.training.task import step_seed
 from distill.config import MlpExtractor, StudentSettings, StudentStage
 from distill.lrkd import LrkdTask, tasks
 from distill.study.data import assign_folds, hashed_id
@@ -66,6 +67,38 @@ def test_a_loss_is_told_how_far_the_training_is(task: LrkdTask, monkeypatch: pyt
     train_student(task)
     steps = task.settings.epochs * 4
     assert seen == [step / steps for step in range(steps)]
+
+
+def test_a_training_takes_the_steps_that_it_is_told(task: LrkdTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    monkeypatch.setattr("distill.study.train.accumulate", lambda task, *_: seen.append(task.progress))
+    task.settings = task.settings.model_copy(update={"steps": 7})  # the fourth of each epoch is its last
+    train_student(task)
+    assert seen == [step / 7 for step in range(7)]
+
+
+def test_every_step_draws_its_own_dropout_whatever_was_drawn_before(
+    task: LrkdTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[float]] = [[], []]
+    for run, drawn in enumerate((1, 5)):
+        monkeypatch.setattr(
+            "distill.study.train.accumulate", lambda *_, own=seen[run], n=drawn: own.append(float(torch.rand(n)[0]))
+        )
+        train_student(task)
+    assert seen[0] == seen[1] and len(set(seen[0])) == len(seen[0])
+    torch.manual_seed(step_seed(task.seed, 3))
+    assert seen[0][3] == float(torch.rand(1))
+
+
+def test_the_loss_is_a_mean_by_weight(task: LrkdTask) -> None:
+    rows, found = task.collate(list(task.train_rows())), []
+    for weight in (0.5, 0.5, 1.0), (1.0, 1.0, 2.0):
+        rows["weight"][:3] = torch.tensor(weight)
+        model = task.build().eval()
+        accumulate(task, model, rows, [0, 1, 2])
+        found.append(model.classifier.weight.grad)
+    torch.testing.assert_close(found[0], found[1])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16_mixed"])

@@ -12,12 +12,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
 from cluster.base.tables import read_table
 from cluster.config import Settings
+from distill.donors import Matched, nearest_donors, random_donors, ring_donors
+from distill.target_table import TargetTable
 from mpcot.schemes.scheme import Scheme
+from mpcot.temperature import Calibration
 
 JUDGED = ["pair_id", "vote", "agreement", "soft", "verdicts"]  # without the rationales, which are most of the file
+TAUGHT = ["train", "unlabelled"]  # the splits that students are trained on
 TEXT = ["pair_id", "query_id", "query", "title", "brand", "description", "bullets", "attributes"]
 
 
@@ -32,7 +37,9 @@ class RowSettings(Settings):
     per_perspective: bool
     target: str
     width: int
-    shuffle: int | None = None
+    control: str = "none"
+    seed: int = Field(0, description="of the control's choice of donors")
+    soft_labels: Calibration = Calibration()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -62,22 +69,53 @@ class StudentRows(Sequence[dict[str, Any]]):
         self.unusable = len(usable) - sum(usable)
         self.pairs = pairs.filter(pa.array(usable, pa.bool_())).combine_chunks()
         self.judgements = judgements
-        targets = read_table(settings.targets)
-        self.targeted = _positions(targets)
-        self.targets = targets  # its chunks stay apart: one Arrow list cannot hold the numbers of all vectors
+        self.targets = TargetTable(settings.targets, settings.control)
         self.sources = self._sources()
 
-    def _sources(self) -> list[str]:
-        """Return for every row the pair whose vectors and verdicts it gets: its own or, with `shuffle`, another one."""
+    def _sources(self) -> list[str | None]:
+        """Return for every row the pair whose vectors it gets, its own or another one, or None if there is none."""
         ids: list[str] = self.pairs["pair_id"].to_pylist()
-        if self.settings.shuffle is None:
-            return ids
-        # Each row takes from its neighbour in a shuffled ring, so that none gets its own.
-        ring = np.random.default_rng(self.settings.shuffle).permutation(len(ids))
-        found = list(ids)
-        for row, source in zip(ring, np.roll(ring, 1), strict=True):
-            found[row] = ids[source]
+        control, seed = self.settings.control, self.settings.seed
+        if control == "shuffled":
+            return [*ring_donors(ids, seed)]
+        if control not in ("same_verdicts", "nearest_title", "half"):
+            return [*ids]
+        rows, pool = self._matched(self.pairs), self._matched(self._teachable())
+        if control == "nearest_title":
+            there = [pair_id in self.targets.at for pair_id in ids]
+            near = iter(nearest_donors([row for row, has in zip(rows, there, strict=True) if has], pool, self._title))
+            return [next(near) if has else None for has in there]
+        found = random_donors(rows, pool, seed)
+        if control == "half":
+            for row in np.random.default_rng(seed).permutation(len(ids))[: len(ids) // 2]:
+                found[row] = ids[row]
         return found
+
+    def _teachable(self) -> pa.Table:
+        """Return the pairs that a student may be trained on and that have vectors: donors come from these alone."""
+        pairs = read_table(self.settings.pairs, ["pair_id", "label", "split"])
+        return pairs.filter(
+            pc.and_(
+                pc.is_in(pairs["split"], value_set=pa.array(TAUGHT)),
+                pc.is_in(pairs["pair_id"], value_set=self.targets.table["pair_id"].combine_chunks()),
+            )
+        )
+
+    def _matched(self, pairs: pa.Table) -> list[Matched]:
+        """Return id and group of pairs: those with the same gold label, if any, and the same verdicts are in one."""
+        verdicts = self.judgements["verdicts"]
+        columns = zip(pairs["pair_id"].to_pylist(), pairs["label"].to_pylist(), strict=True)
+        said = ((pair_id, label, self.judged.get(pair_id)) for pair_id, label in columns)
+        return [(i, (label, None if at is None else tuple(verdicts[at].as_py()))) for i, label, at in said]
+
+    def _title(self, pair_id: str) -> np.ndarray:
+        return self.targets.one(pair_id, "title")
+
+    @property
+    def without_donor(self) -> int:
+        """How many rows have vectors of their own and get none, because no other pair has their label and verdicts."""
+        own = self.pairs["pair_id"].to_pylist()
+        return sum(i in self.targets.at for i, source in zip(own, self.sources, strict=True) if source is None)
 
     def __len__(self) -> int:
         return self.pairs.num_rows
@@ -98,19 +136,20 @@ class StudentRows(Sequence[dict[str, Any]]):
         codes = (label if label is not None else votes[self.judged[pair]].as_py() for label, pair in ids)
         return [self.settings.scheme.index(code) for code in codes]
 
-    def _teaching(self, pair: dict[str, Any], source: str) -> dict[str, Any]:
+    def _teaching(self, pair: dict[str, Any], source: str | None) -> dict[str, Any]:
         """Return what the row teaches: the gold label, or without one the vote, weighted by its agreement."""
         scheme, names = self.settings.scheme, self.settings.perspectives
         judgement = self._judgement(pair["pair_id"])
         gold = pair["label"] is not None
-        reasoned = self._judgement(source)
+        # Only shuffling takes the other pair's verdicts too: matched donors have the same.
+        reasoned = self._judgement(source) if source and self.settings.control == "shuffled" else judgement
         verdicts = reasoned["verdicts"] if reasoned else [None] * len(names)
         targets, mask = self._targets(source, verdicts, reasoned["vote"] if reasoned else None)
         return {
             "label": scheme.index(pair["label"] if gold else judgement["vote"]),  # type: ignore[index]
             "weight": 1.0 if gold else float(judgement["agreement"]),  # type: ignore[index]
             "judged": judgement is not None,
-            "soft": judgement["soft"] if judgement else [0.0] * len(scheme.labels),
+            "soft": self.settings.soft_labels.apply(judgement["soft"]) if judgement else [0.0] * len(scheme.labels),
             "verdicts": [-1 if code is None else scheme.index(code) for code in verdicts],
             "targets": targets,
             "target_mask": mask,
@@ -120,13 +159,13 @@ class StudentRows(Sequence[dict[str, Any]]):
         at = self.judged.get(pair_id)
         return None if at is None else _row(self.judgements, at)
 
-    def _targets(self, pair_id: str, verdicts: list[str | None], vote: str | None) -> tuple[np.ndarray, np.ndarray]:
-        at = self.targeted.get(pair_id)
-        if at is None:
+    def _targets(
+        self, pair_id: str | None, verdicts: list[str | None], vote: str | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        vectors = None if pair_id is None else self.targets.vectors(pair_id)
+        if vectors is None:
             latents, width = self.settings.shape
             return np.zeros((latents, width), np.float32), np.zeros(latents, bool)
-        stored = self.targets.column("vectors")[at].values
-        vectors = [v.values.to_numpy() if v.is_valid else None for v in stored]
         return combine_targets(vectors, verdicts, vote, self.settings)
 
 

@@ -180,7 +180,8 @@ def test_maps_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("own", [settings(), TargetSettings(transform="centred", controls=("query_title",))])
 def test_a_map_is_fitted_anew_to_other_training_pairs(tmp_path: Path, own: TargetSettings) -> None:
-    path = targets_file(tmp_path / "targets.parquet", *data(20))
+    vectors, _ = data(20)
+    path = targets_file(tmp_path / "targets.parquet", vectors, DRAW.normal(size=(20, 8)))
     first, second = [f"p{n}" for n in range(10)], [f"p{n}" for n in range(10, 20)]
     (tmp_path / "run").mkdir()
     save_maps(tmp_path / "run" / MAP, fit_maps(path, first, own))

@@ -80,16 +80,15 @@ class StudentRows(Sequence[dict[str, Any]]):
             return [*ring_donors(ids, seed)]
         if control not in ("same_verdicts", "nearest_title", "half"):
             return [*ids]
-        rows, pool = self._matched(self.pairs), self._matched(self._teachable())
-        if control == "nearest_title":
-            there = [pair_id in self.targets.at for pair_id in ids]
-            near = iter(nearest_donors([row for row, has in zip(rows, there, strict=True) if has], pool, self._title))
-            return [next(near) if has else None for has in there]
-        found = random_donors(rows, pool, seed)
+        # A pair without vectors of its own gets none here either, so that as many pairs are aligned.
+        rows = [row for row in self._matched(self.pairs) if row[0] in self.targets.at]
+        pool = self._matched(self._teachable())
+        near = control == "nearest_title"
+        donors = nearest_donors(rows, pool, self._title) if near else random_donors(rows, pool, seed)
+        given = {pair_id: donor for (pair_id, _), donor in zip(rows, donors, strict=True)}
         if control == "half":
-            for row in np.random.default_rng(seed).permutation(len(ids))[: len(ids) // 2]:
-                found[row] = ids[row]
-        return found
+            given |= {ids[n]: ids[n] for n in np.random.default_rng(seed).permutation(len(ids))[: len(ids) // 2]}
+        return [given.get(pair_id) for pair_id in ids]
 
     def _teachable(self) -> pa.Table:
         """Return the pairs that a student may be trained on and that have vectors: donors come from these alone."""
@@ -97,7 +96,7 @@ class StudentRows(Sequence[dict[str, Any]]):
         return pairs.filter(
             pc.and_(
                 pc.is_in(pairs["split"], value_set=pa.array(TAUGHT)),
-                pc.is_in(pairs["pair_id"], value_set=self.targets.table["pair_id"].combine_chunks()),
+                pc.is_in(pairs["pair_id"], value_set=pa.array([*self.targets.at], pa.string())),
             )
         )
 

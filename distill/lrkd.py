@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from cluster.base.errors import UserError
-from cluster.base.progress import console
 from cluster.base.stage_folder import StageFolder, read_manifest, versions
 from cluster.base.tables import read_table, write_table
 from cluster.models.folders import check_model
@@ -38,9 +37,8 @@ from distill.student.model import (
     write_student,
 )
 from distill.student.predict import predict
-from distill.teaching_rows import RowSettings, StudentRows
+from distill.teaching_rows import RowSettings, StudentRows, with_calibrated_labels
 from mpcot.schemes.scheme import load_scheme
-from mpcot.temperature import Calibration, fit_calibration
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 cached_tokenizer = cache(load_tokenizer)
@@ -197,7 +195,7 @@ def run(config: StudentStage, folder: StageFolder) -> None:
         train = task.train_rows()
         predicted = Counter(read_table(out / "predictions.parquet", ["split"])["split"].to_pylist())
         if task.student.soft_labels == "calibrated":
-            figures[kind]["soft_labels"] = task.rows.soft_labels.model_dump(mode="json")
+            figures[kind]["soft_labels"] = {"temperature": task.rows.soft_temperature, "bias": [*task.rows.soft_bias]}
         if missing := train.without_donor:
             figures[kind]["pairs_without_donor"] = missing
         counts |= {"train": len(train), "unusable": train.unusable}
@@ -238,7 +236,7 @@ def _task(config: StudentStage, student: StudentSettings, folder: StageFolder) -
         seed=config.seed,
     )
     if student.soft_labels == "calibrated":
-        rows = rows.model_copy(update={"soft_labels": calibrated_soft_labels(rows)})
+        rows = with_calibrated_labels(rows)
     own = StudentConfig(
         scheme=scheme,
         perspectives=names,
@@ -260,22 +258,6 @@ def _task(config: StudentStage, student: StudentSettings, folder: StageFolder) -
         found = Counter(train.labels())
         task.class_weights = tuple(losses.balanced_weights([found[i] for i in range(len(scheme.labels))]))
     return task
-
-
-def calibrated_soft_labels(rows: RowSettings) -> Calibration:
-    """Return temperature and bias that fit the teacher's distribution to the gold labels of the judged dev pairs.
-
-    Without such pairs its labels stay as they are, and a line says so.
-    """
-    pairs = read_table(rows.pairs, ["pair_id", "label", "split"]).to_pylist()
-    gold = {pair["pair_id"]: rows.scheme.index(pair["label"]) for pair in pairs if pair["split"] == "dev"}
-    judged = read_table(rows.judgements, ["pair_id", "soft"]).to_pylist()
-    dev = [(gold[row["pair_id"]], row["soft"]) for row in judged if row["pair_id"] in gold]
-    found = fit_calibration([label for label, _ in dev], np.array([soft for _, soft in dev]))
-    if found is None:
-        reason = "no labelled dev pair was judged, so the teacher's soft labels stay as they are"
-        console().print(f"  student.soft_labels: {reason}", style="yellow", highlight=False)
-    return found or Calibration()
 
 
 def predictions(model: Path, rows: RowSettings) -> pa.Table:

@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from cluster.base.progress import console
 from cluster.base.tables import read_table
 from cluster.config import Settings
 from distill.donors import Matched, nearest_donors, random_donors, ring_donors
 from distill.target_table import TargetTable
 from mpcot.schemes.scheme import Scheme
-from mpcot.temperature import Calibration
+from mpcot.temperature import fit_temperature_and_bias, scaled
 
 JUDGED = ["pair_id", "vote", "agreement", "soft", "verdicts"]  # without the rationales, which are most of the file
 TAUGHT = ["train", "unlabelled"]  # the splits that students are trained on
@@ -39,7 +40,8 @@ class RowSettings(Settings):
     width: int
     control: str = "none"
     seed: int = Field(0, description="of the control's choice of donors")
-    soft_labels: Calibration = Calibration()
+    soft_temperature: float = 1.0
+    soft_bias: tuple[float, ...] = Field((), description="one number per label, or none")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -148,11 +150,17 @@ class StudentRows(Sequence[dict[str, Any]]):
             "label": scheme.index(pair["label"] if gold else judgement["vote"]),  # type: ignore[index]
             "weight": 1.0 if gold else float(judgement["agreement"]),  # type: ignore[index]
             "judged": judgement is not None,
-            "soft": self.settings.soft_labels.apply(judgement["soft"]) if judgement else [0.0] * len(scheme.labels),
+            "soft": self._soft(judgement["soft"]) if judgement else [0.0] * len(scheme.labels),
             "verdicts": [-1 if code is None else scheme.index(code) for code in verdicts],
             "targets": targets,
             "target_mask": mask,
         }
+
+    def _soft(self, said: list[float]) -> list[float]:
+        own = self.settings
+        if own.soft_temperature == 1 and not own.soft_bias:
+            return said
+        return list(scaled(np.array([said]), own.soft_temperature, own.soft_bias)[0].tolist())
 
     def _judgement(self, pair_id: str) -> dict[str, Any] | None:
         at = self.judged.get(pair_id)
@@ -166,6 +174,23 @@ class StudentRows(Sequence[dict[str, Any]]):
             latents, width = self.settings.shape
             return np.zeros((latents, width), np.float32), np.zeros(latents, bool)
         return combine_targets(vectors, verdicts, vote, self.settings)
+
+
+def with_calibrated_labels(settings: RowSettings) -> RowSettings:
+    """Return the settings with the temperature and biases that fit the teacher's soft labels to the gold ones of dev.
+
+    Without judged dev pairs they stay as they are, and a line says so.
+    """
+    pairs = read_table(settings.pairs, ["pair_id", "label", "split"]).to_pylist()
+    gold = {pair["pair_id"]: settings.scheme.index(pair["label"]) for pair in pairs if pair["split"] == "dev"}
+    judged = read_table(settings.judgements, ["pair_id", "soft"]).to_pylist()
+    dev = [(gold[row["pair_id"]], row["soft"]) for row in judged if row["pair_id"] in gold]
+    found = fit_temperature_and_bias([label for label, _ in dev], np.array([soft for _, soft in dev]))
+    if found is None:
+        reason = "no labelled dev pair was judged, so the teacher's soft labels stay raw"
+        console().print(f"  student.soft_labels: {reason}", style="yellow", highlight=False)
+        return settings
+    return settings.model_copy(update={"soft_temperature": found[0], "soft_bias": found[1]})
 
 
 def combine_targets(

@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from cluster.base.errors import UserError
 from cluster.base.tables import read_table, write_table
 from distill.config import TargetSettings
 from distill.target_map import MAP, fit_maps, save_maps, training_pairs
-from distill.teaching_rows import RowSettings, StudentRows, combine_targets
-from mpcot.records import TARGET
+from distill.teaching_rows import RowSettings, StudentRows, combine_targets, with_calibrated_labels
+from mpcot.records import JUDGEMENT, TARGET
 from mpcot.schemes.scheme import load_scheme
-from mpcot.temperature import Calibration
 from tests.helpers.tiny_shop import make_run
 
 BINARY = load_scheme("binary")
@@ -245,10 +245,31 @@ def test_centred_vectors_of_the_training_pairs_have_mean_0(run_dir: Path) -> Non
 
 def test_soft_labels_are_calibrated(run_dir: Path) -> None:
     plain, sharp = (
-        StudentRows(settings(run_dir, soft_labels=fit), ("train",))[1]
-        for fit in (Calibration(), Calibration(temperature=0.5, bias=(0.0, np.log(3))))
+        StudentRows(settings(run_dir, **fit), ("train",))[1]
+        for fit in ({}, {"soft_temperature": 0.5, "soft_bias": (0.0, float(np.log(3)))})
     )
     assert plain["soft"] == [0.25, 0.75] and sharp["soft"] == pytest.approx([1 / 28, 27 / 28], abs=1e-6)
+
+
+def test_soft_labels_are_fitted_to_the_gold_labels_of_dev(run_dir: Path) -> None:
+    path = run_dir / "7-judgements/judgements.parquet"
+    said = read_table(path).to_pylist()
+    for row in said:
+        row["soft"] = [0.5, 0.5] if row["pair_id"].startswith("2-") else [0.9, 0.1]  # the third turn is dev
+    write_table(path, pa.Table.from_pylist(said, JUDGEMENT))
+    fitted = with_calibrated_labels(settings(run_dir))
+    # 4 of the 16 dev pairs are relevant: an undecided teacher gets the shares of the labels.
+    assert fitted.soft_bias[1] - fitted.soft_bias[0] == pytest.approx(np.log(3), abs=1e-3)
+    assert StudentRows(fitted, ("dev",))[0]["soft"] == pytest.approx([0.25, 0.75], abs=1e-3)
+
+
+def test_without_judged_dev_pairs_soft_labels_stay_raw(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run_dir / "7-judgements/judgements.parquet"
+    table = read_table(path)
+    write_table(path, table.filter(pc.invert(pc.starts_with(table["pair_id"], "2-"))))
+    given = settings(run_dir)
+    assert with_calibrated_labels(given) == given
+    assert "no labelled dev pair was judged" in capsys.readouterr().out
 
 
 def test_rows_are_a_sequence(run_dir: Path) -> None:

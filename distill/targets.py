@@ -122,28 +122,34 @@ def run(config: TargetsStage, folder: StageFolder) -> None:
         raise UserError("7-judgements holds no judgements, so there is nothing to embed. Look at its failed.parquet.")
     write_texts(folder.path / "texts.parquet", pairs, judgements, settings, load_scheme(config.labels.scheme))
     counted = _Ledger(len(config.perspectives.names))
-    path = folder.path / "targets.parquet"
-    with progress("targets", unit="pair", total=total) as bar, table_writer(path, TARGET) as writer:
-        for table in embed(folder.path / "texts.parquet", settings):
+    _write_targets(folder.path, settings, counted, total)
+    figures = {"width": counted.width, "encoder": config.targets.encoder, "pooling": f"{pooling}, {reason}"}
+    (folder.path / MAP).unlink(missing_ok=True)
+    if settings.transform != "none":
+        maps = fit_maps(folder.path / "targets.parquet", training_pairs(pairs), settings)
+        save_maps(folder.path / MAP, maps)
+        figures["width"] = maps["vectors"].intercepts.shape[1]
+    counts = {"in": total, "ok": counted.ok, "failed": len(counted.failed)}
+    folder.finish(counts, figures | {"missing_vectors": counted.missing})
+
+
+def _write_targets(folder: Path, settings: TargetSettings, counted: _Ledger, total: int) -> None:
+    """Embed `texts.parquet`, and write what has a vector and what failed."""
+    with (
+        progress("targets", unit="pair", total=total) as bar,
+        table_writer(folder / "targets.parquet", TARGET) as writer,
+    ):
+        for table in embed(folder / "texts.parquet", settings):
             writer.write_table(counted.keep(table))
             bar.update(counted.ok + len(counted.failed))
     failed = {"pair_id": counted.failed, "reason": [NO_RATIONALE] * len(counted.failed)}
-    write_table(folder.path / "failed.parquet", pa.table(failed, schema=FAILED_TARGET))
+    write_table(folder / "failed.parquet", pa.table(failed, schema=FAILED_TARGET))
     if counted.ok + len(counted.failed) != total:
         raise UserError(
             f"8-targets: {total} judgements in, {counted.ok} targets and {len(counted.failed)} failed out. Run again."
         )
     if not counted.ok:
         raise UserError("7-judgements holds no rationales, so there are no targets. Look at its failed.parquet.")
-    figures = {"width": counted.width, "encoder": config.targets.encoder, "pooling": f"{pooling}, {reason}"}
-    (folder.path / MAP).unlink(missing_ok=True)
-    if settings.transform != "none":
-        maps = fit_maps(path, training_pairs(pairs), settings)
-        save_maps(folder.path / MAP, maps)
-        figures["width"] = maps["vectors"].intercepts.shape[1]
-    folder.finish(
-        {"in": total, "ok": counted.ok, "failed": len(counted.failed)}, figures | {"missing_vectors": counted.missing}
-    )
 
 
 def embed(texts: Path, settings: TargetSettings) -> Iterator[pa.Table]:

@@ -66,7 +66,7 @@ class TargetSettings(Settings):
     source: Literal["judgements"] = Field("judgements", description="whose rationales are embedded")
     text: Literal["rationale", "rationale+verdict", "delexicalised"] = Field(
         "rationale",
-        description="what is embedded: the rationale, the same with its verdict and confidence, or the same with "
+        description="what is embedded: the rationale, the same after its verdict and confidence, or the same with "
         "[asked] for words of the query and [offered] for other words of the title",
     )
     transform: Literal["none", "centred", "residual"] = Field(

@@ -86,7 +86,7 @@ def target_texts(
 
 def _form(rationale: str, verdict: str | None, pair: Mapping[str, str], settings: TargetSettings) -> str:
     if settings.text == "rationale+verdict" and verdict:
-        return f"{rationale.strip()} ({verdict})"
+        return f"{verdict}. {rationale}"  # in front, because a long rationale loses its end
     if settings.text == "delexicalised":
         return delexicalised(rationale, pair["query"], pair["title"])
     return rationale

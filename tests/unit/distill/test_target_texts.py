@@ -26,12 +26,12 @@ def test_the_rationale_as_it_is() -> None:
     assert texts() == {"pair_id": "p", "vectors": ["It is a mug.", None, "Blue is not red."]}
 
 
-def test_the_verdict_with_its_confidence_follows_the_rationale() -> None:
+def test_the_verdict_with_its_confidence_comes_before_the_rationale() -> None:
     found = texts(text="rationale+verdict")["vectors"]
     assert found == [
-        "It is a mug. (label Exact, confidence 0.82)",
+        "label Exact, confidence 0.82. It is a mug.",
         None,
-        "Blue is not red. (label Substitute, confidence 0.60)",
+        "label Substitute, confidence 0.60. Blue is not red.",
     ]
 
 

@@ -35,7 +35,7 @@ from cluster.base.tables import batches_of, read_table
 from distill.config import TargetSettings
 
 MAP = "map.safetensors"
-STRENGTHS = 10.0 ** np.arange(-3, 4.5, 0.5)  # of the ridge, in units of the mean variance of the features
+STRENGTHS = 10.0 ** np.arange(-3, 4.5, 0.5)  # of the ridge, in units of the mean eigenvalue of X'X
 FLAT = 1e-6  # directions with less than this share of the largest variance are not blown up to the same length
 COLUMNS = {"query_title": ("query", "title")}  # the columns that a control is made of, if not one of its name
 Vectors = list[np.ndarray | None]

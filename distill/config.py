@@ -12,6 +12,8 @@ from mpcot.schemes.scheme import Scheme
 from mpcot.sources.config import LabelSettings
 
 ProductFields = Literal["title", "title+brand", "title+description"]
+# The controls that need more vectors than those of the rationales.
+EmbeddedControl = Literal["nearest_title", "query_title", "permuted", "template"]
 StudentPooling = Literal["cls", "mean"]
 STUDENT_FORMAT: Final = 2  # of `student.json`: raised when weights or settings of a saved student mean something else
 
@@ -64,14 +66,44 @@ class TargetSettings(Settings):
 
     encoder: str = Field("models/all-minilm-l6-v2", description="folder or hub name of a sentence encoder")
     source: Literal["judgements"] = Field("judgements", description="whose rationales are embedded")
-    pooling: Literal["mean", "cls"] = Field(
-        "mean", description="as the encoder was trained: mean for MiniLM, cls for BGE"
+    text: Literal["rationale", "rationale+verdict", "delexicalised"] = Field(
+        "rationale",
+        description="what is embedded: the rationale, the same after its verdict and confidence, or the same with "
+        "[asked] for words of the query and [offered] for other words of the title",
+    )
+    transform: Literal["none", "centred", "residual"] = Field(
+        "none",
+        description="of the vectors: `centred` takes away their mean over the training pairs, `residual` what a ridge "
+        "regression tells from query and title, and whitens the rest",
+    )
+    dimensions: PositiveInt = Field(64, description="numbers of a vector with transform = 'residual'")
+    controls: tuple[EmbeddedControl, ...] = Field(
+        (), description="values of `student.control` for which vectors are made beside those of the rationales"
+    )
+    pooling: Literal["auto", "mean", "cls"] = Field(
+        "auto", description="how an encoder's states become one vector; auto reads it from the encoder's modules.json"
     )
     normalise: bool = Field(True, description="store unit vectors")
     max_tokens: PositiveInt = Field(256, description="tokens of a rationale; a longer one loses its end")
     batch_size: PositiveInt = Field(64, description="rationales in one forward pass")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the encoder")
     workers: EncoderWorkers = EncoderWorkers()
+
+    @property
+    def embeds_pairs(self) -> bool:
+        """Whether query and title become vectors too."""
+        return self.transform == "residual" or bool({"nearest_title", "query_title"} & {*self.controls})
+
+    @model_validator(mode="after")
+    def _check(self) -> TargetSettings:
+        if self.transform != "residual" and self.dimensions != type(self).model_fields["dimensions"].default:
+            raise ValueError("targets.dimensions has no effect without targets.transform = 'residual'")
+        if self.transform == "residual" and "query_title" in self.controls:
+            raise ValueError(
+                "targets.controls: 'query_title' would be nothing, since targets.transform = 'residual' takes away "
+                "what query and title tell. Leave it out, or choose another transform."
+            )
+        return self
 
 
 class StudentSettings(Settings):
@@ -118,11 +150,21 @@ class StudentSettings(Settings):
     )
     ranking_weight: PositiveFloat = Field(1.0, description="of that loss")
     label_weights: Literal["none", "balanced"] = Field("none", description="balanced gives all labels the same total")
+    soft_labels: Literal["raw", "calibrated"] = Field(
+        "raw", description="calibrated fits the teacher's distribution to the gold labels of dev first"
+    )
     use_unlabelled: bool = Field(False, description="unlabelled pairs teach the vote, weighted by agreement")
     unlabelled_weight: PositiveFloat = Field(
         1.0, description="weight of an unlabelled pair in every part of the loss, times its agreement"
     )
-    shuffled_targets: bool = Field(False, description="control: every pair gets another pair's vectors and verdicts")
+    control: Literal["none", "shuffled", "same_verdicts", "half", EmbeddedControl] = Field(
+        "none",
+        description="what takes the place of a pair's own vectors, to see what they are worth: `shuffled` another "
+        "pair's vectors and verdicts; `same_verdicts` the vectors of another training pair with the same gold label "
+        "and verdicts, `nearest_title` of the one with the most similar title, `half` of one for half of the pairs; "
+        "`query_title`, `permuted` and `template` the vectors of query and title, of the rationale with its words in "
+        "another order, and of a text that names verdict and confidence alone",
+    )
     max_tokens: PositiveInt = Field(128, description="of query and product; the end of a longer product is cut")
     fields: ProductFields = Field("title", description="the fields of the product that the student reads")
     dropout: float = Field(0.1, ge=0, lt=1, description="before the classifier")
@@ -132,8 +174,8 @@ class StudentSettings(Settings):
     @model_validator(mode="after")
     def _check(self) -> StudentSettings:
         check_best_by("student", self.train, ("loss", "accuracy", "macro_f1", "ndcg"))
-        for name in ("auxiliary", "shuffled_targets"):
-            if getattr(self, name) and self.extractor.kind == "none":
+        for name in ("auxiliary", "control"):
+            if getattr(self, name) not in (False, "none") and self.extractor.kind == "none":
                 raise ValueError(f"student.{name} has no effect without latent vectors. Choose a student.extractor.")
         return self
 
@@ -146,7 +188,7 @@ class StudentSettings(Settings):
             "alignment_weight", "soft_label_weight", "teacher_smoothing", "margin_mse_weight",
             "perspective_verdict_weight",
         )  # fmt: skip
-        taught = dict.fromkeys(weights, 0.0) | dict.fromkeys(("shuffled_targets", "use_unlabelled"), False)
+        taught = dict.fromkeys(weights, 0.0) | {"use_unlabelled": False, "control": "none"}
         return self.plain() if self.auxiliary else self.model_copy(update=taught)
 
     def plain(self) -> StudentSettings:
@@ -171,6 +213,7 @@ class ExportSettings(Settings):
 class TargetsStage(Settings):
     """Settings of stage 8."""
 
+    labels: LabelSettings
     perspectives: PerspectiveSettings
     targets: TargetSettings
 

@@ -41,7 +41,7 @@ from distill.student.model import (
     write_student,
 )
 from distill.student.predict import predict
-from distill.teaching_rows import RowSettings, StudentRows
+from distill.teaching_rows import RowSettings, StudentRows, with_calibrated_labels
 from mpcot.schemes.scheme import load_scheme
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -229,6 +229,10 @@ def run(config: StudentStage, folder: StageFolder) -> None:
         figures[kind] = {"dev_before": result.before, "dev_after": result.kept, **result.steps()}
         train = task.train_rows()
         predicted = Counter(read_table(out / "predictions.parquet", ["split"])["split"].to_pylist())
+        if task.student.soft_labels == "calibrated":
+            figures[kind]["soft_labels"] = {"temperature": task.rows.soft_temperature, "bias": [*task.rows.soft_bias]}
+        if missing := train.without_donor:
+            figures[kind]["pairs_without_donor"] = missing
         counts |= {"train": len(train), "unusable": train.unusable}
         counts |= {f"predicted_{split}": predicted[split] for split in PREDICTED_SPLITS}
     folder.finish(counts, figures)
@@ -265,9 +269,12 @@ def _task(config: StudentStage, student: StudentSettings, folder: StageFolder) -
         per_perspective=student.per_perspective,
         target=student.target,
         width=manifest["figures"]["width"],
-        shuffle=config.seed if student.shuffled_targets else None,
+        control=student.control,
+        seed=config.seed,
         unlabelled_weight=student.unlabelled_weight,
     )
+    if student.soft_labels == "calibrated":
+        rows = with_calibrated_labels(rows)
     own = StudentConfig(
         scheme=scheme,
         perspectives=names,

@@ -12,12 +12,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
+from cluster.base.progress import console
 from cluster.base.tables import read_table
 from cluster.config import Settings
+from distill.donors import Matched, nearest_donors, random_donors, ring_donors
+from distill.target_table import TargetTable
 from mpcot.schemes.scheme import Scheme
+from mpcot.temperature import fit_temperature_and_bias, scaled
 
 JUDGED = ["pair_id", "vote", "agreement", "soft", "verdicts"]  # without the rationales, which are most of the file
+TAUGHT = ["train", "unlabelled"]  # the splits that students are trained on
 TEXT = ["pair_id", "query_id", "query", "title", "brand", "description", "bullets", "attributes"]
 
 
@@ -32,8 +38,11 @@ class RowSettings(Settings):
     per_perspective: bool
     target: str
     width: int
-    shuffle: int | None = None
+    control: str = "none"
+    seed: int = Field(0, description="of the control's choice of donors")
     unlabelled_weight: float = 1.0
+    soft_temperature: float = 1.0
+    soft_bias: tuple[float, ...] = Field((), description="one number per label, or none")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -65,22 +74,52 @@ class StudentRows(Sequence[dict[str, Any]]):
         self.pairs = pairs.filter(pa.array(usable, pa.bool_())).combine_chunks()
         self.groups = _numbered(self.pairs["query_id"].to_pylist())
         self.judgements = judgements
-        targets = read_table(settings.targets)
-        self.targeted = _positions(targets)
-        self.targets = targets  # its chunks stay apart: one Arrow list cannot hold the numbers of all vectors
+        self.targets = TargetTable(settings.targets, settings.control)
         self.sources = self._sources()
 
-    def _sources(self) -> list[str]:
-        """Return for every row the pair whose vectors and verdicts it gets: its own or, with `shuffle`, another one."""
+    def _sources(self) -> list[str | None]:
+        """Return for every row the pair whose vectors it gets, its own or another one, or None if there is none."""
         ids: list[str] = self.pairs["pair_id"].to_pylist()
-        if self.settings.shuffle is None:
-            return ids
-        # Each row takes from its neighbour in a shuffled ring, so that none gets its own.
-        ring = np.random.default_rng(self.settings.shuffle).permutation(len(ids))
-        found = list(ids)
-        for row, source in zip(ring, np.roll(ring, 1), strict=True):
-            found[row] = ids[source]
-        return found
+        control, seed = self.settings.control, self.settings.seed
+        if control == "shuffled":
+            return [*ring_donors(ids, seed)]
+        if control not in ("same_verdicts", "nearest_title", "half"):
+            return [*ids]
+        # A pair without vectors of its own gets none here either, so that as many pairs are aligned.
+        rows = [row for row in self._matched(self.pairs) if row[0] in self.targets.at]
+        pool = self._matched(self._teachable())
+        near = control == "nearest_title"
+        donors = nearest_donors(rows, pool, self._title) if near else random_donors(rows, pool, seed)
+        given = {pair_id: donor for (pair_id, _), donor in zip(rows, donors, strict=True)}
+        if control == "half":
+            given |= {ids[n]: ids[n] for n in np.random.default_rng(seed).permutation(len(ids))[: len(ids) // 2]}
+        return [given.get(pair_id) for pair_id in ids]
+
+    def _teachable(self) -> pa.Table:
+        """Return the pairs that a student may be trained on and that have vectors: donors come from these alone."""
+        pairs = read_table(self.settings.pairs, ["pair_id", "label", "split"])
+        return pairs.filter(
+            pc.and_(
+                pc.is_in(pairs["split"], value_set=pa.array(TAUGHT)),
+                pc.is_in(pairs["pair_id"], value_set=pa.array([*self.targets.at], pa.string())),
+            )
+        )
+
+    def _matched(self, pairs: pa.Table) -> list[Matched]:
+        """Return id and group of pairs: those with the same gold label, if any, and the same verdicts are in one."""
+        verdicts = self.judgements["verdicts"]
+        columns = zip(pairs["pair_id"].to_pylist(), pairs["label"].to_pylist(), strict=True)
+        said = ((pair_id, label, self.judged.get(pair_id)) for pair_id, label in columns)
+        return [(i, (label, None if at is None else tuple(verdicts[at].as_py()))) for i, label, at in said]
+
+    def _title(self, pair_id: str) -> np.ndarray:
+        return self.targets.one(pair_id, "title")
+
+    @property
+    def without_donor(self) -> int:
+        """How many rows have vectors of their own and get none, because no other pair has their label and verdicts."""
+        own = self.pairs["pair_id"].to_pylist()
+        return sum(i in self.targets.at for i, source in zip(own, self.sources, strict=True) if source is None)
 
     def __len__(self) -> int:
         return self.pairs.num_rows
@@ -102,7 +141,7 @@ class StudentRows(Sequence[dict[str, Any]]):
         codes = (label if label is not None else votes[self.judged[pair]].as_py() for label, pair in ids)
         return [self.settings.scheme.index(code) for code in codes]
 
-    def _teaching(self, pair: dict[str, Any], source: str) -> dict[str, Any]:
+    def _teaching(self, pair: dict[str, Any], source: str | None) -> dict[str, Any]:
         """Return what the row teaches: the gold label, or without one the vote.
 
         A vote weighs `unlabelled_weight` times its agreement, a gold label 1.
@@ -110,7 +149,8 @@ class StudentRows(Sequence[dict[str, Any]]):
         scheme, names = self.settings.scheme, self.settings.perspectives
         judgement = self._judgement(pair["pair_id"])
         gold = pair["label"] is not None
-        reasoned = self._judgement(source)
+        # Only shuffling takes the other pair's verdicts too: matched donors have the same.
+        reasoned = self._judgement(source) if source and self.settings.control == "shuffled" else judgement
         verdicts = reasoned["verdicts"] if reasoned else [None] * len(names)
         targets, mask = self._targets(source, verdicts, reasoned["vote"] if reasoned else None)
         return {
@@ -118,24 +158,47 @@ class StudentRows(Sequence[dict[str, Any]]):
             "gold": gold,
             "weight": 1.0 if gold else self.settings.unlabelled_weight * judgement["agreement"],  # type: ignore[index]
             "judged": judgement is not None,
-            "soft": judgement["soft"] if judgement else [0.0] * len(scheme.labels),
+            "soft": self._soft(judgement["soft"]) if judgement else [0.0] * len(scheme.labels),
             "verdicts": [-1 if code is None else scheme.index(code) for code in verdicts],
             "targets": targets,
             "target_mask": mask,
         }
 
+    def _soft(self, said: list[float]) -> list[float]:
+        own = self.settings
+        if own.soft_temperature == 1 and not own.soft_bias:
+            return said
+        return list(scaled(np.array([said]), own.soft_temperature, own.soft_bias)[0].tolist())
+
     def _judgement(self, pair_id: str) -> dict[str, Any] | None:
         at = self.judged.get(pair_id)
         return None if at is None else _row(self.judgements, at)
 
-    def _targets(self, pair_id: str, verdicts: list[str | None], vote: str | None) -> tuple[np.ndarray, np.ndarray]:
-        at = self.targeted.get(pair_id)
-        if at is None:
+    def _targets(
+        self, pair_id: str | None, verdicts: list[str | None], vote: str | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        vectors = None if pair_id is None else self.targets.vectors(pair_id)
+        if vectors is None:
             latents, width = self.settings.shape
             return np.zeros((latents, width), np.float32), np.zeros(latents, bool)
-        stored = self.targets.column("vectors")[at].values
-        vectors = [v.values.to_numpy() if v.is_valid else None for v in stored]
         return combine_targets(vectors, verdicts, vote, self.settings)
+
+
+def with_calibrated_labels(settings: RowSettings) -> RowSettings:
+    """Return the settings with the temperature and biases that fit the teacher's soft labels to the gold ones of dev.
+
+    Without judged dev pairs they stay as they are, and a line says so.
+    """
+    pairs = read_table(settings.pairs, ["pair_id", "label", "split"]).to_pylist()
+    gold = {pair["pair_id"]: settings.scheme.index(pair["label"]) for pair in pairs if pair["split"] == "dev"}
+    judged = read_table(settings.judgements, ["pair_id", "soft"]).to_pylist()
+    dev = [(gold[row["pair_id"]], row["soft"]) for row in judged if row["pair_id"] in gold]
+    found = fit_temperature_and_bias([label for label, _ in dev], np.array([soft for _, soft in dev]))
+    if found is None:
+        reason = "no labelled dev pair was judged, so the teacher's soft labels stay raw"
+        console().print(f"  student.soft_labels: {reason}", style="yellow", highlight=False)
+        return settings
+    return settings.model_copy(update={"soft_temperature": found[0], "soft_bias": found[1]})
 
 
 def combine_targets(

@@ -93,5 +93,14 @@ JUDGEMENT = pa.schema(
     ]
 )
 
-# 8-targets/targets.parquet -> 9-student. One vector per perspective, as wide as those of the frozen encoder.
-TARGET = pa.schema([*texts("pair_id"), pa.field("vectors", pa.list_(pa.list_(pa.float32())), nullable=False)])
+# 8-targets/targets.parquet -> 9-student. One vector per perspective, as wide as those of the frozen encoder and not yet
+# transformed (`targets.transform`). `query` and `title` have a vector each where the transform or a control needs them,
+# and `permuted` and `template` one per perspective where `targets.controls` names them; else they are null.
+TARGET = pa.schema(
+    [
+        *texts("pair_id"),
+        pa.field("vectors", pa.list_(pa.list_(pa.float32())), nullable=False),
+        *(pa.field(name, pa.list_(pa.list_(pa.float32()))) for name in ("permuted", "template")),
+        *(pa.field(name, pa.list_(pa.float32())) for name in ("query", "title")),
+    ]
+)

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from cluster.base.errors import UsageError
 from cluster.config import ClusterSettings, Settings
-from distill.config import ExportSettings, StudentSettings, TargetSettings
+from distill.config import EmbeddedControl, ExportSettings, StudentSettings, TargetSettings
 from distill.report.config import ReportSettings
 from distill.study.config import StudyConfig
 from mpcot.asking.engines.config import OpenAiEngine
@@ -86,6 +86,14 @@ class RunConfig(Settings):
                 "source.judgements, teacher.tuning = 'none' and "
                 "judge.engine = 'none'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _control_is_embedded(self) -> RunConfig:
+        """Refuse a control of the student for which stage 8 would make no vectors."""
+        control = self.student.control
+        if control in get_args(EmbeddedControl) and control not in self.targets.controls:
+            raise ValueError(f"student.control {control!r} needs vectors of its own: add it to targets.controls")
         return self
 
     @model_validator(mode="after")

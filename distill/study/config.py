@@ -19,7 +19,7 @@ TRAIN_USED = frozenset(
 )  # fmt: skip
 SET_BY_ROWS = (
     "extractor", "per_perspective", "target", "alignment_weight", "normalise_targets", "auxiliary", "soft_label_weight",
-    "margin_mse_weight", "margin_pairs", "perspective_verdict_weight", "shuffled_targets", "use_unlabelled", "baseline",
+    "margin_mse_weight", "margin_pairs", "perspective_verdict_weight", "control", "use_unlabelled", "baseline",
 )  # fmt: skip
 
 

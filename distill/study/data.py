@@ -20,6 +20,7 @@ from cluster.config import Settings
 from cluster.models.folders import check_model, model_fingerprint
 from distill.segments import Pairs, grouped
 from distill.study.config import DataSet, StudyConfig
+from distill.target_map import MAP, refit
 from mpcot.config import PerspectiveSettings
 from mpcot.pairs.splits import unit_hash
 from mpcot.records import PAIR
@@ -219,6 +220,8 @@ def assign_folds(rows: list[dict[str, Any]], folds: int, seed: int) -> dict[str,
 def fold_folder(run: Path, fold: int, folds: int, seed: int, folder: Path, hidden: float = 0) -> Path:
     """Make `folder` look like a run folder with the fold's split; judgements and targets are links.
 
+    The map that transforms the targets, if the run has one, is fitted anew to the training pairs of the fold.
+
     Args:
         hidden: share of the queries whose training pairs become unlabelled: the same queries in every fold.
     """
@@ -232,8 +235,11 @@ def fold_folder(run: Path, fold: int, folds: int, seed: int, folder: Path, hidde
         if row["split"] == "train" and unit_hash("hidden", row["query_id"], seed) < hidden:
             row |= {"split": "unlabelled", "label": None}
     write_table(folder / "1-pairs" / "pairs.parquet", pa.Table.from_pylist(rows, PAIR))
-    for stage in ("7-judgements", "8-targets"):
-        (folder / stage).symlink_to((run / stage).resolve(), target_is_directory=True)
+    (folder / "7-judgements").symlink_to((run / "7-judgements").resolve(), target_is_directory=True)
+    (folder / "8-targets").mkdir()
+    for path in (run / "8-targets").iterdir():
+        (folder / "8-targets" / path.name).symlink_to(path.resolve())
+    refit(folder / "8-targets", [row["pair_id"] for row in rows if row["split"] == "train"])
     return folder
 
 
@@ -252,6 +258,8 @@ def content_digest(run: Path) -> str:
             sums.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode())
             for vector in vectors:
                 sums.update(b"none" if vector is None else np.asarray(vector, np.float32).tobytes())
+    if (run / "8-targets" / MAP).is_file():
+        sums.update((run / "8-targets" / MAP).read_bytes())
     return sums.hexdigest()[:16]
 
 

@@ -31,7 +31,7 @@ def run_dir(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = stage_folder(root, "8-targets")
     folder.clear()
     own = TargetSettings(encoder=encoder, max_tokens=32, batch_size=16)
-    targets.run(TargetsStage(perspectives=NAMES, targets=own), folder)
+    targets.run(TargetsStage(labels=LabelSettings(scheme="binary"), perspectives=NAMES, targets=own), folder)
     student = StudentSettings(
         model=encoder,
         max_tokens=32,

@@ -102,8 +102,10 @@ def _shared(config: RunConfig, rows: int, unit: str, answers: int, max_tokens: i
 
 
 def target_work(config: RunConfig, pairs: int) -> Work:
-    """Return the rationales that become vectors, one per judged pair and perspective."""
-    rows = pairs_asked(config, config.judge, pairs) * len(config.perspectives.names)
+    """Return the rationales that become vectors, one per judged pair and perspective, and other texts besides."""
+    controls = {"permuted", "template"} & {*config.targets.controls}
+    texts = len(config.perspectives.names) * (1 + len(controls)) + 2 * config.targets.embeds_pairs
+    rows = pairs_asked(config, config.judge, pairs) * texts
     return Work(rows, "rationales", min(config.targets.max_tokens, answer_tokens(config.judge)))
 
 

@@ -252,8 +252,27 @@ def test_an_auxiliary_student_is_saved_without_its_head(
 
 
 def test_shuffled_targets_change_what_is_aligned_and_nothing_else(encoder: Path, stage: Stage) -> None:
-    plain, shuffled = (losses(lrkd(encoder, stage("9-student"), shuffled_targets=on))[1] for on in (False, True))
+    plain, shuffled = (losses(lrkd(encoder, stage("9-student"), control=name))[1] for name in ("none", "shuffled"))
     assert shuffled["ce"] == plain["ce"] and shuffled["alignment"] != plain["alignment"]
+
+
+@pytest.mark.parametrize("setting", [{"auxiliary": True}, {"control": "half"}])
+def test_what_needs_latents_is_refused_without(setting: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=f"student.{next(iter(setting))} has no effect without latent vectors"):
+        StudentSettings(extractor=NoExtractor(), **setting)
+
+
+def test_soft_labels_are_calibrated_when_asked(encoder: Path, stage: Stage, trained_without_ray: list[str]) -> None:
+    """The teacher says .75 of the true label and is always right, so that it may be surer."""
+    folder = stage("9-student")
+    assert lrkd(encoder, folder).train_rows()[1]["soft"] == [0.25, 0.75]
+    assert lrkd(encoder, folder, soft_labels="calibrated").train_rows()[1]["soft"][1] > 0.95
+    run(config(encoder, soft_labels="calibrated", control="half", baseline=False), folder)
+    manifest = read_manifest(folder.path)
+    assert manifest is not None
+    figures = manifest["figures"]["lrkd"]
+    assert figures["soft_labels"]["temperature"] < 1 and len(figures["soft_labels"]["bias"]) == 2
+    assert manifest["counts"]["train"] == 32
 
 
 def dev_figures(task: LrkdTask) -> dict[str, float]:
@@ -405,12 +424,6 @@ def test_ndcg_needs_queries_whose_products_differ(encoder: Path, stage: Stage, r
     train = TRAIN.model_copy(update={"keep": "best", "best_by": "ndcg"})
     with pytest.raises(UserError, match=r"student.train.best_by: 'ndcg' needs dev queries"):
         lrkd(encoder, stage("9-student"), train=train)
-
-
-@pytest.mark.parametrize("name", ["auxiliary", "shuffled_targets"])
-def test_what_needs_latents_is_refused_without(name: str) -> None:
-    with pytest.raises(ValidationError, match=f"student.{name} has no effect without latent vectors"):
-        StudentSettings(extractor=NoExtractor(), **{name: True})
 
 
 def test_an_unknown_target_is_refused_before_anything_is_trained(

@@ -14,9 +14,12 @@ from cluster.base.stage_folder import StageFolder, read_manifest
 from cluster.base.tables import read_table, write_table
 from distill.config import TargetSettings, TargetsStage
 from distill.student.model import load_encoder, load_tokenizer
+from distill.target_map import MAP, fit_maps, load_maps, training_pairs
+from distill.target_texts import TARGET_TEXT
 from distill.targets import NO_RATIONALE, SentenceEncoder, run
 from mpcot.config import PerspectiveSettings
 from mpcot.records import TARGET
+from mpcot.sources.config import LabelSettings
 from tests.helpers.tiny_bert import WIDTH
 
 Stage = Callable[..., StageFolder]
@@ -28,15 +31,16 @@ def settings(encoder: Path, **changes: Any) -> TargetSettings:
 
 
 def judged(*rationales: list[str | None]) -> pa.Table:
-    return pa.table({"pair_id": [f"p{i}" for i in range(len(rationales))], "rationales": list(rationales)})
+    rows = [{"pair_id": f"p{i}", "vectors": said} for i, said in enumerate(rationales)]
+    return pa.Table.from_pylist(rows, TARGET_TEXT)
 
 
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Embed in this process, seven rows at a time: tests/ray has the same stage on Ray Data."""
 
-    def embed(judgements: Path, own: TargetSettings) -> Iterator[pa.Table]:
-        encode, table = SentenceEncoder(own), read_table(judgements, ["pair_id", "rationales"])
+    def embed(texts: Path, own: TargetSettings) -> Iterator[pa.Table]:
+        encode, table = SentenceEncoder(own), read_table(texts)
         for start in range(0, table.num_rows, 7):
             yield encode(table.slice(start, 7))
 
@@ -97,9 +101,55 @@ def test_more_tokens_than_the_encoder_reads(encoder: Path) -> None:
         SentenceEncoder(settings(encoder, max_tokens=65))
 
 
-def stage_settings(encoder: Path) -> TargetsStage:
+def test_texts_of_the_pair_have_one_vector_and_those_of_controls_one_per_perspective(encoder: Path) -> None:
+    own = SentenceEncoder(settings(encoder))
+    row = {
+        "pair_id": "p",
+        "vectors": [TEXTS[0], None],
+        "template": [TEXTS[1], None],
+        "query": TEXTS[2],
+        "title": TEXTS[0],
+    }
+    found = own(pa.Table.from_pylist([row], TARGET_TEXT)).to_pylist()[0]
+    assert found["permuted"] is None and found["template"][1] is None
+    made = own.encode(TEXTS)
+    for name, place in (("query", 2), ("title", 0)):
+        np.testing.assert_allclose(found[name], made[place], atol=1e-5)
+    np.testing.assert_allclose(found["template"][0], made[1], atol=1e-5)
+
+
+def stage_settings(encoder: Path, **changes: Any) -> TargetsStage:
     names = PerspectiveSettings(names=("intent", "rules"))
-    return TargetsStage(perspectives=names, targets=settings(encoder))
+    labels = LabelSettings(scheme="binary")
+    return TargetsStage(labels=labels, perspectives=names, targets=settings(encoder, **changes))
+
+
+def test_a_transform_is_fitted_on_the_training_pairs_and_saved_beside_the_targets(
+    encoder: Path, stage: Stage, without_ray: None
+) -> None:
+    folder = stage("8-targets")
+    folder.clear()
+    own = stage_settings(encoder, transform="residual", dimensions=4, controls=("permuted", "template"))
+    run(own, folder)
+    manifest = read_manifest(folder.path)
+    assert manifest is not None and manifest["figures"]["width"] == 4
+    path = folder.path / "targets.parquet"
+    train = training_pairs(folder.run_dir / "1-pairs/pairs.parquet")
+    assert len(train) == 32 and all(pair_id[0] in "01" for pair_id in train)
+    wanted, found = fit_maps(path, train, own.targets), load_maps(folder.path / MAP)
+    assert set(found) == {"vectors", "permuted", "template"}
+    assert np.array_equal(found["vectors"].slopes, wanted["vectors"].slopes)
+    texts = read_table(folder.path / "texts.parquet").to_pylist()
+    assert texts[0]["template"][0] == "label Irrelevant, confidence 0.10"
+    assert len(read_table(path)["query"][0]) == WIDTH
+
+
+def test_a_map_of_earlier_settings_is_taken_away(encoder: Path, stage: Stage, without_ray: None) -> None:
+    folder = stage("8-targets")
+    for transform, there in (("centred", True), ("none", False)):
+        folder.clear()
+        run(stage_settings(encoder, transform=transform), folder)
+        assert (folder.path / MAP).exists() == there
 
 
 def test_the_stage_keeps_a_ledger(encoder: Path, stage: Stage, without_ray: None) -> None:
@@ -115,7 +165,9 @@ def test_the_stage_keeps_a_ledger(encoder: Path, stage: Stage, without_ray: None
     run(stage_settings(encoder), folder)
     manifest = read_manifest(folder.path)
     assert manifest is not None and manifest["counts"] == {"in": len(rows), "ok": len(rows) - 1, "failed": 1}
-    assert manifest["figures"] == {"width": WIDTH, "encoder": str(encoder), "missing_vectors": silent}
+    pooling = "mean, since the encoder says nothing of it"
+    figures = {"width": WIDTH, "encoder": str(encoder), "missing_vectors": silent, "pooling": pooling}
+    assert manifest["figures"] == figures
     failed = read_table(folder.path / "failed.parquet").to_pylist()
     assert failed == [{"pair_id": rows[4]["pair_id"], "reason": NO_RATIONALE}]
     made = read_table(folder.path / "targets.parquet")

@@ -19,6 +19,7 @@ from workflows.gpu_plan.work import (
     sft_work,
     split_sizes,
     student_work,
+    target_work,
 )
 from workflows.stages import STAGES
 
@@ -53,6 +54,9 @@ def test_work_follows_from_splits_perspectives_and_samples() -> None:
     assert planned(settings)["7-judgements"].work == "3,000 answers"
     assert planned(settings)["2-rationales"].work == "1,500 answers"
     assert planned(config("rationales.hinted_retry=true"))["2-rationales"].work == "4,800 answers"  # 800 pairs twice
+    assert target_work(settings, 1000).rows == 3000
+    more = config("split.unlabelled=0.25", "targets.transform='residual'", "targets.controls=['permuted']")
+    assert target_work(more, 1000).rows == 8000  # three rationales twice, a query and a title
     assert student_work(settings, 1000).rows == 1200  # with the student trained on labels only
     few = config("samples.pairs_per_split=50", "preferences.per_pair=4")
     assert preference_work(few, 1000).rows == 2 * 50 * 4  # the reference scores those of train and dev

@@ -104,6 +104,8 @@ def test_a_config_is_shipped() -> None:
         ({"samples": {"splits": ["dev"]}}, "samples.splits: must contain train"),
         ({"perspectives": {"names": ["intent", "intent"]}}, "one or more different names"),
         ({"split": {"train": 0.9}}, "train + dev + test must be 1"),
+        ({"student": {"control": "permuted"}}, "student.control 'permuted' needs vectors of its own: add it to"),
+        ({"targets": {"dimensions": 8}}, "targets.dimensions has no effect without targets.transform = 'residual'"),
         ({"name": "a/b"}, "name: String should match pattern"),
     ],
 )

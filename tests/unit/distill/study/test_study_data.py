@@ -10,6 +10,7 @@ import pytest
 
 from cluster.base.errors import UserError
 from cluster.base.tables import read_table, write_table
+from distill.config import TargetSettings
 from distill.study.config import StudyConfig
 from distill.study.data import (
     TESTED_PAIR,
@@ -21,6 +22,7 @@ from distill.study.data import (
     reopen_data,
 )
 from distill.study.records import Records
+from distill.target_map import MAP, fit_maps, load_maps, save_maps, training_pairs
 from mpcot.records import PAIR
 from tests.helpers.study_run import shop_run, study_config
 from tests.helpers.tiny_shop import BINARY, NO, YES
@@ -75,6 +77,21 @@ def test_an_unlabelled_pair_of_a_tested_query_is_not_tested(shop: Path, tmp_path
     assert sum(row["split"] == "test" for row in made) == 23
     taught = rows(fold_folder(shop, 1 - fold, 2, 13, tmp_path / "other"))
     assert [r["split"] for r in taught if r["query_id"] == own and r["label"] is None] == ["unlabelled"]
+
+
+def test_a_transform_is_fitted_anew_to_the_training_pairs_of_each_fold(shop: Path, tmp_path: Path) -> None:
+    targets = shop / "8-targets/targets.parquet"
+    own, before = TargetSettings(transform="centred"), content_digest(shop)
+    save_maps(shop / "8-targets" / MAP, fit_maps(targets, training_pairs(shop / "1-pairs/pairs.parquet"), own))
+    assert content_digest(shop) != before
+    kept = (shop / "8-targets" / MAP).read_bytes()
+    for fold in range(2):
+        folder = fold_folder(shop, fold, 2, 13, tmp_path / str(fold))
+        train = training_pairs(folder / "1-pairs/pairs.parquet")
+        assert {row["split"] for row in rows(folder) if row["pair_id"] in train} == {"train"}
+        wanted, found = fit_maps(targets, train, own), load_maps(folder / "8-targets" / MAP)
+        assert found["vectors"].intercepts.tolist() == wanted["vectors"].intercepts.tolist()
+    assert (shop / "8-targets" / MAP).read_bytes() == kept
 
 
 def test_one_fold_is_the_runs_own_split(shop: Path, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_a_study_is_resumed_and_asks_nothing_twice(encoder: Path, shop: Path, he
     first = compare(settings, *study.run_study(settings))
     assert [job.test for job in here.made].count(False) == TRIALS and len(here.made) == TRIALS + FINALS
     # Every row as many trials, all on the same pairs.
-    tuned = Counter(job.student.extractor.kind + str(job.student.shuffled_targets) for job in here.made if not job.test)
+    tuned = Counter(job.student.extractor.kind + job.student.control for job in here.made if not job.test)
     assert list(tuned.values()) == [2, 2, 2]
     assert {(job.seed, job.fold) for job in here.made if not job.test} == {(1, 0)}
     here.made.clear()

@@ -70,7 +70,7 @@ def test_every_row_is_a_student_on_labels_only_and_what_it_is_named_for() -> Non
         "lrkd_fade": latent | {"alignment_schedule"},
         "lrkd_only_intent": latent | {"target"},
         "lrkd_only_rules": latent | {"target"},
-        "shuffled": latent | {"per_perspective", "perspective_verdict_weight", "shuffled_targets"},
+        "shuffled": latent | {"per_perspective", "perspective_verdict_weight", "control"},
         "lambda_zero": {"extractor", "per_perspective"},
     }
     assert found["lrkd_only_rules"].target == "rules" and found["lrkd_only_rules"].max_tokens == 64

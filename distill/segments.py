@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from distill.metrics import label_metrics, paired_bootstrap
+from mpcot.details import details
 from mpcot.schemes.scheme import Scheme
 
 Row = dict[str, Any]
@@ -93,6 +94,15 @@ def names_brand(query: str, known: frozenset[tuple[str, ...]]) -> bool:
     words = _words(query)
     most = max(map(len, known), default=0)
     return any(words[i : i + n] in known for n in range(1, most + 1) for i in range(len(words) - n + 1))
+
+
+def asked_elsewhere(pair: Row) -> bool:
+    """Return whether a word of the query is not in the product's title but in another of its fields.
+
+    A student that reads the title alone cannot know of it. Words of one or two letters do not count.
+    """
+    missing = {word for word in _words(pair["query"]) if len(word) > 2} - {*_words(pair["title"])}
+    return not missing.isdisjoint(_words(f"{pair['brand'] or ''} {details(pair)}"))
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -12,29 +12,39 @@ from pydantic import Field, ValidationError
 from cluster.base.errors import UserError
 from cluster.config import Settings
 from distill.config import StudentSettings
-from distill.study.config import StudyConfig, without_effect
+from distill.study.config import Comparison, StudyConfig, without_effect
 
 SHIPPED = Path(__file__).with_name("arms.toml")
-Role = Literal["baseline", "rival", "candidate", "ablation", "shuffled", "control"]
-Weight = Literal["alignment_weight", "soft_label_weight", "margin_mse_weight"]
+Role = Literal["baseline", "soft_labels", "rival", "candidate", "control"]
+Weight = Literal["alignment_weight", "soft_label_weight"]
+# What only the alignment reads, and so may differ between a row and its twin with lambda 0.
+OF_ALIGNMENT = ("alignment_weight", "alignment", "alignment_schedule", "target", "reduction", "temperature")
 
 
 class StudyRow(Settings):
-    """One row: what it changes of a student trained on labels only, and which weights its tuning sets."""
+    """One row: what it changes of a student trained on labels only, and which weights the study's tuning sets.
+
+    `twin` names the row that has the same settings with lambda 0. `of` names the row whose settings, lambda included,
+    a control starts from.
+    """
 
     name: str
     title: str
     role: Role
-    tunes: tuple[Weight, ...] | None = None
+    twin: str | None = None
+    of: str | None = None
+    weights: tuple[Weight, ...] = ()
     changes: dict[str, Any] = Field(default_factory=dict)
     each_perspective: bool = False
-    of_best: bool = False
     needs_unlabelled: bool = False
+
+
+Rows = tuple[StudyRow, ...]
 
 
 def load_rows(
     config: StudyConfig, perspectives: Iterable[str], own: Sequence[str] = (), unlabelled: bool = False
-) -> tuple[StudyRow, ...]:
+) -> Rows:
     """Return the study's rows in the order of the file. A row for each perspective becomes as many rows.
 
     Args:
@@ -42,7 +52,8 @@ def load_rows(
         unlabelled: whether the data set has unlabelled pairs; without them, rows that need such pairs are left out.
 
     Raises:
-        UserError: the file does not describe rows, it lacks one of the names, or a role has too few or too many rows.
+        UserError: the file does not describe rows, it lacks one of the names, a role has too few or too many rows, or
+            a row's twin or the row that it controls is missing or is not what it should be.
     """
     path = Path(config.rows_file) if config.rows_file else SHIPPED
     rows = _read(path)
@@ -50,18 +61,34 @@ def load_rows(
     if unknown := [name for name in names if name not in rows]:
         raise UserError(f"rows: {unknown[0]!r} is not in {path}, which has {', '.join(rows)}")
     chosen = [row for name, row in rows.items() if name in names and (unlabelled or not row.needs_unlabelled)]
-    for role, least, most in (("baseline", 1, 1), ("candidate", 1, len(rows)), ("shuffled", 0, 1)):
+    for role, least, most in (("baseline", 1, 1), ("soft_labels", 0, 1), ("candidate", 1, len(rows))):
         found = sum(row.role == role for row in chosen)
         if not least <= found <= most:
             raise UserError(f"rows: {found} of {', '.join(names)} have the role {role}; give {least} to {most} of them")
-    return tuple(one for row in chosen for one in _per_perspective(row, perspectives))
+    _check_links(chosen, config.student)
+    return tuple(one for row in chosen for one in _per_perspective(_completed(row, rows), perspectives))
 
 
-def based_on(row: StudyRow, best: StudyRow) -> StudyRow:
-    """Return a row of `of_best` as changes of a student trained on labels only, like all other rows."""
-    assert row.of_best and not best.of_best
-    tunes = best.tunes if row.tunes is None else row.tunes
-    return row.model_copy(update={"changes": _merged(best.changes, row.changes), "tunes": tunes})
+def named(rows: Iterable[StudyRow], role: Role) -> StudyRow | None:
+    """Return the first row of a role."""
+    return next((row for row in rows if row.role == role), None)
+
+
+def primary_rows(rows: Rows, primary: Comparison | None) -> set[str]:
+    """Return the names of the rows that the primary claim rests on: both of the test, the twin, KL and the controls.
+
+    Raises:
+        UserError: one of the two is not a row of the data set.
+    """
+    if primary is None:
+        return set()
+    by_name = {row.name: row for row in rows}
+    for field in ("row", "against"):
+        if (name := getattr(primary, field)) not in by_name:
+            raise UserError(f"primary.{field}: {name!r} is not one of the rows {', '.join(by_name)}")
+    found = {primary.row, primary.against, by_name[primary.row].twin}
+    found |= {row.name for row in rows if row.of == primary.row or row.role == "soft_labels"}
+    return {name for name in found if name in by_name}
 
 
 def student_of(row: StudyRow, base: StudentSettings) -> StudentSettings:
@@ -81,6 +108,38 @@ def student_of(row: StudyRow, base: StudentSettings) -> StudentSettings:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "changes"
         raise UserError(f"row {row.name}: {place}: {first['msg']} (given: {first.get('input')!r})") from error
+
+
+def _completed(row: StudyRow, rows: Mapping[str, StudyRow]) -> StudyRow:
+    """Return a control as changes of a student trained on labels only, like all other rows."""
+    if row.of is None:
+        return row
+    start = rows[row.of]
+    weights = row.weights or start.weights
+    return row.model_copy(update={"changes": _merged(start.changes, row.changes), "weights": weights})
+
+
+def _check_links(rows: Sequence[StudyRow], base: StudentSettings) -> None:
+    """Refuse a control of nothing, and a twin that differs in more than the alignment."""
+    by_name = {row.name: row for row in rows}
+    for row in rows:
+        for field in ("twin", "of"):
+            if (name := getattr(row, field)) is not None and name not in by_name:
+                raise UserError(f"row {row.name}: {field}: {name!r} is not among the rows. Add it, or leave both out.")
+        if row.of is not None and by_name[row.of].of is not None:
+            raise UserError(f"row {row.name}: of: {row.of!r} is a control itself. Name the row that it controls.")
+        if row.role == "candidate" and row.twin is None:
+            raise UserError(f"row {row.name}: twin: a candidate needs one, its own settings with lambda 0.")
+        if row.twin is None or row.of is not None or row.each_perspective:
+            continue
+        twin = by_name[row.twin]
+        if "alignment_weight" in twin.weights:
+            raise UserError(f"row {row.name}: twin: {twin.name!r} is tuned in lambda, which must be 0 there")
+        own, other = (student_of(one, base).model_dump(exclude=set(OF_ALIGNMENT)) for one in (row, twin))
+        if different := [name for name, value in own.items() if value != other[name]]:
+            raise UserError(f"row {row.name}: twin: {twin.name!r} differs in {different[0]}, not in lambda alone")
+        if {*row.weights} - {"alignment_weight"} != {*twin.weights}:
+            raise UserError(f"row {row.name}: twin: {twin.name!r} has other weights than those beside lambda")
 
 
 def _merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

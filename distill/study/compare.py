@@ -1,28 +1,38 @@
-"""The report of a study: rows side by side, their differences with intervals, and the conclusions that follow.
+"""The report of a study: rows side by side, their gains with intervals, and what follows from them.
 
-Shapes: N tested pairs, S resamples of queries.
+Shapes: N tested pairs, C labels, B resamples.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from distill.metrics import METRICS, Metric, bootstrap_differences, interval, label_metrics
-from distill.study.config import StudyConfig
+from distill.metrics import calibration_error, label_metrics, ndcg_at
+from distill.study.arms import StudyRow, named
+from distill.study.conclusions import conclusions, figures
+from distill.study.config import Comparison, DataSet, StudyConfig, margin
 from distill.study.data import StudyData
-from distill.study.segment_tables import by_segment
-from distill.study.study import FinishedRow, best_candidate
+from distill.study.probabilities import by_seed
+from distill.study.segment_tables import by_segment, mean
+from distill.study.statistics import METRICS, Gold, Scores, gain, holm, judged, scores
+from distill.study.study import SKILL, FinishedRow, best_candidate, primary_of
 
-MEANS = ("auc", "ndcg_at_10", "calibration_error")
 RATIOS = ("alignment_over_ce_loss", "alignment_over_ce_gradient")
-REFERENCES = ("baseline", "shuffled", "control")
-NAMES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
+FEWEST_RANKED = 30  # queries that NDCG needs to be shown
+Gain = tuple[float, np.ndarray]
 
-Draws = tuple[float, np.ndarray]
+
+@dataclass(frozen=True)
+class Part:
+    """A data set's part of the report, and its gains by kind of reference and metric."""
+
+    report: dict[str, Any]
+    gains: dict[tuple[str, str], Gain]
 
 
 def compare(
@@ -30,180 +40,198 @@ def compare(
 ) -> dict[str, Any]:
     """Return the study's report, ready for JSON.
 
-    Returns: `data`, one part per data set; `pooled`, the mean over data sets of the best LRKD row's differences, with
-        the queries of each data set resampled on their own; `figures`, those that the benchmark names; `conclusions`.
+    Returns: `data`, one part per data set; `pooled`, the mean gains over the data sets with all labels, whose queries
+        and seeds are resampled on their own; `curve`, the rows by share of labels; `figures`, those that the benchmark
+        names; `conclusions`.
     """
-    found = [data_part(config, one, rows[one.name], config.seed + place) for place, one in enumerate(data)]
-    parts, drawn = [part for part, _ in found], [draws for _, draws in found]
-    pooled: dict[str, dict[str, Any]] = {}
-    for key in drawn[0]:
-        if all(key in draws for draws in drawn):  # a mean is over all data sets or not given
-            differences, samples = zip(*(draws[key] for draws in drawn), strict=True)
-            reference, metric = key
-            pooled.setdefault(reference, {})[metric] = interval(float(np.mean(differences)), np.mean(samples, axis=0))
+    settings = {one.name: one for one in config.data}
+    parts = [data_part(config, settings[one.name], one, rows[one.name], i) for i, one in enumerate(data)]
+    whole = [part for part in parts if not settings[part.report["name"]].hidden_labels]
     report = {
         "name": config.name,
         "settings": config.model_dump(mode="json", exclude={"cluster", "workers"}),
-        "data": parts,
-        "pooled": pooled,
+        "data": [part.report for part in parts],
+        "pooled": pooled(whole, config) if len(whole) > 1 else {},
+        "curve": curve(config, [part.report for part in parts]),
     }
     return report | {"figures": figures(report), "conclusions": conclusions(report)}
 
 
-def data_part(
-    config: StudyConfig, data: StudyData, rows: Sequence[FinishedRow], seed: int
-) -> tuple[dict[str, Any], dict[tuple[str, str], Draws]]:
-    """Return one data set's part of the report, and the best row's draws by reference and metric."""
-    pairs = data.pairs
-    gold, queries = pairs.column("gold"), pairs.column("query")
-    best = best_candidate(rows, config)
-    references = [row for row in rows if row.row.role in REFERENCES]
-    answers = {row.row.name: answers_by_seed(data, row) for row in rows}
+def pooled(parts: Sequence[Part], config: StudyConfig) -> dict[str, dict[str, Any]]:
+    """Return the mean gains over data sets by kind of reference; a kind that one of them lacks is left out."""
+    found: dict[str, dict[str, Any]] = {}
+    for kind, metric in parts[0].gains:
+        if all((kind, metric) in part.gains for part in parts):
+            wholes, drawn = zip(*(part.gains[kind, metric] for part in parts), strict=True)
+            both = float(np.mean(wholes)), np.mean(drawn, axis=0)
+            found.setdefault(kind, {})[metric] = judged(both, margin(config, metric))
+    return found
 
-    def draws(row: FinishedRow, reference: FinishedRow, metric: Metric) -> Draws:
-        first, second = (answers[one.row.name] for one in (reference, row))
-        resamples = config.bootstrap_resamples
-        return bootstrap_differences(gold, first, second, queries, pairs.scheme, metric, resamples, seed)
 
-    table: list[dict[str, Any]] = []
-    kept: dict[tuple[str, str], Draws] = {}
+def data_part(config: StudyConfig, settings: DataSet, data: StudyData, rows: Sequence[FinishedRow], place: int) -> Part:
+    """Return one data set's part of the report. Its resamples follow from the study's seed and its place."""
+    pairs, seed = data.pairs, config.seed + place
+    primary, best = primary_of(settings, config), best_candidate(rows, config)
+    subject = next(row for row in rows if row.row.name == (primary.row if primary else best.row.name))
+    said = {row.row.name: by_seed(pairs, row.finals) for row in rows}
+    tested = Gold.of(pairs.column("gold"), pairs.column("query"), pairs.scheme)
+    found = {name: scores(tested, own, config.bootstrap_resamples, seed) for name, own in said.items()}
+    compared = comparisons([row.row for row in rows], primary)
+    gains = {(a, b, m): gain(found[b], found[a], m, seed) for a, b in compared for m in METRICS}
+    over = corrected({key: judged(one, margin(config, key[2])) for key, one in gains.items()}, primary)
+    kinds = references(subject.row, [row.row for row in rows])
+    lines = []
     for row in rows:
-        line = row_line(row, gold, answers[row.row.name]) | {"best": row is best, "over": {}}
-        for reference in references:
-            # Every row is compared with the baseline, but only the best row with its controls.
-            if reference is row or (reference.row.role != "baseline" and row is not best):
-                continue
-            found = {metric: draws(row, reference, metric) for metric in METRICS}
-            line["over"][reference.row.name] = {metric: interval(*found[metric]) for metric in METRICS}
-            if row is best:
-                kept |= {(reference.row.name, metric): found[metric] for metric in METRICS}
-        table.append(line)
+        own: dict[str, dict[str, Any]] = {}
+        for (name, against, metric), one in over.items():
+            if name == row.row.name:
+                own.setdefault(against, {})[metric] = one
+        line = row_line(row, data, said[row.row.name], found[row.row.name])
+        lines.append(line | {"best": row is best, "subject": row is subject, "over": own})
+    shown = dict.fromkeys([*(name for pair in kinds.values() for name in pair), best.row.name, subject.row.name])
+    return Part(
+        header(data, rows)
+        | {
+            "primary": primary.model_dump() if primary else None,
+            "subject": subject.row.name,
+            "best": best.row.name,
+            "references": kinds,
+            "rows": lines,
+            "segments": by_segment(pairs, {name: said[name] for name in shown}, subject.row.name, config, seed),
+        },
+        {(kind, m): gains[(*pair, m)] for kind, pair in kinds.items() for m in METRICS},
+    )
+
+
+def header(data: StudyData, rows: Sequence[FinishedRow]) -> dict[str, Any]:
+    """Return what a data set is, and what its runs took."""
+    pairs = data.pairs
+    gold = pairs.column("gold")
     return {
         "name": data.name,
         "tested_pairs": len(gold),
-        "queries": len(set(queries)),
+        "queries": len(set(pairs.column("query"))),
         "train_pairs": rows[0].finals[0]["train_pairs"],
         "dev_pairs": pairs.dev_pairs,
+        "seen_pairs": sum(pairs.column("seen")),
+        "hidden_labels": pairs.hidden_labels,
         "folds": pairs.folds,
         "labels": dict(Counter(gold)),
         "perspectives": list(pairs.perspectives),
-        "best": best.row.name,
         "runs": sum(len(row.trials) + len(row.finals) for row in rows),
         "hours": sum(record["seconds"] for row in rows for record in row.trials + row.finals) / 3600,
         "beside": without_students(gold, pairs.column("vote")),
-        "rows": table,
-        "segments": by_segment(
-            pairs,
-            {row.row.name: answers[row.row.name] for row in rows if row in references or row is best},
-            baseline=next(row.row.name for row in rows if row.row.role == "baseline"),
-            best=best.row.name,
-            resamples=config.bootstrap_resamples,
-            seed=seed,
-        ),
-    }, kept
+    }
 
 
-def answers_by_seed(data: StudyData, row: FinishedRow) -> list[list[str]]:
-    """Return N labels per seed: the answers of all folds, in the order of the tested pairs."""
-    pairs = data.pairs
-    answers: dict[int, list[str]] = {}
-    for record in row.finals:
-        own = answers.setdefault(record["seed"], [""] * len(pairs.tested))
-        for place, label in zip(pairs.tested_in(record["fold"]), record["predicted"].split(), strict=True):
-            own[place] = label
-    return list(answers.values())
+def comparisons(rows: Sequence[StudyRow], primary: Comparison | None) -> list[tuple[str, str]]:
+    """Return which row is compared with which: all with the baseline and with KL, candidates with twin and controls."""
+    found = [(primary.row, primary.against)] if primary else []
+    fixed = [one.name for role in ("baseline", "soft_labels") if (one := named(rows, role))]
+    for row in rows:
+        if row.role == "baseline":
+            continue
+        found += [(row.name, name) for name in [*fixed, *([row.twin] if row.twin else [])] if name != row.name]
+        found += [(row.name, own.name) for own in rows if own.of == row.name]
+    return list(dict.fromkeys(found))
 
 
-def row_line(row: FinishedRow, gold: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Return a row's figures: accuracy and macro-F1 over all folds for each seed, the others as means over runs."""
-    scored = [label_metrics(gold, own) for own in answers]
-    student = row.student
+def references(subject: StudyRow, rows: Sequence[StudyRow]) -> dict[str, tuple[str, str]]:
+    """Return by kind which row is held against which.
+
+    The subject is held against `baseline`, `kl` and its `twin`; a row that has controls, against each of them.
+    """
+    fixed = {"baseline": named(rows, "baseline"), "kl": named(rows, "soft_labels")}
+    found = {kind: (subject.name, row.name) for kind, row in fixed.items() if row is not None and row is not subject}
+    if subject.twin is not None:
+        found["twin"] = (subject.name, subject.twin)
+    for row in sorted((row for row in rows if row.of is not None), key=lambda row: row.of != subject.name):
+        found.setdefault(control_kind(row), (str(row.of), row.name))
+    return found
+
+
+def control_kind(row: StudyRow) -> str:
+    """Return what a control does with the targets, or its name if it changes something else."""
+    return str(row.changes.get("control", row.name))
+
+
+def corrected(
+    found: Mapping[tuple[str, str, str], dict[str, Any] | None], primary: Comparison | None
+) -> dict[tuple[str, str, str], dict[str, Any] | None]:
+    """Return the gains with `corrected`: p after Holm's correction for all tests of a data set but the primary one."""
+    first = (primary.row, primary.against, primary.metric) if primary else None
+    rest = [key for key, one in found.items() if one is not None and key != first]
+    raised = dict(zip(rest, holm([found[key]["p"] for key in rest]), strict=True))  # type: ignore[index]
+    return {
+        key: None if one is None else one | {"corrected": raised.get(key, one["p"]), "primary": key == first}
+        for key, one in found.items()
+    }
+
+
+def row_line(row: FinishedRow, data: StudyData, said: Mapping[int, np.ndarray], found: Scores) -> dict[str, Any]:
+    """Return a row's figures over all folds as means over seeds, and how it was tuned."""
+    student, pairs = row.student, data.pairs
+    gold, queries = pairs.column("gold"), pairs.column("query")
+    ranked = [ndcg_at(gold, own, queries, pairs.scheme) for own in said.values()]
+    codes = [[pairs.scheme.codes[i] for i in own.argmax(1)] for own in said.values()]
+    errors = [calibration_error(gold, c, own, pairs.scheme) for c, own in zip(codes, said.values(), strict=True)]
+    weights = {name: getattr(student, name) for name in row.row.weights}
     return {
         "name": row.row.name,
         "title": row.row.title,
         "role": row.row.role,
-        "chosen": {
-            "learning_rate": student.train.learning_rate,
-            "epochs": student.train.epochs,
-            **{name: getattr(student, name) for name in row.row.tunes or ()},
-            **({"normalise_targets": student.normalise_targets} if student.alignment_weight else {}),
-        },
+        "seeds": len(said),
+        "chosen": {"learning_rate": student.train.learning_rate, "epochs": student.train.epochs, **weights},
         "trials": len(row.trials),
         "dev": {metric: row.on_dev(metric) for metric in METRICS},
-        **{metric: over_seeds([one[metric] for one in scored]) for metric in METRICS},
-        **{name: _mean(record["test"][name] for record in row.finals) for name in MEANS},
-        **{name: _mean(record["dev"].get(name) for record in row.finals) for name in RATIOS},
-        "seconds_per_run": _mean(record["seconds"] for record in row.finals),
+        SKILL: row.on_dev(SKILL),
+        **{metric: over_seeds(found.whole[metric]) for metric in METRICS},
+        "ndcg_queries": ranked[0][1],
+        "ndcg_at_10": _mean([one for one, count in ranked if count >= FEWEST_RANKED]),
+        "calibration_error": _mean(errors),
+        **{name: row.on_dev(name) for name in RATIOS},
+        "seconds_per_run": _mean([record["seconds"] for record in row.finals]),
     }
 
 
-def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
+def over_seeds(values: np.ndarray) -> dict[str, Any]:
     """Return the mean, the sample's standard deviation (None with one seed) and the values of all seeds."""
-    known = [value for value in values if value is not None]
-    return {"mean": _mean(known), "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None, "seeds": known}
+    known = [float(value) for value in values if not np.isnan(value)]
+    sd = float(np.std(known, ddof=1)) if len(known) > 1 else None
+    return {"mean": mean(values), "sd": sd, "seeds": known}
 
 
 def without_students(gold: Sequence[str], votes: Sequence[str | None]) -> dict[str, Any]:
     """Return the figures of always giving the most frequent label, and of the teacher's vote where there is one."""
     label = Counter(gold).most_common(1)[0][0]
-    judged = [(g, vote) for g, vote in zip(gold, votes, strict=True) if vote is not None]
+    shares = np.array([*Counter(gold).values()]) / len(gold)
+    known = [(g, vote) for g, vote in zip(gold, votes, strict=True) if vote is not None]
     return {
         "majority": {"label": label, **label_metrics(gold, [label] * len(gold))},
-        "teacher": {"pairs": len(judged), **label_metrics([g for g, _ in judged], [vote for _, vote in judged])},
+        "prior": {"log_loss": float(-(shares * np.log(shares)).sum())},
+        "teacher": {"pairs": len(known), **label_metrics([g for g, _ in known], [vote for _, vote in known])},
     }
 
 
-def figures(report: Mapping[str, Any]) -> dict[str, float]:
-    """Return the benchmark's figures in points: the pooled ones, and those of each data set with its name appended."""
-    found = {}
-    places = [("", report["pooled"], report["data"][0])]
-    places += [(f"_{part['name']}", _best(part)["over"], part) for part in report["data"]]
-    for end, over, part in places:
-        baseline, shuffled = (_named(part, role) for role in ("baseline", "shuffled"))
-        gains = {f"{metric}_gain": over[baseline][metric] for metric in METRICS}
-        if shuffled in over:
-            gains["gain_over_shuffled"] = over[shuffled]["macro_f1"]
-        for name, gain in gains.items():
-            found[f"{name}_points{end}"] = 100 * gain["difference"]
-            found[f"{name}_low{end}"] = 100 * gain["low"]
+def curve(config: StudyConfig, parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the learning curves: the rows of each run folder that several shares of its labels have in common."""
+    folders = {one.name: str(one.run) for one in config.data}
+    found = []
+    for folder in dict.fromkeys(folders.values()):
+        own = sorted((p for p in parts if folders[p["name"]] == folder), key=lambda part: -part["hidden_labels"])
+        shared = set.intersection(*({row["name"] for row in part["rows"]} for part in own))
+        if len(own) > 1:
+            found += [
+                {"data": part["name"], "labels": 1 - part["hidden_labels"], "train_pairs": part["train_pairs"]}
+                | {"row": row["title"]}
+                | {metric: row[metric]["mean"] for metric in METRICS}
+                for part in own
+                for row in part["rows"]
+                if row["name"] in shared
+            ]
     return found
 
 
-def conclusions(report: Mapping[str, Any]) -> list[str]:
-    """Return the conclusions that the intervals allow, as sentences."""
-    said = []
-    for part in report["data"]:
-        best = _best(part)
-        titles = {row["name"]: row["title"] for row in part["rows"]}
-        for reference, over in best["over"].items():
-            said += [f"{part['name']}: {sentence(best['title'], titles[reference], m, over[m])}" for m in METRICS]
-    if len(report["data"]) > 1:
-        titles = {row["name"]: row["title"] for part in report["data"] for row in part["rows"]}
-        for reference, over in report["pooled"].items():
-            said += [f"Pooled: {sentence('the best LRKD row', titles[reference], m, over[m])}" for m in over]
-    return said
-
-
-def sentence(title: str, reference: str, metric: str, found: Mapping[str, float]) -> str:
-    """Return which of two rows is ahead, or that the data does not tell them apart."""
-    verdict = f"the data does not tell {title} and {reference} apart"
-    if found["low"] > 0:
-        verdict = f"{title} beats {reference}"
-    elif found["high"] < 0:
-        verdict = f"{title} does worse than {reference}"
-    points = ", ".join(f"{100 * found[name]:+.1f}" for name in ("low", "high"))
-    return f"{verdict} in {NAMES[metric]}: {100 * found['difference']:+.1f} points, 95 % interval {points}."
-
-
-def _best(part: Mapping[str, Any]) -> dict[str, Any]:
-    (best,) = (row for row in part["rows"] if row["best"])
-    return dict(best)
-
-
-def _named(part: Mapping[str, Any], role: str) -> str | None:
-    return next((row["name"] for row in part["rows"] if row["role"] == role), None)
-
-
-def _mean(values: Any) -> float | None:
+def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None

@@ -18,9 +18,20 @@ TRAIN_USED = frozenset(
     }
 )  # fmt: skip
 SET_BY_ROWS = (
-    "extractor", "per_perspective", "target", "alignment_weight", "normalise_targets", "auxiliary", "soft_label_weight",
-    "margin_mse_weight", "margin_pairs", "perspective_verdict_weight", "control", "use_unlabelled", "baseline",
+    "extractor", "per_perspective", "target", "alignment_weight", "auxiliary", "soft_label_weight", "margin_mse_weight",
+    "margin_pairs", "perspective_verdict_weight", "control", "use_unlabelled", "baseline",
 )  # fmt: skip
+
+
+Figure = Literal["log_loss", "auc", "macro_f1", "accuracy"]
+
+
+class Comparison(Settings):
+    """The one test of a data set that is named before the runs. All other tests are corrected for their number."""
+
+    row: str = Field(description="name of the row that is tested")
+    against: str = Field(description="name of the row that it is compared with")
+    metric: Figure = Field("macro_f1", description="figure in which they are compared")
 
 
 class DataSet(Settings):
@@ -29,24 +40,28 @@ class DataSet(Settings):
     name: str = Field(pattern=r"^[\w.-]+$", description="names its records and its part of the table")
     run: Path = Field(description="the run folder")
     rows: tuple[str, ...] = Field((), description="names of its rows; if empty, those of the study")
+    primary: Comparison | None = Field(None, description="its primary test; if empty, the study's")
     hidden_labels: float = Field(
         0, ge=0, lt=1, description="share of the queries whose training labels are hidden from every row"
     )
 
 
 class Tuning(Settings):
-    """The tuning budget, which is the same for every row."""
+    """What is tried on dev, on the first fold and seed.
 
-    trials: PositiveInt = Field(6, description="combinations of values that each row tries on dev")
-    choose_by: Literal["accuracy", "macro_f1"] = Field(
-        "macro_f1", description="figure on dev that chooses trials and rows"
+    Learning rate and epochs are chosen once for a data set, with the baseline; then the weight of the soft labels, with
+    the row of that role; then lambda for each candidate. All rows share the first two, so that none is tuned more.
+    """
+
+    choose_by: Literal["log_loss", "auc", "macro_f1", "accuracy"] = Field(
+        "log_loss", description="figure on dev that chooses the shared settings and the best row"
     )
-    learning_rate: tuple[PositiveFloat, ...] = Field((5e-5, 1e-4, 2e-4), description="values to try")
-    epochs: tuple[PositiveInt, ...] = Field((2, 4), description="values to try")
-    teacher_weight: tuple[PositiveFloat, ...] = Field(
-        (0.1, 0.5, 2.0), description="values of lambda, or of the weight of KL or MarginMSE: the row says which"
+    learning_rate: tuple[PositiveFloat, ...] = Field((1e-4, 2e-4), min_length=1, description="values to try")
+    epochs: tuple[PositiveInt, ...] = Field((3, 6), min_length=1, description="values to try")
+    soft_label_weight: tuple[PositiveFloat, ...] = Field((0.3, 1.0, 3.0), min_length=1, description="values to try")
+    alignment_weight: tuple[PositiveFloat, ...] = Field(
+        (0.1, 1.0), min_length=1, description="values of lambda to try; the best alignment skill on dev decides"
     )
-    normalise: tuple[bool, ...] = Field((True, False), description="whether mse compares unit vectors: values to try")
 
 
 class StudyWorkers(Resources):
@@ -57,7 +72,7 @@ class StudyWorkers(Resources):
 
 
 class StudyConfig(Settings):
-    """A study: every row is tuned alike, and then trained on every data set for each fold and seed."""
+    """A study: rows share what is tuned, and each is trained on every data set for each fold and seed."""
 
     name: str = Field("study", pattern=r"^[\w.-]+$", description="names the folder runs/NAME")
     seed: int = Field(13, description="assigns queries to folds; runs have their own `seeds`")
@@ -68,6 +83,12 @@ class StudyConfig(Settings):
     seeds: tuple[int, ...] = Field(
         (1, 2, 3), min_length=1, description="seeds of the final runs; each row is trained once per fold and seed"
     )
+    primary_seeds: tuple[int, ...] = Field(
+        (), description="seeds of the rows of the primary test, of its twin and its controls; if empty, `seeds`"
+    )
+    primary: Comparison | None = Field(
+        None, description="the primary test of every data set that names none and hides no labels"
+    )
     folds: PositiveInt = Field(
         5, description="parts of the train and test queries, each tested once; 1 keeps the run's own split"
     )
@@ -75,15 +96,22 @@ class StudyConfig(Settings):
     student: StudentSettings = Field(
         StudentSettings(), description="what all rows share; a row adds the change that it is named for"
     )
-    bootstrap_resamples: PositiveInt = Field(5000, description="resamples of queries for the intervals")
+    bootstrap_resamples: PositiveInt = Field(10000, description="resamples of queries and seeds for the intervals")
+    equivalence_points: PositiveFloat = Field(
+        1.0, description="two rows whose difference is surely smaller count as equal, in points of AUC, F1 and accuracy"
+    )
+    equivalence_nats: PositiveFloat = Field(0.01, description="the same for log-loss, in nats per pair")
     records: Path = Field(Path("benchmarks/study"), description="folder of finished runs; it may be committed")
     workers: StudyWorkers = StudyWorkers()
 
     @model_validator(mode="after")
     def _check(self) -> StudyConfig:
-        for field, values in (("data", [d.name for d in self.data]), ("seeds", self.seeds), ("rows", self.rows)):
+        seeds = (("seeds", self.seeds), ("primary_seeds", self.primary_seeds))
+        for field, values in (("data", [d.name for d in self.data]), *seeds, ("rows", self.rows)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{field}: {list(values)} contains a value twice")
+        if self.primary_seeds and not {*self.seeds} <= {*self.primary_seeds}:
+            raise ValueError(f"primary_seeds: {list(self.primary_seeds)} lacks some of seeds {list(self.seeds)}")
         given, plain = self.student, StudentSettings()
         for name in SET_BY_ROWS:
             if getattr(given, name) != getattr(plain, name):
@@ -91,6 +119,11 @@ class StudyConfig(Settings):
         for name in without_effect(given.train):
             raise ValueError(f"student.train.{name}: has no effect in a study. Leave it out; see [tuning].")
         return self
+
+
+def margin(config: StudyConfig, metric: str) -> float:
+    """Return the difference below which two rows count as equal, in the unit of the figure."""
+    return config.equivalence_nats if metric == "log_loss" else config.equivalence_points / 100
 
 
 def without_effect(train: TrainSettings) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from cluster.base.stage_folder import MANIFEST, digest, read_json, write_json
 from cluster.base.tables import read_table, write_table
 from cluster.config import Settings
 from cluster.models.folders import check_model, model_fingerprint
-from distill.segments import Pairs, grouped
+from cluster.training.arrow_rows import ArrowRows
+from distill.segments import Pairs, agreement_of, asked_elsewhere
 from distill.study.config import DataSet, StudyConfig
 from distill.target_map import MAP, refit
 from mpcot.config import PerspectiveSettings
@@ -31,7 +32,8 @@ READS = {"1-pairs": "pairs", "7-judgements": "judgements", "8-targets": "targets
 HEADER, TABLE = "pairs.json", "pairs.parquet"
 
 # RECORDS/DATA/pairs.parquet: every tested pair without its text. Queries are numbered. The vote and the verdicts are
-# null where the teacher gave none; verdicts and segments are in the order of the names in pairs.json.
+# null where the teacher gave none; verdicts and segments are in the order of the names in pairs.json. The teacher was
+# fine-tuned on pairs that it has `seen`.
 TESTED_PAIR = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -39,6 +41,7 @@ TESTED_PAIR = pa.schema(
         pa.field("gold", pa.string(), nullable=False),
         pa.field("vote", pa.string()),
         pa.field("fold", pa.int32(), nullable=False),
+        pa.field("seen", pa.bool_(), nullable=False),
         pa.field("verdicts", pa.list_(pa.string()), nullable=False),
         pa.field("segments", pa.list_(pa.string()), nullable=False),
     ]
@@ -165,6 +168,7 @@ def read_pairs(data: DataSet, scheme: Scheme, perspectives: tuple[str, ...], con
         raise UserError(f"data: {run} has no test or no dev pairs. Look at the counts of its 1-pairs.")
     numbers = {query: i for i, query in enumerate(dict.fromkeys(row["query_id"] for row in tested))}
     segments = _segments({row["pair_id"]: row for row in rows}, judged, [row["pair_id"] for row in tested])
+    seen = seen_by_teacher(run)
     unjudged = {"vote": None, "verdicts": [None] * len(perspectives)}
     fingerprint = content_digest(run)
     return StudyPairs(
@@ -184,6 +188,7 @@ def read_pairs(data: DataSet, scheme: Scheme, perspectives: tuple[str, ...], con
                 "query": numbers[row["query_id"]],
                 "gold": row["label"],
                 "fold": folds[row["query_id"]],
+                "seen": row["pair_id"] in seen,
                 **{name: judged.get(row["pair_id"], unjudged)[name] for name in ("vote", "verdicts")},
                 "segments": [values.get(row["pair_id"]) for values in segments.values()],
             }
@@ -193,12 +198,27 @@ def read_pairs(data: DataSet, scheme: Scheme, perspectives: tuple[str, ...], con
 
 
 def _segments(pairs: Pairs, judged: Pairs, ids: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return each segment's value by pair id. A segment with a single value tells nothing and is left out."""
-    return {
-        name: {pair_id: value for value, inside in by_value.items() for pair_id in inside}
-        for name, by_value in grouped(pairs, judged, ids).items()
-        if len(by_value) > 1
+    """Return each segment's value by pair id. A segment with a single value tells nothing and is left out.
+
+    They were fixed before any run: where reasoning should help if it helps at all.
+    """
+    kinds: dict[str, Callable[[dict[str, Any]], str | None]] = {
+        "words of the query": lambda row: "5 or more" if len(row["query"].split()) >= 5 else "1 to 4",
+        "perspectives": lambda row: agreement_of(judged.get(row["pair_id"], {}).get("verdicts", ())),
+        "asked for outside the title": lambda row: "yes" if asked_elsewhere(row) else "no",
     }
+    found = {}
+    for segment, value_of in kinds.items():
+        values = {pair_id: value for pair_id in ids if (value := value_of(pairs[pair_id])) is not None}
+        if len(set(values.values())) > 1:
+            found[segment] = values
+    return found
+
+
+def seen_by_teacher(run: Path) -> set[str]:
+    """Return the pairs that the run's teacher was fine-tuned on; none if it was not trained in this run."""
+    path = run / "3-sft" / "train.arrow"
+    return set(ArrowRows(path).table["pair_id"].to_pylist()) if path.is_file() else set()
 
 
 def hashed_id(pair_id: str) -> str:

@@ -1,12 +1,12 @@
-"""A study: every row is tuned alike on dev, and then trained on every data set for each fold and seed.
+"""A study: what rows share is tuned once on dev, then every row is trained for each fold and seed.
 
-The rows that build on the best LRKD row come last. That row is chosen on dev, never on test.
+Nothing is ever chosen on test.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -16,12 +16,26 @@ from cluster.base.errors import UserError
 from cluster.base.progress import progress
 from cluster.models.folders import check_model
 from distill.config import StudentSettings
-from distill.study.arms import StudyRow, based_on, load_rows
-from distill.study.config import StudyConfig, StudyWorkers
+from distill.study.arms import Role, Rows, StudyRow, load_rows, named, primary_rows, student_of
+from distill.study.config import Comparison, DataSet, StudyConfig, StudyWorkers
 from distill.study.data import StudyData, open_data, reopen_data
+from distill.study.probabilities import packed
 from distill.study.records import Record, Records
-from distill.study.runs import Run, changed_settings, final_runs, trial_runs
+from distill.study.runs import (
+    Run,
+    changed_settings,
+    final_runs,
+    trial_runs,
+    trials_of_training,
+    trials_of_weight,
+    with_training_of,
+)
 from mpcot.config import PerspectiveSettings
+
+SKILL = "alignment_skill"
+LOWER_IS_BETTER = frozenset({"log_loss"})
+
+Place = tuple[str, str]  # a data set and a row
 
 
 @dataclass(frozen=True)
@@ -33,9 +47,10 @@ class FinishedRow:
     trials: list[Record]
     finals: list[Record]
 
-    def on_dev(self, metric: str) -> float:
-        """Return the mean of a figure on dev over folds and seeds, by which rows are chosen."""
-        return float(np.mean([record["dev"][metric] for record in self.finals]))
+    def on_dev(self, figure: str) -> float | None:
+        """Return the mean of a figure on dev over folds and seeds; None where a run has no such figure."""
+        values = [record["dev"].get(figure) for record in self.finals]
+        return None if None in values else float(np.mean(values))
 
 
 def run_study(config: StudyConfig, make: bool = True) -> tuple[list[StudyData], dict[str, list[FinishedRow]]]:
@@ -48,50 +63,116 @@ def run_study(config: StudyConfig, make: bool = True) -> tuple[list[StudyData], 
         UserError: a run folder is not finished, a setting does not fit, or runs failed. Finished runs are kept.
     """
     data = [(open_data if make else reopen_data)(one, config) for one in config.data]
-    study = Study(config, {one.name: one for one in data}, make)
     own = {one.name: one.rows for one in config.data}
     rows = {one.name: load_rows(config, one.pairs.perspectives, own[one.name], one.pairs.unlabelled) for one in data}
-    done = study.finish({name: [row for row in found if not row.of_best] for name, found in rows.items()})
-    best = {name: best_candidate(found, config).row for name, found in done.items()}
-    last = {name: [based_on(row, best[name]) for row in found if row.of_best] for name, found in rows.items()}
-    controls = study.finish(last)
-    return data, {name: done[name] + controls[name] for name in done}
+    return data, Study(config, {one.name: one for one in data}, rows, make).finish()
+
+
+def primary_of(data: DataSet, config: StudyConfig) -> Comparison | None:
+    """Return the primary test of a data set; one with hidden labels has none unless it names its own."""
+    return data.primary or (None if data.hidden_labels else config.primary)
 
 
 def best_candidate(rows: Sequence[FinishedRow], config: StudyConfig) -> FinishedRow:
     """Return the LRKD row with the best mean on dev."""
-    candidates = [row for row in rows if row.row.role == "candidate"]
-    return max(candidates, key=lambda row: row.on_dev(config.tuning.choose_by))
+    by = config.tuning.choose_by
+    return max((row for row in rows if row.row.role == "candidate"), key=lambda row: merit(row.on_dev(by), by))
 
 
-@dataclass(frozen=True)
+def merit(value: float | None, figure: str) -> float:
+    """Return a number that is higher for a better figure, and lowest for one that is missing."""
+    if value is None:
+        return -np.inf
+    return -value if figure in LOWER_IS_BETTER else value
+
+
+@dataclass
 class Study:
-    """A study at work: its settings, its data sets, and the records that it reads and adds to."""
+    """A study at work: its settings, its data sets with their rows, and the records that it reads and adds to.
+
+    `tried` holds the trials of every data set and row.
+    """
 
     config: StudyConfig
     data: dict[str, StudyData]
+    rows: dict[str, Rows]
     make: bool
+    tried: dict[Place, list[Run]] = field(default_factory=dict)
 
     @cached_property
     def records(self) -> Records:
         return Records(self.config.records)
 
-    def finish(self, rows: dict[str, list[StudyRow]]) -> dict[str, list[FinishedRow]]:
-        """Tune the rows of every data set, make their final runs, and return the finished rows."""
-        trials = {(name, row.name): trial_runs(name, row, self.config) for name, own in rows.items() for row in own}
-        self.make_missing([run for runs in trials.values() for run in runs], "trials")
+    def finish(self) -> dict[str, list[FinishedRow]]:
+        """Tune what rows share and lambda, make the final runs, and return the finished rows."""
+        chosen = self._settled()
         finals = {
-            (name, row.name): final_runs(name, row, self._best_trial(trials[name, row.name]).student, self.config)
-            for name, own in rows.items()
-            for row in own
+            (name, row.name): final_runs(name, row, chosen[name, row.name], self.config, self._seeds(name, row))
+            for name, row in self._places()
         }
         self.make_missing([run for runs in finals.values() for run in runs], "runs")
 
         def finished(name: str, row: StudyRow) -> FinishedRow:
-            tried, final = trials[name, row.name], finals[name, row.name]
-            return FinishedRow(row, final[0].student, list(map(self._record, tried)), list(map(self._record, final)))
+            tried, final = ([*map(self._record, runs.get((name, row.name), []))] for runs in (self.tried, finals))
+            return FinishedRow(row, chosen[name, row.name], tried, final)
 
-        return {name: [finished(name, row) for row in own] for name, own in rows.items()}
+        return {name: [finished(name, row) for row in own] for name, own in self.rows.items()}
+
+    def _places(self) -> list[tuple[str, StudyRow]]:
+        return [(name, row) for name, own in self.rows.items() for row in own]
+
+    def _seeds(self, name: str, row: StudyRow) -> tuple[int, ...]:
+        data = next(one for one in self.config.data if one.name == name)
+        first = row.name in primary_rows(self.rows[name], primary_of(data, self.config))
+        return self.config.primary_seeds if first and self.config.primary_seeds else self.config.seeds
+
+    def _settled(self) -> dict[Place, StudentSettings]:
+        """Return the settings of every row's final runs: shared ones first, then the KL weight, then lambda."""
+        tuning = self.config.tuning
+        found = {(name, row.name): student_of(row, self.config.student) for name, row in self._places()}
+        shared = self._first("baseline")
+        best = self._chosen({place: trials_of_training(found[place], tuning) for place in shared.values()})
+        found = {place: with_training_of(student, best[shared[place[0]]]) for place, student in found.items()}
+
+        shared = self._first("soft_labels")
+        weight = "soft_label_weight"
+        best = self._chosen({place: trials_of_weight(found[place], weight, tuning) for place in shared.values()})
+        taken = [(name, row) for name, row in self._places() if weight in row.weights]
+        _set(found, weight, {(name, row.name): best[shared[name]] for name, row in taken})
+
+        weight = "alignment_weight"
+        aligned = [(name, row) for name, row in self._places() if weight in row.weights]
+        own = [(name, row.name) for name, row in aligned if row.of is None]
+        best = self._chosen({place: trials_of_weight(found[place], weight, tuning) for place in own}, SKILL)
+        _set(found, weight, {(name, row.name): best[name, row.of or row.name] for name, row in aligned})
+        return found
+
+    def _first(self, role: Role) -> dict[str, Place]:
+        """Return the row of a role by data set, where there is one."""
+        return {name: (name, row.name) for name, own in self.rows.items() if (row := named(own, role))}
+
+    def _chosen(self, students: Mapping[Place, list[StudentSettings]], by: str = "") -> dict[Place, StudentSettings]:
+        """Return the best of some settings on dev for each place. Settings without a rival need no trial.
+
+        Args:
+            by: the figure that decides; the one that the tuning names decides among equals, or if there is none.
+        """
+        rows = {(name, row.name): row for name, row in self._places()}
+        runs = {
+            place: trial_runs(place[0], rows[place], given, self.config)
+            for place, given in students.items()
+            if len(given) > 1
+        }
+        self.make_missing([run for made in runs.values() for run in made], "trials")
+        figures = [figure for figure in (by, self.config.tuning.choose_by) if figure]
+
+        def order(run: Run) -> list[float]:
+            dev = self._record(run)["dev"]
+            return [merit(dev.get(figure), figure) for figure in figures]
+
+        for place, made in runs.items():
+            self.tried.setdefault(place, []).extend(made)
+        return {p: max(runs[p], key=order).student if p in runs else given[0] for p, given in students.items()}
 
     def make_missing(self, runs: Sequence[Run], label: str) -> None:
         """Make the runs that are not in the records.
@@ -126,19 +207,11 @@ class Study:
             "student": changed_settings(run.student),
             **result,
         }
-        if "predicted" in result:
+        if "probabilities" in result:
             tested = self.data[run.data].pairs.tested
-            kept["predicted"] = " ".join(result["predicted"][p["id"]] for p in tested if p["fold"] == run.fold)
+            own = [result["probabilities"][pair["id"]] for pair in tested if pair["fold"] == run.fold]
+            kept["probabilities"] = packed(np.array(own))
         self.records.add(run.data, run.row, kept)
-
-    def _best_trial(self, runs: Sequence[Run]) -> Run:
-        """Return the best trial on dev; among equals, the one with the lower loss on labels."""
-
-        def merit(run: Run) -> tuple[float, float]:
-            dev = self._record(run)["dev"]
-            return dev[self.config.tuning.choose_by], -dev["ce"]
-
-        return max(runs, key=merit)
 
     def _record(self, run: Run) -> Record:
         return self.records.of(run.data, run.row)[self._key(run)]
@@ -167,6 +240,12 @@ class Study:
             threads=config.workers.cpus_per_run,
             gpus=config.workers.gpus_per_run,
         )
+
+
+def _set(found: dict[Place, StudentSettings], weight: str, chosen: Mapping[Place, StudentSettings]) -> None:
+    """Give the weight of the chosen settings to the rows that take it."""
+    for place, best in chosen.items():
+        found[place] = found[place].model_copy(update={weight: getattr(best, weight)})
 
 
 def execute(jobs: Sequence[Any], workers: StudyWorkers) -> Iterator[tuple[int, dict[str, Any] | str]]:

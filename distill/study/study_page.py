@@ -12,12 +12,11 @@ from markupsafe import Markup
 from cluster.base.stage_folder import write_json
 from cluster.base.whole_files import whole_file
 from cluster.pages.html import page_environment
-from distill.metrics import METRICS
 from distill.report import plots
-from distill.study.compare import NAMES
+from distill.study.conclusions import KINDS, NAMES, amount
+from distill.study.statistics import METRICS
 
 HERE = Path(__file__).parent
-ENDS = ("difference", "low", "high")
 
 
 def write_study(report: Mapping[str, Any], folder: Path) -> Path:
@@ -35,45 +34,52 @@ def write_study(report: Mapping[str, Any], folder: Path) -> Path:
 
 def markdown(report: Mapping[str, Any]) -> str:
     """Return the study as Markdown: conclusions and one table per data set."""
-    return _environment(escape=False).get_template("study.md.j2").render(r=report, metrics=METRICS, names=NAMES)
+    return (
+        _environment(escape=False)
+        .get_template("study.md.j2")
+        .render(r=report, metrics=METRICS, names=NAMES, kinds=KINDS)
+    )
 
 
 def page(report: Mapping[str, Any]) -> str:
     """Return the study as one HTML file. Names and titles are escaped; only our own SVG is not."""
     drawn = {part["name"]: Markup(gains_plot(f"gains-{i}", part)) for i, part in enumerate(report["data"])}
     template = _environment(escape=True).get_template("study.html.j2")
-    return template.render(r=report, plots=drawn, metrics=METRICS, names=NAMES)
+    return template.render(r=report, plots=drawn, metrics=METRICS, names=NAMES, kinds=KINDS)
 
 
 def gains_plot(name: str, part: Mapping[str, Any]) -> str:
-    """Plot every row's difference to the baseline with its interval, in points."""
+    """Plot every row's gain over the baseline with its interval, in points."""
     rows = [row for row in part["rows"] if row["role"] != "baseline"]
     baseline = next(row for row in part["rows"] if row["role"] == "baseline")
+    shown = [metric for metric in METRICS if metric != "log_loss"]  # its unit is another one
     series = {
-        NAMES[metric]: [[100 * row["over"][baseline["name"]][metric][end] for end in ENDS] for row in rows]
-        for metric in METRICS
+        NAMES[metric]: [_ends(row["over"][baseline["name"]][metric]) for row in rows]
+        for metric in shown
+        if all(row["over"][baseline["name"]][metric] for row in rows)
     }
-    best = next(row for row in rows if row["best"])
-    gain = best["over"][baseline["name"]]["macro_f1"]
-    alt = (
-        f"Difference of every row to {baseline['title']} with its 95 % interval. "
-        f"{best['title']}: macro-F1 {points(gain)} points."
-    )
+    subject = next(row for row in rows if row["subject"])
+    gained = amount(subject["over"][baseline["name"]]["macro_f1"], "macro_f1")
+    alt = f"Gain of every row over {baseline['title']} with its 95 % interval. {subject['title']}: macro-F1 {gained}."
     return plots.intervals(name, alt, [row["title"] for row in rows], series, f"points over {baseline['title']}")
 
 
+def _ends(found: Mapping[str, float]) -> list[float]:
+    return [100 * found[end] for end in ("difference", "low", "high")]
+
+
 def mean_and_sd(value: Mapping[str, Any]) -> str:
-    """Return e.g. `0.612 ± 0.008`, or the mean alone where there is one seed."""
+    """Return e.g. `0.612 ± 0.008`, the mean alone where there is one seed, or a dash where there is none."""
+    if value["mean"] is None:
+        return "–"
     sd = "" if value["sd"] is None else f" ± {value['sd']:.3f}"
     return f"{value['mean']:.3f}{sd}"
 
 
-def points(found: Mapping[str, float] | None) -> str:
-    """Return e.g. `+1.2 (-0.3 to +2.8)` in points, or a dash where nothing was compared."""
-    if found is None:
-        return "–"
-    difference, low, high = (100 * found[end] for end in ENDS)
-    return f"{difference:+.1f} ({low:+.1f} to {high:+.1f})"
+def gained(over: Mapping[str, Any] | None, metric: str) -> str:
+    """Return a gain as `amount` does, or a dash where there is none."""
+    found = (over or {}).get(metric)
+    return "–" if found is None else amount(found, metric)
 
 
 def chosen(values: Mapping[str, Any]) -> str:
@@ -88,5 +94,5 @@ def _short(value: Any) -> str:
 def _environment(escape: bool) -> Environment:
     environment = page_environment(HERE)
     environment.autoescape, environment.keep_trailing_newline = escape, True
-    environment.filters |= {"mean_and_sd": mean_and_sd, "points": points, "chosen": chosen}
+    environment.filters |= {"mean_and_sd": mean_and_sd, "gained": gained, "chosen": chosen}
     return environment

@@ -33,8 +33,9 @@ from distill.student.predict import predict
 from distill.study.data import READS, fold_folder, hashed_id
 from mpcot.config import PerspectiveSettings
 from mpcot.sources.config import LabelSettings
+from mpcot.temperature import fit_temperature_and_bias, scaled
 
-TEST_FIGURES = ("accuracy", "macro_f1", "auc", "ndcg_at_10", "calibration_error")
+CALIBRATED = ("accuracy", "macro_f1", "auc")
 
 
 class Job(Settings):
@@ -57,8 +58,8 @@ class Job(Settings):
 def run_one(job: Job) -> dict[str, Any]:
     """Train a student, judge it and return what is kept of the run.
 
-    Returns: `dev` figures as stage 9 logs them, `train_pairs`, `seconds` and, with `job.test`, `test` figures and
-        `predicted` labels by hashed pair id.
+    Returns: `dev` figures as stage 9 logs them, but with `log_loss`, accuracy, macro-F1 and AUC of calibrated
+        probabilities, `calibration`, `train_pairs`, `seconds` and, with `job.test`, `probabilities` by hashed pair id.
     """
     started = time.monotonic()
     use_gpus(job.gpus)
@@ -70,9 +71,9 @@ def run_one(job: Job) -> dict[str, Any]:
         stage = StudentStage(seed=job.seed, labels=job.labels, perspectives=job.perspectives, student=student)
         task = tasks(stage, StageFolder(folder, "9-student", inputs=dict.fromkeys(READS, "study")))["lrkd"]
         trained, taught = train_student(task)
-        found: dict[str, Any] = {"dev": dev_figures(task, trained), "train_pairs": taught}
-        if job.test:
-            found |= test_answers(task, trained)
+        found: dict[str, Any] = {"train_pairs": taught}
+        found |= answers(task, trained, test=job.test)
+        found["dev"] = dev_figures(task, trained) | found["dev"]
     return found | {"seconds": round(time.monotonic() - started, 1)}
 
 
@@ -139,16 +140,36 @@ def dev_figures(task: LrkdTask, student: Student) -> dict[str, float]:
     return {name: round(value, 5) for name, value in task.summarise(records).items()}
 
 
-def test_answers(task: LrkdTask, student: Student) -> dict[str, Any]:
-    """Return the `test` figures, and the `predicted` labels by hashed pair id."""
-    pairs = [row for row in read_table(task.rows.pairs).to_pylist() if row["split"] == "test"]
-    codes = task.config.scheme.codes
-    found = predict(student, load_tokenizer(task.student.model), pairs)
-    gold, queries = [pair["label"] for pair in pairs], [pair["query_id"] for pair in pairs]
-    figures = evaluate(gold, found.probabilities, queries, task.config.scheme)
-    test = {name: None if figures[name] is None else round(figures[name], 5) for name in TEST_FIGURES}
-    labels = (codes[i] for i in found.logits.argmax(-1))
-    return {"test": test, "predicted": {hashed_id(p["pair_id"]): c for p, c in zip(pairs, labels, strict=True)}}
+def answers(task: LrkdTask, student: Student, *, test: bool) -> dict[str, Any]:
+    """Return figures of calibrated probabilities on `dev`, where they are fitted, and with `test` those of test pairs.
+
+    Returns: `dev`, `calibration` (`temperature` and `bias` by label) and, with `test`, `probabilities`.
+    """
+    splits = ("dev", "test") if test else ("dev",)
+    pairs = [row for row in read_table(task.rows.pairs).to_pylist() if row["split"] in splits]
+    scheme = task.config.scheme
+    raw = predict(student, load_tokenizer(task.student.model), pairs).probabilities.astype(float)
+    on_dev = np.array([pair["split"] == "dev" for pair in pairs])
+    dev = [pair for pair in pairs if pair["split"] == "dev"]
+    numbers = [scheme.index(pair["label"]) for pair in dev]
+    fit = fit_temperature_and_bias(numbers, raw[on_dev])
+    assert fit is not None, "a study has dev pairs"
+    probabilities = scaled(raw, *fit)
+    gold, queries = [pair["label"] for pair in dev], [pair["query_id"] for pair in dev]
+    figures = evaluate(gold, probabilities[on_dev], queries, scheme)
+    right = probabilities[on_dev][np.arange(len(dev)), numbers]
+    said = {"log_loss": float(-np.log(right).mean())} | {n: figures[n] for n in CALIBRATED if figures[n] is not None}
+    found: dict[str, Any] = {
+        "dev": {name: round(value, 5) for name, value in said.items()},
+        "calibration": {
+            "temperature": round(fit[0], 4),
+            "bias": {code: round(value, 4) for code, value in zip(scheme.codes, fit[1], strict=True)},
+        },
+    }
+    if test:
+        tested = zip(pairs, probabilities.tolist(), on_dev, strict=True)
+        found["probabilities"] = {hashed_id(pair["pair_id"]): own for pair, own, dev_too in tested if not dev_too}
+    return found
 
 
 def _device() -> torch.device:

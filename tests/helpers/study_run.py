@@ -17,7 +17,13 @@ from tests.helpers.tiny_shop import BINARY, NO, PERSPECTIVES, TARGET_WIDTH, YES,
 
 SAVED = {"labels": {"scheme": "binary"}, "perspectives": {"names": list(PERSPECTIVES)}}
 TRAIN = TrainSettings(global_batch=8, micro_batch=8, precision="fp32", warmup_ratio=0)
-ROWS = ("ce_only", "lrkd_poly", "shuffled")
+ROWS = ("labels", "kl", "lrkd_kl", "shuffled")
+TUNING: dict[str, Any] = {
+    "learning_rate": (1e-3, 3e-3),
+    "epochs": (1,),
+    "soft_label_weight": (1.0,),
+    "alignment_weight": (0.1, 1.0),
+}
 
 
 def shop_run(run_dir: Path) -> Path:
@@ -27,7 +33,7 @@ def shop_run(run_dir: Path) -> Path:
 
 
 def study_config(encoder: Path, records: Path, *runs: Path, **changes: Any) -> StudyConfig:
-    """Two trials of one epoch, two seeds, two folds."""
+    """Two learning rates, two lambdas, two seeds, two folds, one epoch."""
     given: dict[str, Any] = {
         "data": [DataSet(name=run.name, run=run) for run in runs],
         "rows": ROWS,
@@ -35,7 +41,7 @@ def study_config(encoder: Path, records: Path, *runs: Path, **changes: Any) -> S
         "folds": 2,
         "records": records,
         "bootstrap_resamples": 100,
-        "tuning": Tuning(trials=2, learning_rate=(1e-3, 3e-3), epochs=(1,)),
+        "tuning": Tuning(**TUNING),
         "student": StudentSettings(model=str(encoder), max_tokens=32, train=TRAIN),
     }
     return StudyConfig(**(given | changes))

@@ -19,14 +19,14 @@ def test_runs_are_made_by_tasks_and_a_failing_one_is_named(local_ray: None, tmp_
     targets = tmp_path / "shop/8-targets/targets.parquet"
     whole = targets.read_bytes()
     data = study.open_data(settings.data[0], settings)
-    made = study.Study(settings, {"shop": data}, make=True)
-    rows = [row for row in study.load_rows(settings, data.pairs.perspectives) if not row.of_best]
+    rows = study.load_rows(settings, data.pairs.perspectives)
+    made = study.Study(settings, {"shop": data}, {"shop": rows}, make=True)
     targets.write_bytes(whole[:50])
     with pytest.raises(
-        UserError, match=r"4 of 4 trials failed; the others are kept\. First: shop, ce_only, seed 1, fold 0: "
+        UserError, match=r"2 of 2 trials failed; the others are kept\. First: shop, labels, seed 1, fold 0: "
     ):
-        made.finish({"shop": rows})
+        made.finish()
     targets.write_bytes(whole)
     report = compare(settings, *study.run_study(settings))
-    assert [len(row["accuracy"]["seeds"]) for row in report["data"][0]["rows"]] == [1, 1, 1]
-    assert report["data"][0]["runs"] == 3 * (2 + 2)
+    assert [len(row["accuracy"]["seeds"]) for row in report["data"][0]["rows"]] == [1, 1, 1, 1]
+    assert report["data"][0]["runs"] == 4 + 4 * 2

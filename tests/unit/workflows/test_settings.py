@@ -95,7 +95,7 @@ def test_the_command_shows_a_section_and_those_below_it() -> None:
     said = text(broadfast("settings", "student.train"))
     assert "[student.train]" in said and "[student.train.workers]" in said and "[student]" not in said
     assert "epochs" in said and "[sft.train]" in text(broadfast("settings"))
-    assert "teacher_weight" in text(broadfast("settings", "tuning", "--study"))
+    assert "alignment_weight" in text(broadfast("settings", "tuning", "--study"))
 
 
 def test_a_misspelt_section_names_the_nearest() -> None:

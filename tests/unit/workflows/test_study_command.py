@@ -12,13 +12,13 @@ from tests.helpers.command import broadfast, text
 from tests.helpers.study_run import Here, shop_run
 
 CONFIG = """
-rows = ["ce_only", "lrkd_mlp", "shuffled"]
+rows = ["labels", "kl", "lrkd_kl", "shuffled"]
 seeds = [1, 2]
 folds = 1
 records = "{root}/records"
 bootstrap_resamples = 50
 data = [{{ name = "shop", run = "{root}/shop" }}]
-tuning = {{ trials = 1, learning_rate = [1e-3], epochs = [1] }}
+tuning = {{ learning_rate = [1e-3], epochs = [1], soft_label_weight = [1.0], alignment_weight = [0.1, 1.0] }}
 
 [student]
 model = "{models}/tiny-bert"
@@ -43,7 +43,7 @@ def test_a_study_from_its_config_to_its_pages_and_again_from_its_records(config:
     assert first.exit_code == 0, first.output
     assert "study.html" in text(first)
     report = json.loads((tmp_path / "out/study.json").read_text(encoding="utf-8"))
-    assert report["name"] == "small" and report["data"][0]["rows"][0]["name"] == "ce_only"
+    assert report["name"] == "small" and report["data"][0]["rows"][0]["name"] == "labels"
     again = broadfast("study", config, "--out", tmp_path / "again", "--tables", "-v")
     assert again.exit_code == 0, again.output
     assert json.loads((tmp_path / "again/study.json").read_text(encoding="utf-8")) == report

@@ -10,6 +10,7 @@ import pytest
 
 from cluster.base.errors import UserError
 from cluster.base.tables import read_table, write_table
+from cluster.training.arrow_rows import write_rows
 from distill.config import TargetSettings
 from distill.study.config import StudyConfig
 from distill.study.data import (
@@ -18,6 +19,7 @@ from distill.study.data import (
     assign_folds,
     content_digest,
     fold_folder,
+    hashed_id,
     open_data,
     reopen_data,
 )
@@ -158,6 +160,25 @@ def test_records_of_other_content_are_not_added_to(encoder: Path, shop: Path) ->
         open_data(settings.data[0], settings)
 
 
+def test_segments_are_those_that_were_fixed_and_seen_pairs_are_marked(encoder: Path, shop: Path) -> None:
+    pairs = shop / "1-pairs/pairs.parquet"
+    changed = read_table(pairs).to_pylist()
+    for row in changed[:16]:
+        row |= {"query": f"{row['query']} for my own kitchen", "attributes": [("room", "kitchen")]}
+    write_table(pairs, pa.Table.from_pylist(changed, PAIR))
+    taught = pa.table({"pair_id": [changed[3]["pair_id"], "of another split"]})
+    (shop / "3-sft").mkdir()
+    write_rows(shop / "3-sft/train.arrow", taught)
+    settings = config(encoder, shop)
+    found = open_data(settings.data[0], settings).pairs
+    assert found.segments == ("words of the query", "perspectives", "asked for outside the title")
+    own = {pair["id"]: pair for pair in found.tested}
+    long, short = (own[hashed_id(changed[i]["pair_id"])] for i in (3, 20))
+    assert (long["segments"][0], long["segments"][2]) == ("5 or more", "yes"), "room is only in the attributes"
+    assert (short["segments"][0], short["segments"][2]) == ("1 to 4", "no")
+    assert long["seen"] and sum(found.column("seen")) == 1
+
+
 def test_the_digest_is_of_content(shop: Path) -> None:
     before = content_digest(shop)
     pairs, targets = (shop / f for f in ("1-pairs/pairs.parquet", "8-targets/targets.parquet"))
@@ -213,7 +234,7 @@ def test_records_are_found_again_and_a_damaged_line_is_named(tmp_path: Path) -> 
 
 def test_tested_pairs_are_told_apart_by_fold_and_read_as_they_were_written(tmp_path: Path) -> None:
     tested = [
-        {"id": i, "query": q, "gold": "1", "vote": v, "fold": fold, "verdicts": [v], "segments": []}
+        {"id": i, "query": q, "gold": "1", "vote": v, "fold": fold, "seen": False, "verdicts": [v], "segments": []}
         for i, q, v, fold in (("x", 0, "1", 0), ("y", 0, None, 1), ("z", 1, "1", 0))
     ]
     given = StudyPairs(

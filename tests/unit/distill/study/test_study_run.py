@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,16 @@ from typing import Any
 import pytest
 
 from cluster.base.errors import UserError
+from distill.config import StudentSettings
 from distill.study import study
+from distill.study.arms import StudyRow
 from distill.study.compare import compare
 from distill.study.config import Tuning
 from distill.study.train import Job, run_one
 from tests.helpers.study_run import Here, planted_run, shop_run, study_config
 
-# 3 rows x 2 trials, and 3 rows x 2 seeds x 2 folds.
-TRIALS, FINALS = 6, 12
+# Two learning rates of the baseline and two lambdas of LRKD; four rows x 2 seeds x 2 folds.
+TRIALS, FINALS = 4, 16
 
 
 @pytest.fixture
@@ -37,15 +38,19 @@ def test_a_study_is_resumed_and_asks_nothing_twice(encoder: Path, shop: Path, he
     settings = study_config(encoder, shop.parent / "records", shop)
     first = compare(settings, *study.run_study(settings))
     assert [job.test for job in here.made].count(False) == TRIALS and len(here.made) == TRIALS + FINALS
-    # Every row as many trials, all on the same pairs.
-    tuned = Counter(job.student.extractor.kind + job.student.control for job in here.made if not job.test)
-    assert list(tuned.values()) == [2, 2, 2]
+    tried = [job.student for job in here.made if not job.test]
+    assert [(one.train.learning_rate, one.alignment_weight) for one in tried[:2]] == [(1e-3, 0), (3e-3, 0)]
+    assert [(one.soft_label_weight, one.alignment_weight) for one in tried[2:]] == [(1, 0.1), (1, 1)]
+    # Rows share the training's settings, and the control takes lambda from the row that it controls.
+    finals = [job.student for job in here.made if job.test]
+    assert len({(one.train.learning_rate, one.train.epochs) for one in finals}) == 1
+    assert len({one.alignment_weight for one in finals}) == 2
     assert {(job.seed, job.fold) for job in here.made if not job.test} == {(1, 0)}
     here.made.clear()
     assert compare(settings, *study.run_study(settings)) == first and here.made == []
 
     # One record less is one run more; the others' stay as they are.
-    path = shop.parent / "records/shop/ce_only.jsonl"
+    path = shop.parent / "records/shop/labels.jsonl"
     lines = path.read_text().splitlines()
     assert len(lines) == 2 + 4
     lost = next(line for line in lines if '"purpose": "final"' in line)
@@ -62,7 +67,7 @@ def test_a_study_is_resumed_and_asks_nothing_twice(encoder: Path, shop: Path, he
             row.pop("seconds_per_run")
     assert tables == first
     path.unlink()
-    with pytest.raises(UserError, match=r"records: 2 of 4 trials are missing. Run without --tables"):
+    with pytest.raises(UserError, match=r"records: 2 of 2 trials are missing. Run without --tables"):
         study.run_study(settings, make=False)
 
 
@@ -76,36 +81,101 @@ def test_what_finished_is_kept_when_a_run_fails(
         yield from ((place, run_one(job)) for place, job in enumerate(jobs) if place)
 
     monkeypatch.setattr(study, "execute", failing)
-    says = r"1 of 4 trials failed; the others are kept\. First: shop, ce_only, seed 1, fold 0: out of memory"
+    says = r"1 of 2 trials failed; the others are kept\. First: shop, labels, seed 1, fold 0: out of memory"
     with pytest.raises(UserError, match=says):
         study.run_study(settings)
     monkeypatch.setattr(study, "execute", here)
     study.run_study(settings)
-    assert len(here.made) == TRIALS + FINALS - 3
+    assert len(here.made) == TRIALS + FINALS - 1
 
 
-def test_the_row_is_chosen_on_dev_whatever_test_says(encoder: Path, shop: Path, here: Here) -> None:
+def test_lambda_is_chosen_by_skill_and_all_else_by_log_loss(
+    encoder: Path, shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rate 1e-3 is better on dev, and so is lambda 0.1, but lambda 1 has the better skill."""
     settings = study_config(encoder, shop.parent / "records", shop)
+    seen: list[Job] = []
+
+    def told(jobs: Sequence[Job], workers: object) -> Iterator[tuple[int, dict[str, Any]]]:
+        for place, job in enumerate(jobs):
+            seen.append(job)
+            own = job.student
+            dev = {"log_loss": own.train.learning_rate + own.alignment_weight, "ce": 1.0}
+            dev |= {"alignment_skill": own.alignment_weight / 5} if own.alignment_weight else {}
+            yield place, {"dev": dev, "train_pairs": 1, "seconds": 1.0}
+
+    monkeypatch.setattr(study, "execute", told)
     _, rows = study.run_study(settings)
-    base, poly, shuffled = rows["shop"]
-    assert shuffled.row.changes["extractor"] == {"kind": "poly"} and shuffled.row.tunes == ("alignment_weight",)
-    low, high = ([record | {"dev": {"macro_f1": value}} for record in poly.finals] for value in (0.2, 0.8))
-    good_on_test = study.FinishedRow(poly.row, poly.student, [], low)
-    good_on_dev = study.FinishedRow(poly.row.model_copy(update={"name": "other"}), poly.student, [], high)
-    assert study.best_candidate([base, good_on_test, good_on_dev], settings) is good_on_dev
+    chosen = {row.row.name: row.student for row in rows["shop"]}
+    assert {one.train.learning_rate for one in chosen.values()} == {1e-3}
+    weights = {name: (one.soft_label_weight, one.alignment_weight) for name, one in chosen.items()}
+    assert weights == {"labels": (0, 0), "kl": (1, 0), "lrkd_kl": (1, 1), "shuffled": (1, 1)}
+    assert rows["shop"][3].student.control == "shuffled" and rows["shop"][2].on_dev("alignment_skill") == 0.2
+    assert rows["shop"][0].on_dev("alignment_skill") is None
+
+
+def test_rows_of_the_primary_test_get_more_seeds(encoder: Path, shop: Path, here: Here) -> None:
+    settings = study_config(
+        encoder,
+        shop.parent / "records",
+        shop,
+        rows=("labels", "cls", "kl", "lrkd_kl", "shuffled"),
+        seeds=(1,),
+        primary_seeds=(1, 2),
+        primary={"row": "lrkd_kl", "against": "labels"},
+    )
+    _, rows = study.run_study(settings)
+    seeds = {row.row.name: len({record["seed"] for record in row.finals}) for row in rows["shop"]}
+    assert seeds == {"labels": 2, "cls": 1, "kl": 2, "lrkd_kl": 2, "shuffled": 2}
+
+
+def test_the_row_is_chosen_on_dev_whatever_test_says(encoder: Path, tmp_path: Path) -> None:
+    def finished(name: str, role: Any, loss: float) -> study.FinishedRow:
+        row = StudyRow(name=name, title=name, role=role)
+        return study.FinishedRow(row, StudentSettings(), [], [{"dev": {"log_loss": value}} for value in (loss, loss)])
+
+    settings = study_config(encoder, tmp_path / "records", tmp_path / "shop")
+    base, poor, good = finished("a", "baseline", 0.1), finished("b", "candidate", 0.8), finished("c", "candidate", 0.2)
+    assert study.best_candidate([base, poor, good], settings) is good
+
+
+MLP = """
+[labels]
+title = "labels only"
+role = "baseline"
+changes = { extractor = { kind = "mlp" }, normalise_targets = false }
+
+[lrkd]
+title = "LRKD"
+role = "candidate"
+twin = "labels"
+weights = ["alignment_weight"]
+changes = { extractor = { kind = "mlp" }, normalise_targets = false }
+
+[shuffled]
+title = "another pair's rationale"
+role = "control"
+of = "lrkd"
+changes = { control = "shuffled" }
+"""
 
 
 def test_a_planted_effect_is_found(encoder: Path, tmp_path: Path, here: Here) -> None:
     """Two of five training labels are wrong and the rationales are right: LRKD must see it, its control must not."""
+    (tmp_path / "mlp.toml").write_text(MLP)
     settings = study_config(
         encoder,
         tmp_path / "records",
         planted_run(tmp_path / "planted"),
-        rows=("ce_only", "lrkd_mlp", "shuffled"),
+        rows=(),
+        rows_file=str(tmp_path / "mlp.toml"),
         folds=1,
         bootstrap_resamples=500,
-        tuning=Tuning(trials=1, learning_rate=(3e-3,), epochs=(4,), teacher_weight=(5.0,), normalise=(False,)),
+        tuning=Tuning(learning_rate=(3e-3,), epochs=(4,), alignment_weight=(5.0,)),
+        primary={"row": "lrkd", "against": "labels"},
     )
-    figures = compare(settings, *study.run_study(settings))["figures"]
-    assert figures["macro_f1_gain_low"] > 0 and figures["accuracy_gain_low"] > 0
-    assert figures["gain_over_shuffled_low"] > 0
+    report = compare(settings, *study.run_study(settings))
+    assert report["figures"]["macro_f1_gain_low"] > 0 and report["figures"]["accuracy_gain_low"] > 0
+    (tested,) = (row for row in report["data"][0]["rows"] if row["subject"])
+    assert tested["over"]["shuffled"]["log_loss"]["low"] > 0
+    assert "primary test: LRKD beats labels only in macro-F1" in report["conclusions"][0]

@@ -1,4 +1,4 @@
-"""What a study consists of, as data: rows, trials of the same number for each, keys."""
+"""What a study consists of, as data: rows, their links, trials, keys."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 from pydantic import ValidationError
 
 from cluster.base.errors import UserError
-from distill.config import GatExtractor, PolyExtractor, StudentSettings
-from distill.study.arms import StudyRow, based_on, load_rows, student_of
-from distill.study.config import StudyConfig, StudyWorkers, Tuning
-from distill.study.runs import final_runs, trial_runs, trials
+from distill.config import GatExtractor, MlpExtractor, StudentSettings
+from distill.study.arms import StudyRow, load_rows, primary_rows, student_of
+from distill.study.config import Comparison, StudyConfig, StudyWorkers, Tuning
+from distill.study.runs import final_runs, trial_runs, trials_of_training, trials_of_weight, with_training_of
 
 NAMES = ("intent", "rules")
 
@@ -23,107 +23,83 @@ def config(**changes: Any) -> StudyConfig:
 
 
 def shipped(settings: StudyConfig) -> dict[str, StudyRow]:
-    """The shipped rows by name, the last two on top of LRKD with one code per perspective."""
-    rows = load_rows(settings, NAMES)
-    best = next(row for row in rows if row.name == "lrkd_per_perspective")
-    return {row.name: based_on(row, best) if row.of_best else row for row in rows}
+    """All shipped rows by name."""
+    return {row.name: row for row in load_rows(settings, NAMES, unlabelled=True)}
 
 
-def test_the_shipped_rows_are_those_of_a_result_table() -> None:
-    rows = shipped(config())
-    assert list(rows) == [
-        *("ce_only", "kl", "margin_mse", "auxiliary", "lrkd_mlp", "lrkd_poly", "lrkd_gat", "lrkd_per_perspective"),
-        *("lrkd_infonce", "lrkd_soft", "lrkd_fade"),
-        *("lrkd_only_intent", "lrkd_only_rules", "shuffled", "lambda_zero"),
-    ]
-    assert len({row.title for row in rows.values()}) == len(rows)
-
-
-def test_rows_that_learn_the_vote_need_unlabelled_pairs() -> None:
-    rows = {row.name: row for row in load_rows(config(), NAMES, unlabelled=True)}
-    assert set(rows) - {row.name for row in load_rows(config(), NAMES)} == {"ce_votes", "lrkd_votes"}
-    plain = student_of(rows["lrkd_poly"], config().student)
-    assert student_of(rows["lrkd_votes"], config().student) == plain.model_copy(update={"use_unlabelled": True})
-
-
-def test_every_row_is_a_student_on_labels_only_and_what_it_is_named_for() -> None:
-    settings = config(student=StudentSettings(max_tokens=64, label_weights="balanced"))
-    plain = settings.student.plain()
-    found = {name: trials(row, settings)[0] for name, row in shipped(settings).items()}
-    own = {
-        name: {k for k in StudentSettings.model_fields if getattr(s, k) != getattr(plain, k)} - {"train"}
-        for name, s in found.items()
-    }
-    latent = {"extractor", "alignment_weight"}
-    normal = {name: fields - {"normalise_targets"} for name, fields in own.items()}
-    assert normal == {
-        "ce_only": set(),
-        "kl": {"soft_label_weight"},
-        "margin_mse": {"margin_mse_weight", "margin_pairs"},
-        "auxiliary": latent | {"auxiliary"},
-        "lrkd_mlp": latent,
-        "lrkd_poly": latent,
-        "lrkd_gat": latent,
-        "lrkd_per_perspective": latent | {"per_perspective", "perspective_verdict_weight"},
-        "lrkd_infonce": latent | {"alignment"},
-        "lrkd_soft": latent | {"soft_label_weight"},
-        "lrkd_fade": latent | {"alignment_schedule"},
-        "lrkd_only_intent": latent | {"target"},
-        "lrkd_only_rules": latent | {"target"},
-        "shuffled": latent | {"per_perspective", "perspective_verdict_weight", "control"},
-        "lambda_zero": {"extractor", "per_perspective"},
-    }
-    assert found["lrkd_only_rules"].target == "rules" and found["lrkd_only_rules"].max_tokens == 64
-
-
-def test_every_row_has_the_same_budget_of_different_trials() -> None:
-    settings = config(tuning=Tuning(trials=4))
-    for row in shipped(settings).values():
-        drawn = trials(row, settings)
-        assert len(drawn) == 4 and len({s.model_dump_json() for s in drawn}) == 4, row.name
-        assert {s.train.learning_rate for s in drawn} <= set(settings.tuning.learning_rate)
-        assert {s.train.epochs for s in drawn} <= set(settings.tuning.epochs)
-
-
-def test_rows_with_the_same_knobs_get_the_same_trials() -> None:
-    settings = config(tuning=Tuning(trials=3))
+def test_every_candidate_is_its_twin_with_lambda() -> None:
+    settings = config()
     rows = shipped(settings)
-
-    def knobs(name: str) -> list[tuple[Any, ...]]:
-        found = trials(rows[name], settings)
-        return [(s.train.learning_rate, s.train.epochs, s.alignment_weight, s.normalise_targets) for s in found]
-
-    assert knobs("lrkd_mlp") == knobs("lrkd_gat") == knobs("shuffled") == knobs("auxiliary")
-    assert [k[:2] for k in knobs("ce_only")] == [k[:2] for k in knobs("lambda_zero")]
-
-
-def test_normalisation_is_no_knob_where_it_has_no_effect() -> None:
-    tuning = Tuning(trials=2, learning_rate=(1e-4,), epochs=(1,), teacher_weight=(1.0,))
-    row = shipped(config())["lrkd_mlp"]
-    assert {s.normalise_targets for s in trials(row, config(tuning=tuning))} == {True, False}
-    with pytest.raises(UserError, match="1 combinations"):
-        trials(row, config(tuning=tuning, student=StudentSettings(alignment="cosine")))
+    candidates = [row for row in rows.values() if row.role == "candidate"]
+    assert len(candidates) >= 5 and len({row.title for row in rows.values()}) == len(rows)
+    for row in candidates:
+        assert row.twin is not None and "alignment_weight" in row.weights
+        twin, own = (student_of(one, settings.student) for one in (rows[row.twin], row))
+        assert own.model_copy(update={"alignment": twin.alignment}) == twin, row.name
 
 
-def test_a_row_that_cannot_be_tuned_as_much_as_others_is_refused() -> None:
-    settings = config(tuning=Tuning(trials=7))
-    with pytest.raises(UserError, match=r"tuning.trials: 7 is more than the 6 combinations .* row ce_only"):
-        trials(shipped(settings)["ce_only"], settings)
+def test_a_control_is_the_row_that_it_controls_with_other_targets() -> None:
+    settings = config()
+    rows = shipped(settings)
+    controls = [row for row in rows.values() if row.role == "control"]
+    assert controls
+    for row in controls:
+        assert row.of is not None and row.weights == rows[row.of].weights
+        own, start = (student_of(one, settings.student) for one in (row, rows[row.of]))
+        assert {k for k in StudentSettings.model_fields if getattr(own, k) != getattr(start, k)} == {"control"}
+
+
+def test_rows_that_learn_from_unlabelled_pairs_need_them() -> None:
+    left_out = {*shipped(config())} - {row.name for row in load_rows(config(), NAMES)}
+    assert left_out == {"kl_unlabelled", "lrkd_kl_unlabelled"}
+
+
+def test_a_row_for_each_perspective(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text(
+        '[plain]\ntitle = "P"\nrole = "baseline"\nchanges = { extractor = { kind = "mlp" } }\n'
+        '[one]\ntitle = "{perspective} only"\nrole = "candidate"\ntwin = "plain"\nweights = ["alignment_weight"]\n'
+        'each_perspective = true\nchanges = { extractor = { kind = "mlp" }, target = "{perspective}" }\n'
+    )
+    rows = load_rows(config(rows_file=str(own)), NAMES)
+    assert [(row.name, row.title) for row in rows[1:]] == [("one_intent", "intent only"), ("one_rules", "rules only")]
+    assert student_of(rows[2], config().student).target == "rules"
+
+
+def test_trials_are_all_combinations_of_what_is_shared_and_then_one_weight_at_a_time() -> None:
+    tuning = Tuning(learning_rate=(1e-4, 2e-4), epochs=(1, 2), alignment_weight=(0.5, 3))
+    plain = StudentSettings()
+    found = trials_of_training(plain, tuning)
+    tried = [(one.train.learning_rate, one.train.epochs) for one in found]
+    assert tried == [(1e-4, 1), (1e-4, 2), (2e-4, 1), (2e-4, 2)]
+    assert [one.alignment_weight for one in trials_of_weight(plain, "alignment_weight", tuning)] == [0.5, 3]
+    taken = with_training_of(StudentSettings(max_tokens=9), found[3])
+    assert (taken.max_tokens, taken.train.learning_rate, taken.train.epochs) == (9, 2e-4, 2)
 
 
 def test_final_runs_are_every_seed_on_every_fold_and_trials_see_the_first_of_both() -> None:
     settings = config(seeds=(4, 5), folds=3)
     row = shipped(settings)["kl"]
-    first = trial_runs("a", row, settings)
+    first = trial_runs("a", row, trials_of_training(settings.student, settings.tuning), settings)
     assert {(run.purpose, run.seed, run.fold) for run in first} == {("trial", 4, 0)}
-    finals = final_runs("a", row, first[2].student, settings)
-    assert [(run.seed, run.fold) for run in finals] == [(s, f) for s in (4, 5) for f in range(3)]
+    finals = final_runs("a", row, first[2].student, settings, (4, 5, 6))
+    assert [(run.seed, run.fold) for run in finals] == [(s, f) for s in (4, 5, 6) for f in range(3)]
     assert {run.student for run in finals} == {first[2].student}
+
+
+def test_the_primary_claim_rests_on_the_row_its_references_and_controls() -> None:
+    rows = load_rows(config(), NAMES)
+    found = primary_rows(rows, Comparison(row="lrkd_kl", against="labels"))
+    assert found == {"lrkd_kl", "labels", "kl"} | {row.name for row in rows if row.of == "lrkd_kl"}
+    assert primary_rows(rows, None) == set()
+    with pytest.raises(UserError, match=r"primary.against: 'best' is not one of the rows labels, cls"):
+        primary_rows(rows, Comparison(row="lrkd_kl", against="best"))
 
 
 def test_a_key_depends_on_all_that_decides_a_run_and_on_nothing_else() -> None:
     settings = config()
-    run = trial_runs("a", shipped(settings)["lrkd_mlp"], settings)[0]
+    row = shipped(settings)["lrkd"]
+    run = trial_runs("a", row, [student_of(row, settings.student)], settings)[0]
     key = run.key(settings, "data", "model")
     student = run.student
 
@@ -137,10 +113,10 @@ def test_a_key_depends_on_all_that_decides_a_run_and_on_nothing_else() -> None:
         run.key(config(folds=4), "data", "model"),
         other(seed=9),
         other(fold=1),
-        other(row="lrkd_gat"),
+        other(row="lrkd_kl"),
         other(purpose="final"),
         other(student=student.model_copy(update={"alignment_weight": 0.7})),
-        other(student=student.model_copy(update={"extractor": PolyExtractor()})),
+        other(student=student.model_copy(update={"extractor": MlpExtractor()})),
         other(student=student.model_copy(update={"extractor": GatExtractor()})),
         other(student=student.model_copy(update={"max_tokens": 63})),
     ]
@@ -157,9 +133,11 @@ def test_a_key_depends_on_all_that_decides_a_run_and_on_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"rows": ["ce_only", "lrkd"]}, "rows: 'lrkd' is not in .*arms.toml, which has ce_only, kl"),
-        ({"rows": ["lrkd_mlp"]}, "0 of lrkd_mlp have the role baseline; give 1 to 1"),
-        ({"rows": ["ce_only", "kl"]}, "0 of ce_only, kl have the role candidate"),
+        ({"rows": ["labels", "lrkd_x"]}, "rows: 'lrkd_x' is not in .*arms.toml, which has labels, cls"),
+        ({"rows": ["lrkd"]}, "0 of lrkd have the role baseline; give 1 to 1"),
+        ({"rows": ["labels", "kl"]}, "0 of labels, kl have the role candidate"),
+        ({"rows": ["labels", "lrkd_kl"]}, "row lrkd_kl: twin: 'kl' is not among the rows"),
+        ({"rows": ["labels", "lrkd", "shuffled"]}, "row shuffled: of: 'lrkd_kl' is not among the rows"),
         ({"rows_file": "nowhere.toml"}, "rows_file: nowhere.toml does not describe rows"),
     ],
 )
@@ -168,16 +146,38 @@ def test_wrong_rows_are_named(changes: dict[str, Any], says: str) -> None:
         load_rows(config(**changes), NAMES)
 
 
-def test_a_row_of_ones_own_and_its_wrong_change(tmp_path: Path) -> None:
+PLAIN = '[plain]\ntitle = "P"\nrole = "baseline"\nchanges = { extractor = { kind = "mlp", hidden = 4 } }\n'
+MINE = '[mine]\ntitle = "M"\nrole = "candidate"\nweights = ["alignment_weight"]\n'
+TWIN = 'twin = "plain"\n'
+
+
+def test_a_row_of_ones_own(tmp_path: Path) -> None:
     own = tmp_path / "own.toml"
-    text = '[plain]\ntitle = "P"\nrole = "baseline"\n[mine]\ntitle = "M"\nrole = "candidate"\n'
-    own.write_text(text + 'changes = { alignment = "infonce", extractor = { kind = "mlp", hidden = 4 } }\n')
+    own.write_text(
+        PLAIN + MINE + TWIN + 'changes = { alignment = "infonce", extractor = { kind = "mlp", hidden = 4 } }\n'
+    )
     settings = config(rows_file=str(own))
     student = student_of(load_rows(settings, NAMES)[1], settings.student)
     assert student.alignment == "infonce" and student.extractor.kind == "mlp" and student.soft_label_weight == 0
-    own.write_text(text + "changes = { lambda = 3 }\n")
-    with pytest.raises(UserError, match="row mine: lambda: Extra inputs"):
-        student_of(load_rows(settings, NAMES)[1], settings.student)
+
+
+@pytest.mark.parametrize(
+    ("rest", "says"),
+    [
+        (TWIN + "changes = { lambda = 3 }\n", "row mine: lambda: Extra inputs"),
+        ("", "row mine: twin: a candidate needs one"),
+        (TWIN, "row mine: twin: 'plain' differs in extractor, not in lambda alone"),
+        ('twin = "mine"\n', "row mine: twin: 'mine' is tuned in lambda, which must be 0 there"),
+        (TWIN + '[c]\ntitle = "C"\nrole = "control"\nof = "c"\n', "row c: of: 'c' is a control itself"),
+    ],
+)
+def test_a_wrong_row_of_ones_own_is_named(tmp_path: Path, rest: str, says: str) -> None:
+    own = tmp_path / "own.toml"
+    if "[c]" in rest:
+        rest = rest.replace("[c]", 'changes = { extractor = { kind = "mlp", hidden = 4 } }\n[c]')
+    own.write_text(PLAIN + MINE + rest)
+    with pytest.raises(UserError, match=says):
+        load_rows(config(rows_file=str(own)), NAMES)
 
 
 @pytest.mark.parametrize(
@@ -197,10 +197,9 @@ def test_what_a_row_cannot_change(changes: dict[str, Any], says: str) -> None:
 
 def test_a_change_of_training_leaves_the_rest_of_it() -> None:
     base = config(student={"train": {"global_batch": 64, "micro_batch": 16}}).student
-    best = StudyRow(name="best", title="B", role="candidate", changes={"train": {"warmup_ratio": 0.2}})
-    control = StudyRow(name="c", title="C", role="control", of_best=True, changes={"train": {"weight_decay": 0.1}})
-    train = student_of(based_on(control, best), base).train
-    assert (train.global_batch, train.micro_batch, train.warmup_ratio, train.weight_decay) == (64, 16, 0.2, 0.1)
+    row = StudyRow(name="c", title="C", role="rival", changes={"train": {"weight_decay": 0.1}})
+    train = student_of(row, base).train
+    assert (train.global_batch, train.micro_batch, train.weight_decay) == (64, 16, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -212,6 +211,7 @@ def test_a_change_of_training_leaves_the_rest_of_it() -> None:
         ({"student": {"train": {"epochs": 9}}}, "student.train.epochs: has no effect in a study"),
         ({"student": {"train": {"zero_stage": 2}}}, "student.train.zero_stage: has no effect"),
         ({"seeds": [1, 1]}, "seeds: .* contains a value twice"),
+        ({"seeds": [1, 2], "primary_seeds": [2, 3]}, r"primary_seeds: \[2, 3\] lacks some of seeds \[1, 2\]"),
         ({"data": [{"name": "a", "run": "x"}, {"name": "a", "run": "y"}]}, "data: .* contains a value twice"),
     ],
 )

@@ -137,15 +137,16 @@ def test_a_final_run_answers_its_folds_test_and_is_the_same_again(encoder: Path,
     for found in (first, again):
         assert found.pop("seconds") > 0
     assert first == again
-    assert len(first["predicted"]) == 16 and first["train_pairs"] == 32
-    assert set(first["predicted"].values()) <= {"1", "0"}
+    assert len(first["probabilities"]) == 16 and first["train_pairs"] == 32
+    assert {round(sum(own), 6) for own in first["probabilities"].values()} == {1}
     folds = {fold: {q for q, own in assign_folds(shop(), 3, 13).items() if own == fold} for fold in (0, 1, 2)}
-    assert set(first["predicted"]) == {hashed_id(p["pair_id"]) for p in shop() if p["query_id"] in folds[1]}
-    assert set(first["test"]) == {"accuracy", "macro_f1", "auc", "ndcg_at_10", "calibration_error"}
+    assert set(first["probabilities"]) == {hashed_id(p["pair_id"]) for p in shop() if p["query_id"] in folds[1]}
+    assert {"log_loss", "auc", "accuracy", "macro_f1", "ce"} <= set(first["dev"])
+    assert set(first["calibration"]["bias"]) == {"1", "0"} and first["calibration"]["temperature"] > 0
     other = run_one(job(encoder, run, seed=4))
     assert other["dev"] != first["dev"]
 
 
 def test_a_trial_never_sees_a_test_pair(encoder: Path, tmp_path: Path) -> None:
     found = run_one(job(encoder, shop_run(tmp_path / "shop"), test=False))
-    assert set(found) == {"dev", "train_pairs", "seconds"}
+    assert set(found) == {"dev", "calibration", "train_pairs", "seconds"}

@@ -22,6 +22,16 @@ LATENCY = {
 }  # fmt: skip
 
 
+EXPLANATIONS = {
+    "pairs": 24, "conclusion": "The rationale that the student shows is better.",
+    "verdicts": {"student": 0.7, "label": 0.6, "majority": 0.5},
+    "shown": {
+        way: {"verdict": 0.71, "label": 0.62, "true": 0.33}
+        for way in ("latent_and_verdict", "latent", "title_and_verdict", "title")
+    } | {"random": {"verdict": 0.44, "label": 1.0, "true": None}},
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     return collect(report_stage(), write_run(tmp_path_factory.mktemp("run"))) | {"latency": LATENCY}
@@ -47,6 +57,15 @@ def test_the_headline_table_holds_the_numbers(report):
     cells = {name: re.findall(r"<td>(.*?)</td>", row) for name, row in rows}
     assert cells["Student, LRKD"][:2] == ["0.750", "0.667"]
     assert cells["Teacher, vote"][0] == "0.833"
+
+
+def test_explanations_have_a_table_where_there_are_any(report):
+    page = render(report | {"explanations": EXPLANATIONS})
+    assert EXPLANATIONS["conclusion"] in page and 'href="#explanations"' in page
+    shown = page.split('aria-label="What the shown rationales are worth"')[1].split("</table>")[0]
+    rows = [re.findall(r"<td>(.*?)</td>", row) for row in shown.split("<tbody>")[1].split("</tr>")[:-1]]
+    assert rows == [["71 %", "62 %", "33 %"]] * 4 + [["44 %", "100 %", "–"]]
+    assert "#explanations" not in render(report | {"explanations": None})
 
 
 def test_kappa_the_ceiling_and_over_rating_are_on_the_page(report):

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from cluster.base.stage_folder import StageFolder
 from cluster.models.folders import check_model
+from distill.config import EncoderWorkers
 from distill.explanations import UNKNOWN, Cases, explanation_quality
 from distill.report.config import ReportStage
 from distill.student.model import Student, load_tokenizer
@@ -36,7 +38,10 @@ def explained(
     known: Rows = index.rows.slice(0, MOST_INDEXED).to_pylist()
     found = predict(Student.load(export), load_tokenizer(export), rows)
     assert found.latents is not None, "a student with an index has latents"
-    settings = config.targets.model_copy(update={"encoder": check_model("targets.encoder", config.targets.encoder)})
+    # In this process, with the devices and threads that it has.
+    here = EncoderWorkers(cpus_per_worker=torch.get_num_threads(), gpus_per_worker=1)
+    encoder = check_model("targets.encoder", config.targets.encoder)
+    settings = config.targets.model_copy(update={"encoder": encoder, "workers": here})
     texts = SentenceEncoder(settings).encode([f"{row['query']} {row['title']}" for row in [*known, *rows]])
     train = _cases(known, known, index.vectors[:, : len(known)].transpose(1, 0, 2), texts[: len(known)], scheme)
     test = _cases(rows, [judged[row["pair_id"]] for row in rows], found.latents, texts[len(known) :], scheme)

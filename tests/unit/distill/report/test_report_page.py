@@ -34,7 +34,10 @@ EXPLANATIONS = {
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    return collect(report_stage(), write_run(tmp_path_factory.mktemp("run"))) | {"latency": LATENCY}
+    return collect(report_stage(), write_run(tmp_path_factory.mktemp("run"))) | {
+        "latency": LATENCY,
+        "explanations": None,
+    }
 
 
 def test_texts_of_the_data_are_escaped(report):
@@ -101,7 +104,7 @@ def test_stages_that_the_run_does_not_have_have_no_section(tmp_path, skipped, mo
     """A teacher that is not tuned has no rationales; one without DPO is the SFT model in every figure."""
     write_run(tmp_path)
     left = [stage for stage in STAGES if stage not in skipped]
-    report = collect(report_stage(), report_folder(tmp_path, left)) | {"latency": LATENCY}
+    report = collect(report_stage(), report_folder(tmp_path, left)) | {"latency": LATENCY, "explanations": None}
     page = render(report)
     assert ("Rationales kept" in page) is ('href="#rationales"' in page) is bool(models)
     assert [row["stage"] for row in report["stages"]] == left and list(report["answers"]) == [
@@ -117,7 +120,10 @@ def test_stages_that_the_run_does_not_have_have_no_section(tmp_path, skipped, mo
 
 
 def test_what_is_absent_is_not_drawn(tmp_path):
-    report = collect(report_stage(), write_run(tmp_path, baseline=False, preferences=False)) | {"latency": None}
+    report = collect(report_stage(), write_run(tmp_path, baseline=False, preferences=False)) | {
+        "latency": None,
+        "explanations": None,
+    }
     assert set(draw(report)) == {"headline", "sft", "student", "macro_f1", "ratio"}
     page = render(report)
     assert "No DPO" in page and "LRKD minus labels only" not in page and "Not measured" in page

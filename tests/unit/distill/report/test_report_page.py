@@ -22,6 +22,7 @@ LATENCY = {
 }  # fmt: skip
 
 
+MEASURED = {"latency": LATENCY, "explanations": None}
 EXPLANATIONS = {
     "pairs": 24, "conclusion": "The rationale that the student shows is better.",
     "verdicts": {"student": 0.7, "label": 0.6, "majority": 0.5},
@@ -104,7 +105,7 @@ def test_stages_that_the_run_does_not_have_have_no_section(tmp_path, skipped, mo
     """A teacher that is not tuned has no rationales; one without DPO is the SFT model in every figure."""
     write_run(tmp_path)
     left = [stage for stage in STAGES if stage not in skipped]
-    report = collect(report_stage(), report_folder(tmp_path, left)) | {"latency": LATENCY, "explanations": None}
+    report = collect(report_stage(), report_folder(tmp_path, left)) | MEASURED
     page = render(report)
     assert ("Rationales kept" in page) is ('href="#rationales"' in page) is bool(models)
     assert [row["stage"] for row in report["stages"]] == left and list(report["answers"]) == [

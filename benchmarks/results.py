@@ -65,14 +65,16 @@ def in_own_process(
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures depend on: cores, memory, whether the processor multiplies bf16, and other load."""
+    """Return what the figures depend on: cores, memory, bf16 products, the GPU (false without one), and other load."""
+    import torch
+
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cores": os.cpu_count(),
         "memory_gib": round(memory / 2**30, 1),
         "architecture": platform.machine(),
         "bf16_products": cpu_multiplies_bf16(),
-        "gpu": False,
+        "gpu": torch.cuda.is_available() and torch.cuda.get_device_name(),
         "load_average_15_min": round(os.getloadavg()[2], 1),
     }
 

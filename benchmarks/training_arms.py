@@ -36,9 +36,10 @@ from mpcot.sources.catalogue.write_rationales import PERSPECTIVES, rationale
 from teacher.answer_tokens import encode
 from teacher.config import DpoSettings, Full
 from teacher.dpo import DpoTask
-from teacher.model import load_tokenizer
-from teacher.preferences.reference_logprobs import SIDES, ReferenceScorer
-from teacher.sft import SftTask
+from teacher.fitting import Fitting
+from teacher.model import attention_kernel, load_tokenizer
+from teacher.preferences.reference_logprobs import SIDES, ReferenceScorer, preference_kernel
+from teacher.sft import SftTask, sequence_lengths
 
 MODEL = Path(__file__).parents[1] / "models" / "smollm2-135m-instruct"
 THREADS, SEED, MAX_TOKENS = 2, 13, 384
@@ -129,11 +130,18 @@ class MeasuredDpo(Measured, DpoTask):
 
 
 def sft_task(folder: str) -> SftTask:
-    return MeasuredSft(BASE, SEED, folder, str(MODEL), Full(), MAX_TOKENS, 1.0)
+    lengths = sequence_lengths(Fitting(load_tokenizer(str(MODEL)), MAX_TOKENS), sft_rows())
+    kernel = attention_kernel(lengths, gpu=False)
+    return MeasuredSft(BASE, SEED, folder, str(MODEL), Full(), MAX_TOKENS, 1.0, attention=kernel)
 
 
 def dpo_task(folder: str) -> DpoTask:
-    return MeasuredDpo(BASE, SEED, folder, str(MODEL), Full(), MAX_TOKENS, DpoSettings())
+    return MeasuredDpo(BASE, SEED, folder, str(MODEL), Full(), MAX_TOKENS, DpoSettings(), attention=dpo_kernel())
+
+
+def dpo_kernel() -> str | None:
+    preferences, settings = pa.Table.from_pylist(dpo_rows()), DpoSettings(max_tokens=MAX_TOKENS)
+    return preference_kernel(preferences, load_tokenizer(str(MODEL)), settings, gpu=False)
 
 
 def our_sft(folder: str) -> Row:
@@ -143,7 +151,7 @@ def our_sft(folder: str) -> Row:
 def our_dpo(folder: str) -> Row:
     """Score the reference as stage 5 does, then train as stage 6 does."""
     rows = dpo_rows()
-    scorer = ReferenceScorer(str(MODEL), MAX_TOKENS, True, BASE.precision, THREADS)
+    scorer = ReferenceScorer(str(MODEL), MAX_TOKENS, True, BASE.precision, THREADS, attention=dpo_kernel())
     names = list(rows[0])
     started = time.perf_counter()
     for batch in batches(dpo_task(folder), rows):

@@ -120,8 +120,8 @@ class StudentSettings(Settings):
     )
     target: str = Field(
         "vote",
-        description="the rationale that the latent vector is aligned with, without per_perspective: `vote` (the first "
-        "perspective whose verdict is the vote), `mean`, `concat`, or the name of a perspective",
+        description="the rationale that the latent vector is aligned with, without per_perspective: `vote` (of the "
+        "perspectives whose verdict is the vote, the surest one's), `mean`, `concat`, or the name of a perspective",
     )
     alignment: Literal["mse", "cosine", "infonce"] = Field("mse", description="loss that aligns the latent vectors")
     alignment_weight: NonNegativeFloat = Field(0.1, description="the paper's lambda")
@@ -201,7 +201,6 @@ class ExportSettings(Settings):
     """The folder that is served."""
 
     student: Literal["lrkd", "ce_only"] = Field("lrkd", description="the student that is served")
-    check_pairs: PositiveInt = Field(32, description="pairs on which the exported and the trained student must agree")
     index_pairs: NonNegativeInt = Field(20000, description="training pairs that `explain` can show; 0 writes no index")
     calibrate: Literal["none", "temperature", "temperature+bias"] = Field(
         "temperature",

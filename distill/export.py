@@ -13,6 +13,7 @@ from cluster.base.stage_folder import StageFolder, write_json
 from cluster.base.tables import read_table, rows_of
 from cluster.base.whole_files import disk_error
 from distill.config import ExportStage, StudentConfig
+from distill.lrkd import TRAINED_LOGITS
 from distill.metrics import evaluate, majority_baseline
 from distill.student.model import CONFIG, Student, load_tokenizer, read_student_config
 from distill.student.predict import predict
@@ -25,7 +26,7 @@ CARD = {"accuracy": "accuracy", "macro_f1": "macro-F1", "auc": "AUC, relevant or
 
 
 def run(config: ExportStage, folder: StageFolder) -> None:
-    """Copy the trained student, check that the copy has the same logits, and add index and model card.
+    """Copy the trained student, check that the copy has the logits of the training, and add index and model card.
 
     Raises:
         UserError: the student was not trained, or the logits of the copy differ by more than 1e-4.
@@ -42,7 +43,7 @@ def run(config: ExportStage, folder: StageFolder) -> None:
         for row in rows_of(trained / "predictions.parquet", ["pair_id", "probabilities"])
     ]
     copy_student(trained / "model", folder.path)
-    difference = largest_logit_difference(trained / "model", folder.path, pairs, config.export.check_pairs)
+    difference = largest_logit_difference(trained, folder.path, pairs)
     if not difference <= TOLERANCE:
         raise UserError(
             f"the exported student's logits differ from the trained one's by {difference:.2e}, "
@@ -83,12 +84,19 @@ def copy_student(source: Path, target: Path) -> None:
         raise disk_error(error, target) from error
 
 
-def largest_logit_difference(first: Path, second: Path, pairs: Path, count: int) -> float:
-    """Return the largest absolute difference of two saved students' logits on the first `count` pairs by id."""
-    table = read_table(pairs).sort_by("pair_id").slice(0, count).to_pylist()
-    judged = (predict(Student.load(folder), load_tokenizer(folder), table) for folder in (first, second))
-    logits = [found.logits for found in judged]
-    return float(np.abs(logits[0] - logits[1]).max())
+def largest_logit_difference(trained: Path, exported: Path, pairs: Path) -> float:
+    """Return by how much at most the saved student's logits differ from those that the training left for dev pairs.
+
+    Raises:
+        UserError: an earlier version trained the student, and left none.
+    """
+    if not (trained / TRAINED_LOGITS).is_file():
+        raise UserError(f"{trained} has no {TRAINED_LOGITS}: delete the folder and run `student` again.")
+    left = read_table(trained / TRAINED_LOGITS)
+    rows = {row["pair_id"]: row for row in read_table(pairs).to_pylist()}
+    judged = [rows[pair_id] for pair_id in left["pair_id"].to_pylist()]
+    found = predict(Student.load(exported), load_tokenizer(exported), judged).logits
+    return float(np.abs(found - np.array(left["logits"].to_pylist())).max())
 
 
 def calibrate(folder: Path, dev: list[Row], kind: CalibrationKind) -> None:

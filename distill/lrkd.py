@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
 from transformers import AutoConfig
 
@@ -27,6 +26,7 @@ from cluster.training.task import PAD_MULTIPLE
 from distill import losses
 from distill.config import StudentConfig, StudentSettings, StudentStage
 from distill.dev_figures import check_best_by_ndcg, constant_on_dev, ndcg_on_dev
+from distill.metrics import label_metrics
 from distill.ranking_losses import ranking_loss
 from distill.student.inputs import encode_pairs, product_text
 from distill.student.model import (
@@ -48,6 +48,9 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 cached_tokenizer = cache(load_tokenizer)
 PARTS = ("ce", "alignment", "soft", "margin", "ranking", "verdicts")
 PREDICTED_SPLITS = ("dev", "test")
+TRAINED_LOGITS, CHECKED_PAIRS = "trained_logits.parquet", 64
+# 9-student/*/trained_logits.parquet -> 10-export, whose student must give the same logits.
+CHECKED = pa.schema([pa.field("pair_id", pa.string()), pa.field("logits", pa.list_(pa.float32()))])
 
 # 9-student/*/predictions.parquet -> 10-export, 11-report. `label` is the student's answer, `probabilities` are in the
 # order of the scheme, and `verdicts` come from the heads of the perspectives (null in a student without such heads).
@@ -185,8 +188,7 @@ class LrkdTask(TrainTask):
         figures: dict[str, float | None] = {
             "loss": sum(parts.values()),
             **parts,
-            "accuracy": float(accuracy_score(gold, predicted)),
-            "macro_f1": float(f1_score(gold, predicted, average="macro", zero_division=0)),
+            **{name: value for name, value in label_metrics(gold, predicted).items() if value is not None},
         }
         if "alignment" in parts:
             figures["alignment_over_ce_loss"] = _ratio(columns["alignment"], columns["ce"])
@@ -199,11 +201,21 @@ class LrkdTask(TrainTask):
         return {name: value for name, value in figures.items() if value is not None}
 
     def save(self, state: dict[str, Tensor], folder: Path) -> None:
+        write_table(folder.with_name(TRAINED_LOGITS), self.trained_logits(state))
         encoder_config = AutoConfig.from_pretrained(self.student.model, trust_remote_code=False)
         if self.student.frozen_layers:  # what was not trained is not in the state
             state = {name: part for name, part in self.build().named_parameters() if not part.requires_grad} | state
         kept, tokenizer = kept_for_inference(state, self.config), load_tokenizer(self.student.model)
         write_student(folder, kept, self.config.for_inference(), encoder_config, tokenizer)
+
+    def trained_logits(self, state: dict[str, Tensor]) -> pa.Table:
+        """Return the logits that the weights in memory give the first dev pairs, before anything is written or read."""
+        student = self.build()
+        unknown = student.load_state_dict(state, strict=False).unexpected_keys
+        assert not unknown, f"the student has no place for {unknown[:3]}"
+        rows = self.dev_rows()[:CHECKED_PAIRS]
+        logits = predict(student, cached_tokenizer(self.student.model), rows).logits.astype(np.float32)
+        return pa.table({"pair_id": [row["pair_id"] for row in rows], "logits": logits.tolist()}, schema=CHECKED)
 
 
 def run(config: StudentStage, folder: StageFolder) -> None:

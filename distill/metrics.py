@@ -65,10 +65,14 @@ def evaluate(
 
 
 def label_metrics(gold: Sequence[str], predicted: Sequence[str]) -> dict[str, float | None]:
-    """Return accuracy and macro-F1, which is the mean over the labels that are gold or predicted somewhere."""
+    """Return accuracy and macro-F1, which is the mean over the labels in gold.
+
+    A label that is only predicted costs its precision nowhere but in the labels that it was said for. Counted as a
+    label of its own, it would give two judges of the same pairs different denominators.
+    """
     if not len(gold):
         return {"accuracy": None, "macro_f1": None}
-    macro_f1 = f1_score(gold, predicted, average="macro", zero_division=0)
+    macro_f1 = f1_score(gold, predicted, labels=sorted(set(gold)), average="macro", zero_division=0)
     return {"accuracy": float(accuracy_score(gold, predicted)), "macro_f1": float(macro_f1)}
 
 
@@ -251,10 +255,12 @@ def _confusion_by_query(
 
 
 def _metric(tables: np.ndarray, metric: Metric) -> np.ndarray:
-    """Return accuracy or macro-F1 of confusion tables, SxCxC -> S, over labels that occur, as scikit-learn does."""
+    """Return accuracy or macro-F1 of confusion tables, SxCxC -> S, as `label_metrics` does."""
     right = np.diagonal(tables, axis1=1, axis2=2)
     if metric == "accuracy":
         return right.sum(1) / tables.sum((1, 2))
-    involved = tables.sum(1) + tables.sum(2)  # gold plus predicted, 2 tp + fp + fn
-    f1 = np.divide(2 * right, involved, out=np.zeros(right.shape), where=involved > 0)
-    return f1.sum(1) / (involved > 0).sum(1)
+    gold = tables.sum(2)
+    f1 = np.divide(
+        2 * right, gold + tables.sum(1), out=np.zeros(right.shape), where=gold > 0
+    )  # 2 tp / (2 tp + fp + fn)
+    return f1.sum(1) / (gold > 0).sum(1)

@@ -5,13 +5,14 @@ Shapes: P perspectives, L latent vectors (P, or 1), D width of one latent vector
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 from pydantic import Field
 
 from cluster.base.progress import console
@@ -22,7 +23,8 @@ from distill.target_table import TargetTable
 from mpcot.schemes.scheme import Scheme
 from mpcot.temperature import fit_temperature_and_bias, scaled
 
-JUDGED = ["pair_id", "vote", "agreement", "soft", "verdicts"]  # without the rationales, which are most of the file
+# Without the rationales, which are most of the file.
+JUDGED = ["pair_id", "vote", "agreement", "soft", "verdicts", "perspective_soft"]
 TAUGHT = ["train", "unlabelled"]  # the splits that students are trained on
 TEXT = ["pair_id", "query_id", "query", "title", "brand", "description", "bullets", "attributes"]
 
@@ -152,7 +154,7 @@ class StudentRows(Sequence[dict[str, Any]]):
         # Only shuffling takes the other pair's verdicts too: matched donors have the same.
         reasoned = self._judgement(source) if source and self.settings.control == "shuffled" else judgement
         verdicts = reasoned["verdicts"] if reasoned else [None] * len(names)
-        targets, mask = self._targets(source, verdicts, reasoned["vote"] if reasoned else None)
+        targets, mask = self._targets(source, voters(source or pair["pair_id"], reasoned, scheme) if reasoned else [])
         return {
             "label": scheme.index(pair["label"] if gold else judgement["vote"]),  # type: ignore[index]
             "gold": gold,
@@ -174,14 +176,25 @@ class StudentRows(Sequence[dict[str, Any]]):
         at = self.judged.get(pair_id)
         return None if at is None else _row(self.judgements, at)
 
-    def _targets(
-        self, pair_id: str | None, verdicts: list[str | None], vote: str | None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _targets(self, pair_id: str | None, speakers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         vectors = None if pair_id is None else self.targets.vectors(pair_id)
         if vectors is None:
             latents, width = self.settings.shape
             return np.zeros((latents, width), np.float32), np.zeros(latents, bool)
-        return combine_targets(vectors, verdicts, vote, self.settings)
+        return combine_targets(vectors, speakers, self.settings)
+
+
+def voters(pair_id: str, judgement: Mapping[str, Any], scheme: Scheme) -> list[int]:
+    """Return the places of the perspectives whose verdict is the vote, the surest of it first.
+
+    Equally sure ones come in an order that the pair's id draws, so that none of them speaks for most of the pairs.
+    """
+    vote, shares = judgement["vote"], judgement["perspective_soft"]
+
+    def rank(place: int) -> tuple[float, int]:
+        return -shares[place][scheme.index(vote)], xxhash.xxh3_64_intdigest(f"{pair_id}/{place}".encode())
+
+    return sorted((place for place, code in enumerate(judgement["verdicts"]) if code == vote), key=rank)
 
 
 def with_calibrated_labels(settings: RowSettings) -> RowSettings:
@@ -202,14 +215,11 @@ def with_calibrated_labels(settings: RowSettings) -> RowSettings:
 
 
 def combine_targets(
-    vectors: Sequence[np.ndarray | None],
-    verdicts: Sequence[str | None],
-    vote: str | None,
-    settings: RowSettings,
+    vectors: Sequence[np.ndarray | None], speakers: Sequence[int], settings: RowSettings
 ) -> tuple[np.ndarray, np.ndarray]:
     """Turn a pair's vectors, one per perspective, into the targets of its latent vectors.
 
-    `vote` takes the vector of the first perspective whose verdict is the vote, `mean` the mean of all that there are,
+    `vote` takes the first vector that there is of the `speakers`, see `voters`, `mean` the mean of all that there are,
     and `concat` needs all of them.
 
     Returns: targets LxD, zero where missing, and a mask L, true where present.
@@ -217,8 +227,7 @@ def combine_targets(
     if settings.per_perspective:
         chosen = list(vectors)
     elif settings.target == "vote":
-        voted = (v for v, code in zip(vectors, verdicts, strict=True) if code == vote and v is not None)
-        chosen = [next(voted, None)]
+        chosen = [next((vectors[place] for place in speakers if vectors[place] is not None), None)]
     elif settings.target == "mean":
         present = [v for v in vectors if v is not None]
         chosen = [np.mean(present, axis=0) if present else None]

@@ -72,6 +72,12 @@ def share(examples: Sequence[Example], owners: Sequence[int]) -> Joined:
     return joined
 
 
+def joined_length(examples: Sequence[Example]) -> int:
+    """Return how many tokens `share` makes of these answers."""
+    whole = sum(len(ids) for ids, _ in examples)
+    return whole - (len(examples) - 1) * _common(examples) if len(examples) > 1 else whole
+
+
 def _common(examples: Sequence[Example]) -> int:
     """Return how many tokens all prompts begin with. Each keeps one of its own, which predicts its answer."""
     most = min(labels.count(IGNORED) for _, labels in examples) - 1

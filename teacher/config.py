@@ -67,9 +67,12 @@ class SftSettings(Settings):
         "nothing. `train.global_batch` and `train.micro_batch` count sequences",
     )
     held_out_share: float = Field(
-        0.1, gt=0, lt=0.9, description="share of the training queries on which the loss is judged"
+        0.1, gt=0, lt=0.9, description="share of the training queries on which the loss is judged, at most"
     )
-    dev_rows: PositiveInt = Field(200, description="held-out answers on which the loss is judged, at most")
+    dev_rows: PositiveInt = Field(
+        200,
+        description="answers on which the loss is judged, at most, but those of one query; all others are trained on",
+    )
     missing_labels: Literal["stop", "warn"] = Field("stop", description="what happens if a label has no rationale")
     train: TrainSettings = TrainSettings(learning_rate=5e-5, epochs=3)
 

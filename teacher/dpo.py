@@ -18,7 +18,8 @@ from cluster.base.tables import read_table
 from cluster.training.arrow_rows import write_rows
 from cluster.training.driver import Row, run_training
 from teacher.config import DpoSettings, DpoStage
-from teacher.preferences.reference_logprobs import SIDES, collate_preferences
+from teacher.model import load_tokenizer
+from teacher.preferences.reference_logprobs import SIDES, collate_preferences, preference_kernel
 from teacher.sft import AnswerTask
 
 
@@ -40,9 +41,12 @@ def run(config: DpoStage, folder: StageFolder) -> None:
     watched = evenly_spaced(dev, config.dpo.dev_rows)
     write_rows(folder.path / "dev.arrow", watched)
     settings = config.dpo
+    kernel = preference_kernel(
+        preferences, load_tokenizer(str(start)), settings, settings.train.workers.gpus_per_worker > 0
+    )
     task = DpoTask(
         settings.train, config.seed, str(folder.path.resolve()), str(start.resolve()), settings.tuning,
-        settings.max_tokens, settings,
+        settings.max_tokens, settings, attention=kernel,
     )  # fmt: skip
     result = run_training(task, folder.path, "dpo")
     # The figures before training are left out: every margin is then 0 but for rounding, so accuracy means nothing.
@@ -82,10 +86,9 @@ class DpoTask(AnswerTask):
         return batch | {"reference": torch.tensor(reference, dtype=torch.float32), "units": len(rows)}
 
     def loss(self, model: Any, batch: dict[str, Any]) -> tuple[Any, dict[str, float]]:
-        loss, margin, nll = self._losses(model, batch)
-        total = loss + self.dpo.sft_weight * nll
+        loss, margin, _ = self._losses(model, batch)
         right = float((margin > 0).sum())
-        return total.sum(), {"margin": float(margin.detach().sum()), "accuracy": right}
+        return loss.sum(), {"margin": float(margin.detach().sum()), "accuracy": right}
 
     def predict(self, model: Any, batch: dict[str, Any]) -> list[Row]:
         losses = [values.tolist() for values in self._losses(model, batch)]
@@ -97,7 +100,7 @@ class DpoTask(AnswerTask):
         return {"loss": loss, "margin": margin, "accuracy": accuracy, "chosen_nll_per_token": nll}
 
     def _losses(self, model: Any, batch: dict[str, Any]) -> tuple[Any, Any, Any]:
-        """Return for each preference the loss, the margin and the chosen answer's mean negative log-probability."""
+        """Return by preference the whole loss, the margin, and the chosen answer's mean negative log-probability."""
         from teacher.losses import preference_loss, sequence_logprobs
 
         sums, counts = sequence_logprobs(model, batch)
@@ -109,4 +112,4 @@ class DpoTask(AnswerTask):
             sums[:half], sums[half:], reference[:half], reference[half:],
             self.dpo.beta, self.dpo.loss, self.dpo.label_smoothing,
         )  # fmt: skip
-        return loss, margin, nll
+        return loss + self.dpo.sft_weight * nll, margin, nll

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import accumulate, chain, groupby, islice, starmap
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from mpcot.asking.rendering import render
 from mpcot.config import SampleSettings
 from mpcot.perspectives.perspective import Perspective, load_perspectives
 from mpcot.schemes.scheme import Scheme, load_scheme
-from teacher.answer_tokens import IGNORED, Joined, encode, pad, share, verdict_tokens
+from teacher.answer_tokens import IGNORED, Joined, encode, joined_length, pad, share, verdict_tokens
 from teacher.config import SftStage, Tuning
 from teacher.fitting import Fitting
 from teacher.model import attention_kernel, load_tokenizer, load_trainable, save_merged
@@ -53,11 +54,13 @@ def run(config: SftStage, folder: StageFolder) -> None:
     settings = config.sft
     found, dev = hold_out(examples, settings.held_out_share, config.seed, settings.dev_rows)
     train = cap_labels(found, settings.label_ratio, config.seed)
-    write_rows(folder.path / "train.arrow", to_sequences(train, settings.answers_per_sequence))
-    write_rows(folder.path / "dev.arrow", to_sequences(dev, settings.answers_per_sequence))
+    sequences = [to_sequences(table, settings.answers_per_sequence) for table in (train, dev)]
+    for name, table in zip(("train", "dev"), sequences, strict=True):
+        write_rows(folder.path / f"{name}.arrow", table)
+    lengths = sequence_lengths(fitting, chain.from_iterable(table.to_pylist() for table in sequences))
     task = SftTask(
         settings.train, config.seed, str(folder.path.resolve()), model, settings.tuning, settings.max_tokens,
-        settings.verdict_weight,
+        settings.verdict_weight, attention=attention_kernel(lengths, settings.train.workers.gpus_per_worker > 0),
     )  # fmt: skip
     result = run_training(task, folder.path, "sft")
     origins = {str(v["values"]): v["counts"] for v in train["origin"].value_counts().to_pylist()}
@@ -100,16 +103,16 @@ def collect_examples(config: SftStage, pairs_folder: Path, rationales: Path, fit
         rows.append(row | {"query_id": pair["query_id"], "answer": answer(row["rationale"], row["verdict"])})
     rows.sort(key=lambda r: (r["pair_id"], r["perspective"], r["origin"], r["sample"]))
     write = partial(prompt_of, fitting.tokenizer, load_scheme(config.labels.scheme), config.samples)
-    fitted = (
-        row
-        | {
-            "prompt": fitting.prompt(
-                pairs[row["pair_id"]], row["answer"], partial(write, perspectives[row["perspective"]])
-            )
-        }
-        for row in rows
-    )
-    usable = islice((row for row in fitted if row["prompt"] is not None), config.sft.max_rows)
+
+    def fitted(pair_id: str, of_pair: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        own = list(of_pair)
+        asked = [(row["answer"], partial(write, perspectives[row["perspective"]])) for row in own]
+        for row, prompt in zip(own, fitting.prompts(pairs[pair_id], asked), strict=True):
+            if prompt is not None:
+                yield row | {"prompt": prompt}
+
+    by_pair = groupby(rows, key=itemgetter("pair_id"))
+    usable = islice(chain.from_iterable(starmap(fitted, by_pair)), config.sft.max_rows)
     return pa.Table.from_pylist(list(usable), EXAMPLE)
 
 
@@ -130,6 +133,13 @@ def to_sequences(examples: pa.Table, most: int) -> pa.Table:
         rows[-1]["answers"].append(example["answer"])
         rows[-1]["weights"].append(example["weight"])
     return pa.Table.from_pylist(rows, SEQUENCE)
+
+
+def sequence_lengths(fitting: Fitting, sequences: Iterable[Row]) -> Iterator[int]:
+    """Yield the number of tokens of each sequence: the common beginning once, and what is behind it of every answer."""
+    for row in sequences:
+        said = zip(row["prompts"], row["answers"], strict=True)
+        yield joined_length([encode(fitting.tokenizer, *each, fitting.max_tokens) for each in said])
 
 
 def check_labels(examples: pa.Table, scheme: Scheme, missing_labels: str) -> list[str]:
@@ -154,21 +164,25 @@ def check_labels(examples: pa.Table, scheme: Scheme, missing_labels: str) -> lis
 
 
 def hold_out(examples: pa.Table, share: float, seed: int, most: int) -> tuple[pa.Table, pa.Table]:
-    """Split the examples by query into those for training and at most `most` on which the loss is judged.
+    """Split the examples by query into those for training and about `most` at most on which the loss is judged.
 
-    At least one query is held out, and at least one is trained on. The loss is judged on gold labels only; votes about
-    a held-out query are left out altogether.
+    Whole queries are held out, in an order that the seed draws, until `share` of the queries or `most` examples are:
+    what is not judged is trained on. At least one query is held out, and at least one is trained on. The loss is
+    judged on gold labels only; votes about a held-out query are left out altogether.
     """
     voted = pc.equal(examples["origin"], VOTE)
 
     def draw(query_id: str) -> float:
         return xxhash.xxh3_64_intdigest(f"{seed}/{query_id}".encode()) / 2**64
 
-    queries = sorted(set(examples["query_id"].filter(pc.invert(voted)).to_pylist()), key=draw)
-    count = min(len(queries) - 1, max(1, sum(draw(query) < share for query in queries)))
-    held = pc.is_in(examples["query_id"], pa.array(queries[:count], pa.string()))
-    train = examples.filter(pc.invert(held))
-    return train, examples.filter(pc.and_not(held, voted)).slice(0, most)
+    gold = examples.filter(pc.invert(voted))
+    sizes = Counter(gold["query_id"].to_pylist())
+    queries = sorted(sizes, key=draw)
+    room = sum(total <= most for total in accumulate(sizes[query] for query in queries))
+    count = min(len(queries) - 1, max(1, min(room, sum(draw(query) < share for query in queries))))
+    held = pa.array(queries[:count], pa.string())
+    train = examples.filter(pc.invert(pc.is_in(examples["query_id"], held)))
+    return train, gold.filter(pc.is_in(gold["query_id"], held))
 
 
 def cap_labels(examples: pa.Table, ratio: float | None, seed: int) -> pa.Table:
@@ -197,6 +211,7 @@ class AnswerTask(TrainTask):
     model: str
     tuning: Tuning
     max_tokens: int
+    attention: str | None = field(default=None, kw_only=True)  # a kernel's name; None lets transformers choose
 
     def train_rows(self) -> Rows:
         return ArrowRows(Path(self.folder) / "train.arrow")
@@ -206,8 +221,7 @@ class AnswerTask(TrainTask):
 
     def build(self) -> Any:
         dtype = "bfloat16" if self.precision == "bf16" else "float32"
-        kernel = attention_kernel(self.max_tokens, self.settings.workers.gpus_per_worker > 0)
-        return load_trainable(self.model, self.tuning, dtype, kernel)
+        return load_trainable(self.model, self.tuning, dtype, self.attention)
 
     def save(self, state: dict[str, Any], folder: Path) -> None:
         save_merged(self.model, self.tuning, state, folder)
@@ -257,13 +271,19 @@ class SftTask(AnswerTask):
         return -(logprobs * batch["weights"]).sum(), {}
 
     def predict(self, model: Any, batch: dict[str, Any]) -> list[Row]:
-        from teacher.losses import sequence_logprobs
+        """Return by row what the loss of its answers is made of: with the weights of the training, and without."""
+        import torch
 
-        by_row = [values.split_with_sizes(batch["answers"]) for values in sequence_logprobs(model, batch)]
-        return [
-            {"nll": -sums.sum().item(), "tokens": counts.sum().item()} for sums, counts in zip(*by_row, strict=True)
-        ]
+        from teacher.losses import answer_logprobs
+
+        logprobs, owners = answer_logprobs(model, batch)
+        weights, count = batch["weights"], len(batch["answers"])
+        rows = torch.arange(count).repeat_interleave(torch.tensor(batch["answers"])).to(owners.device)[owners]
+        columns = {"loss": -logprobs * weights, "weight": weights, "nll": -logprobs, "tokens": torch.ones_like(weights)}
+        sums = [torch.zeros(count, device=v.device).index_add(0, rows, v).tolist() for v in columns.values()]
+        return [dict(zip(columns, values, strict=True)) for values in zip(*sums, strict=True)]
 
     def summarise(self, records: list[Row]) -> dict[str, float]:
-        tokens = sum(r["tokens"] for r in records)
-        return {"loss": sum(r["nll"] for r in records) / tokens}
+        """Return `loss`, a mean as the training's is, and `nll_per_token`, which no weight changes."""
+        total = {name: sum(record[name] for record in records) for name in records[0]}
+        return {"loss": total["loss"] / total["weight"], "nll_per_token": total["nll"] / total["tokens"]}

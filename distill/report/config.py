@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field, PositiveInt
 
-from cluster.config import Settings
+from cluster.config import Fields, Settings
+from distill.config import TargetSettings
 from mpcot.config import PerspectiveSettings
 from mpcot.sources.config import LabelSettings
 
@@ -20,10 +23,13 @@ class ReportSettings(Settings):
 
 
 class ReportStage(Settings):
-    """What `11-report` depends on."""
+    """What `11-report` depends on. The encoder of the targets embeds queries and titles, to compare latents with."""
+
+    reads_only: ClassVar[Fields] = {"targets": ("encoder", "pooling", "normalise", "max_tokens", "precision")}
 
     name: str
     seed: int
     labels: LabelSettings
     perspectives: PerspectiveSettings
+    targets: TargetSettings
     report: ReportSettings

@@ -8,6 +8,7 @@ from cluster.base.stage_folder import StageFolder, write_json
 from cluster.base.tables import rows_of
 from cluster.base.whole_files import disk_error
 from distill.report.config import ReportStage
+from distill.report.explained import explained
 from distill.report.latency import measure
 from distill.report.report_data import collect
 from distill.report.report_page import render
@@ -22,6 +23,8 @@ def run(config: ReportStage, folder: StageFolder) -> None:
     report = collect(config, folder)
     pairs = [row for row in rows_of(folder.input("1-pairs") / "pairs.parquet") if row["split"] == "test"]
     report["latency"] = measure(folder.input("10-export"), pairs, config.report) if pairs else None
+    judged = {row["pair_id"]: row for row in rows_of(folder.input("7-judgements") / "judgements.parquet")}
+    report["explanations"] = explained(config, folder, pairs, judged)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         write_json(folder.path / "report.json", report)
@@ -33,7 +36,9 @@ def run(config: ReportStage, folder: StageFolder) -> None:
 
 def figures(report: dict[str, Any]) -> dict[str, Any]:
     """Return the few figures that the manifest and the end of a run show."""
-    shown = ("accuracy", "macro_f1", "kappa", "auc", "ndcg_at_10")
+    metrics = ("accuracy", "macro_f1", "kappa", "auc", "ndcg_at_10")
     judges = report["headline"]["judges"]
-    found = {name: {metric: row.get(metric) for metric in shown} for name, row in judges.items()}
-    return found | {"ceiling": report["headline"]["ceiling"]}
+    found = {name: {metric: row.get(metric) for metric in metrics} for name, row in judges.items()}
+    shown = report["explanations"] or {}
+    explanations = {name: value for name, value in shown.items() if name.startswith("explanation_")}
+    return found | {"ceiling": report["headline"]["ceiling"]} | explanations

@@ -29,7 +29,7 @@ class Verdict(BaseModel):
 
 
 class Explanation(BaseModel):
-    """The training rationale of one perspective that lies nearest to the student's latent vector."""
+    """The training rationale of a perspective nearest to the student's latent vector, if possible with its verdict."""
 
     perspective: str
     rationale: str

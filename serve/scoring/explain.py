@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -17,11 +18,11 @@ class Explainer:
     def __init__(self, index: RationaleIndex) -> None:
         self.index = index
 
-    def nearest(self, latents: np.ndarray) -> list[list[Explanation]]:
-        """Return, for latents BxLxD of B pairs, the nearest rationale of each perspective that has one."""
+    def nearest(self, latents: np.ndarray, verdicts: Sequence[Sequence[str]]) -> list[list[Explanation]]:
+        """Return, for latents BxLxD and verdicts BxP of B pairs, the nearest rationale of each perspective with one."""
         return [
             [Explanation.model_validate(n, from_attributes=True) for near in found.values() for n in near]
-            for found in self.index.nearest(latents)
+            for found in self.index.nearest(latents, verdicts)
         ]
 
     @cached_property

@@ -182,7 +182,11 @@ class Scorer:
         if not len(rows):
             return {}
         assert self.explainer is not None and scores.latents is not None, "such requests are refused before scoring"
-        return dict(zip(rows.tolist(), self.explainer.nearest(scores.latents[rows]), strict=True))
+        # A student without heads of the perspectives has one verdict, its label.
+        every = len(self.config.perspectives)
+        shares = np.repeat(scores.probabilities[:, None], every, 1) if scores.verdicts is None else scores.verdicts
+        verdicts = [[self._best(p) for p in shares[row]] for row in rows]
+        return dict(zip(rows.tolist(), self.explainer.nearest(scores.latents[rows], verdicts), strict=True))
 
 
 def check_export(export_dir: Path) -> None:

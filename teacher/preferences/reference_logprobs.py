@@ -5,6 +5,7 @@ They are computed once, by a Ray Data job, so that DPO never has to hold two mod
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from cluster.base.progress import progress
 from cluster.base.ray_session import stream_parquet
 from cluster.base.tables import wide, write_table
 from mpcot.records import PREFERENCE
-from teacher.answer_tokens import encode, pad, share
-from teacher.config import PreferenceStage
-from teacher.model import load_tokenizer
+from teacher.answer_tokens import encode, joined_length, pad, share
+from teacher.config import DpoSettings, PreferenceStage
+from teacher.model import attention_kernel, load_tokenizer
 
 SIDES = ("chosen", "rejected")
+ROWS_AT_A_TIME = 256
 
 
 def score_preferences(table: pa.Table, model: str, config: PreferenceStage, folder: Path) -> pa.Table:
@@ -33,6 +35,7 @@ def score_preferences(table: pa.Table, model: str, config: PreferenceStage, fold
     import ray.data
 
     scratch = folder / "unscored.parquet"
+    kernel = preference_kernel(table, load_tokenizer(model), config.dpo, config.preferences.workers.gpus_per_worker > 0)
     lengths = [len(a) + len(b) for a, b in zip(table["chosen"].to_pylist(), table["rejected"].to_pylist(), strict=True)]
     order = sorted(range(len(table)), key=lengths.__getitem__)
     write_table(scratch, wide(table).take(order))
@@ -48,6 +51,7 @@ def score_preferences(table: pa.Table, model: str, config: PreferenceStage, fold
                 config.dpo.train.precision,
                 workers.cpus_per_worker,
                 workers.gpus_per_worker,
+                kernel,
             ),
             batch_size=settings.batch_size,
             compute=ray.data.ActorPoolStrategy(size=workers.count),
@@ -80,7 +84,14 @@ class ReferenceScorer:
     """Ray Data actor that sums the answers' log-probabilities under the frozen reference model."""
 
     def __init__(
-        self, model: str, max_tokens: int, share_prompts: bool, precision: str, threads: int, gpus: float = 0
+        self,
+        model: str,
+        max_tokens: int,
+        share_prompts: bool,
+        precision: str,
+        threads: int,
+        gpus: float = 0,
+        attention: str | None = None,
     ) -> None:
         use_gpus(gpus)
         import torch
@@ -91,7 +102,9 @@ class ReferenceScorer:
             torch.set_num_threads(threads)
         self.precision = resolve_precision(precision, self.device == "cuda")
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, trust_remote_code=False)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+        )
         self.model = loaded.to(self.device).eval()
         self.tokenizer = load_tokenizer(model)
         self.max_tokens, self.share_prompts = max_tokens, share_prompts
@@ -110,6 +123,18 @@ class ReferenceScorer:
         scores = sums.cpu().numpy().reshape(len(SIDES), len(rows))
         found = {f"{side}_logprob": scores[place] for place, side in enumerate(SIDES)}
         return {"preference_id": batch["preference_id"], **found}
+
+
+def preference_kernel(table: pa.Table, tokenizer: Any, dpo: DpoSettings, gpu: bool) -> str | None:
+    """Return the attention kernel for these preferences, for the reference model and for the one that learns."""
+
+    def lengths() -> Iterator[int]:
+        for batch in table.to_batches(max_chunksize=ROWS_AT_A_TIME):
+            for row in batch.to_pylist():
+                sides = [encode(tokenizer, row[f"{side}_prompt"], row[side], dpo.max_tokens) for side in SIDES]
+                yield joined_length(sides) if dpo.share_prompts else max(len(ids) for ids, _ in sides)
+
+    return attention_kernel(lengths(), gpu)
 
 
 def collate_preferences(tokenizer: Any, rows: list[dict[str, Any]], max_tokens: int, share_prompts: bool) -> Any:

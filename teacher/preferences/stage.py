@@ -120,28 +120,26 @@ def preference_table(
 ) -> pa.Table:
     """Return the preferences as text; their reference log-probabilities are still empty.
 
-    Prompts are shortened to what fits, and a preference of which one side cannot fit is left out.
+    Both prompts are shortened to what fits beside the longer answer. A preference of which one side cannot fit is left
+    out.
     """
     asked = load_perspectives(config.perspectives)
     perspectives = {p.name: p for p in (joint(asked), *asked)}
     write = partial(prompt_of, fitting.tokenizer, load_scheme(config.labels.scheme), config.samples)
-    shared = config.preferences.prompt != "own"
-
-    def prompt(pair_id: str, perspective: str, said: str) -> str | None:
-        return fitting.prompt(pairs[pair_id], said, partial(write, perspectives[perspective]))
 
     rows = []
     for p in found:
         row = {"preference_id": p.id, "pair_id": p.chosen.pair_id, "split": pairs[p.chosen.pair_id]["split"]}
+        asked_about = []
         for side, candidate in zip(SIDES, (p.chosen, p.rejected), strict=True):
             row[f"{side}_perspective"] = candidate.perspective
             row[side] = answer(candidate.rationale, candidate.verdict)
+            # Equation 7 of DPO follows only for one prompt, which all but `own` ask for.
             question = {"own": candidate.perspective, "rejected": p.rejected.perspective, "joint": JOINT}
-            row[f"{side}_prompt"] = prompt(candidate.pair_id, question[config.preferences.prompt], row[side])
-        prompts = [row["chosen_prompt"], row["rejected_prompt"]]
+            asked_about.append((row[side], partial(write, perspectives[question[config.preferences.prompt]])))
+        prompts = fitting.prompts(pairs[p.chosen.pair_id], asked_about)
         if None in prompts:
             continue
-        if shared:  # equation 7 of DPO follows only for one prompt; what fits beside the longer answer fits both
-            row["chosen_prompt"] = row["rejected_prompt"] = min(prompts, key=len)
+        row |= {f"{side}_prompt": prompt for side, prompt in zip(SIDES, prompts, strict=True)}
         rows.append(row)
     return pa.Table.from_pylist(rows, PREFERENCE)

@@ -17,7 +17,7 @@ import torch
 
 from cluster.base.stage_folder import StageFolder
 from cluster.base.tables import write_table
-from distill.config import PolyExtractor, StudentConfig
+from distill.config import PolyExtractor, StudentConfig, TargetSettings
 from distill.lrkd import PREDICTION
 from distill.report.config import ReportSettings, ReportStage
 from distill.student.model import build_student, load_tokenizer
@@ -39,11 +39,16 @@ SCRIPT = "<script>alert(1)</script>"
 WORDS = {"E": "is exactly what", "S": "could replace what", "C": "goes with what", "I": "has nothing to do with what"}
 
 
-def report_stage(samples: int = 5) -> ReportStage:
-    """Settings of a quick report."""
+def report_stage(samples: int = 5, encoder: Path = Path("missing")) -> ReportStage:
+    """Settings of a quick report. The encoder is needed where the export has an index."""
     quick = ReportSettings(samples=samples, bootstrap_resamples=200, latency_singles=20, latency_batches=2)
     return ReportStage(
-        name="made-up", seed=1, labels=LabelSettings(), perspectives=PerspectiveSettings(names=NAMES), report=quick
+        name="made-up",
+        seed=1,
+        labels=LabelSettings(),
+        perspectives=PerspectiveSettings(names=NAMES),
+        targets=TargetSettings(encoder=str(encoder), max_tokens=48),
+        report=quick,
     )
 
 

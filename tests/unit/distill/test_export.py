@@ -151,6 +151,19 @@ def test_a_damaged_copy_is_refused(exported: Export, monkeypatch: pytest.MonkeyP
         exported()
 
 
+def test_weights_that_were_saved_otherwise_than_trained_are_refused(exported: Export, stage: Stage) -> None:
+    """The copy is faithful, so only what the training left beside it can tell."""
+    weights = stage("10-export").run_dir / "9-student/lrkd/model/model.safetensors"
+    tensors = load_file(weights)
+    tensors["classifier.bias"] = tensors["classifier.bias"] + np.float32(0.01)
+    save_file(tensors, weights)
+    with pytest.raises(UserError, match=r"logits differ from the trained one's by 1.00e-02"):
+        exported()
+    (weights.parents[1] / "trained_logits.parquet").unlink()
+    with pytest.raises(UserError, match=r"has no trained_logits.parquet: delete the folder and run `student` again"):
+        exported()
+
+
 def test_the_student_without_a_teacher_has_no_index(exported: Export) -> None:
     folder = exported(student="ce_only")
     assert RationaleIndex.load(folder.path, NAMES) is None
@@ -194,6 +207,21 @@ def test_a_perspective_that_was_silent_is_never_shown(exported: Export) -> None:
     alone = [index.nearest(every[n : n + 1], count=100)[0] for n in range(31)]
     first = [{name: near[0].pair_id for name, near in one.items()} for one in alone]
     assert [{name: near[0].pair_id for name, near in one.items()} for one in many] == 5 * first
+
+
+def test_a_rationale_for_the_students_own_verdict_is_shown(exported: Export) -> None:
+    """The nearest is the pair itself. Asked for the other verdict, another pair is shown that has it."""
+    folder = exported()
+    index = RationaleIndex.load(folder.path, NAMES)
+    assert index is not None
+    latents, given = index.vectors.transpose(1, 0, 2), index.rows["verdicts"].to_pylist()
+    yes, no = index.nearest(latents, [["1"] * 2] * 31), index.nearest(latents, [["0"] * 2] * 31)
+    for n in range(31):
+        own = index.rows["pair_id"][n].as_py()
+        assert {yes[n]["intent"][0].verdict, no[n]["intent"][0].verdict} == {"1", "0"}
+        assert (yes if given[n][0] == "1" else no)[n]["intent"][0].similarity == pytest.approx(1, abs=2e-3), own
+        # From `rules` nobody ever said yes, so any verdict will do.
+        assert yes[n]["rules"] == no[n]["rules"] and yes[n]["rules"][0].verdict == "0"
 
 
 def test_a_run_without_a_test_split_is_exported_without_figures(exported: Export) -> None:

@@ -44,6 +44,14 @@ def test_macro_f1_by_hand() -> None:
     assert figures == {"accuracy": pytest.approx(2 / 3), "macro_f1": pytest.approx(0.4)}
 
 
+def test_two_judges_of_the_same_pairs_have_the_same_labels_in_their_macro_f1() -> None:
+    # Both have 2 of 3 right and E's F1 is 0.8 and 2/3. A wrong C is no label of its own, so the mean is over E and S.
+    gold, first, second = ["E", "E", "S"], ["E", "E", "E"], ["E", "C", "S"]
+    assert label_metrics(gold, second)["macro_f1"] == pytest.approx((2 / 3 + 1) / 2)
+    found = paired_bootstrap(gold, first, second, ["q", "q", "q"], ESCI, metric="macro_f1", samples=3)
+    assert found["difference"] == found["low"] == found["high"] == pytest.approx((2 / 3 + 1) / 2 - 0.4)
+
+
 def test_kappa_by_hand() -> None:
     # Three of four agree. Chance alone gives 1/2 * 3/4 + 1/2 * 1/4 = 1/2, so kappa is (3/4 - 1/2) / (1 - 1/2).
     assert kappa([YES, YES, NO, NO], [YES, YES, YES, NO]) == pytest.approx(0.5)

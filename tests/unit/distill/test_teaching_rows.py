@@ -12,7 +12,7 @@ from cluster.base.errors import UserError
 from cluster.base.tables import read_table, write_table
 from distill.config import TargetSettings
 from distill.target_map import MAP, fit_maps, save_maps, training_pairs
-from distill.teaching_rows import RowSettings, StudentRows, combine_targets, with_calibrated_labels
+from distill.teaching_rows import RowSettings, StudentRows, combine_targets, voters, with_calibrated_labels
 from mpcot.records import JUDGEMENT, TARGET
 from mpcot.schemes.scheme import load_scheme
 from tests.helpers.tiny_shop import make_run
@@ -43,7 +43,7 @@ def settings(run_dir: Path = Path(), **changes: Any) -> RowSettings:
 )
 def test_one_target_of_two(target: str, expected: list[list[float]]) -> None:
     given = settings(width=2, per_perspective=False, target=target)
-    combined, mask = combine_targets([FIRST, SECOND], [NO, YES], YES, given)
+    combined, mask = combine_targets([FIRST, SECOND], [1], given)
     assert combined.tolist() == expected and mask.tolist() == [True]
 
 
@@ -53,12 +53,29 @@ def test_one_target_of_two(target: str, expected: list[list[float]]) -> None:
 )
 def test_one_target_when_the_voting_one_is_missing(target: str, expected: list[float], present: bool) -> None:
     given = settings(width=2, per_perspective=False, target=target)
-    combined, mask = combine_targets([FIRST, None], [NO, YES], YES, given)
+    combined, mask = combine_targets([FIRST, None], [1], given)
     assert combined[0].tolist() == expected and mask.tolist() == [present]
 
 
+def test_the_surest_perspective_speaks_for_the_vote() -> None:
+    said: dict[str, Any] = {"vote": YES, "verdicts": [YES, NO, YES, None, YES]}
+    shares = [[0.6, 0.4], [0.0, 1.0], [0.9, 0.1], None, [0.7, 0.3]]
+    order = voters("p", said | {"perspective_soft": shares}, BINARY)
+    assert order == [2, 4, 0]
+    given = settings(width=2, per_perspective=False, perspectives=tuple("abcde"))
+    combined, mask = combine_targets([FIRST, FIRST, None, None, SECOND], order, given)
+    assert combined.tolist() == [[0, 3]] and mask.tolist() == [True], "the surest one that has a vector"
+
+
+def test_equally_sure_perspectives_take_turns_by_pair() -> None:
+    said: dict[str, Any] = {"vote": YES, "verdicts": [YES] * 3, "perspective_soft": [[0.9, 0.1]] * 3}
+    first = [voters(f"p{n}", said, BINARY)[0] for n in range(600)]
+    assert [voters(f"p{n}", said, BINARY)[0] for n in range(600)] == first
+    assert all(150 < first.count(place) < 250 for place in range(3))
+
+
 def test_a_target_per_perspective() -> None:
-    combined, mask = combine_targets([None, SECOND], [NO, YES], YES, settings(width=2))
+    combined, mask = combine_targets([None, SECOND], [1], settings(width=2))
     assert combined.tolist() == [[0, 0], [0, 3]] and mask.tolist() == [False, True]
 
 

@@ -133,11 +133,11 @@ def test_quality_per_split_perspective_and_vote() -> None:
     assert found["test"]["rules"]["accuracy"] == 0.0
 
 
-def test_a_label_that_is_only_said_counts_into_macro_f1() -> None:
+def test_a_label_that_is_only_said_has_no_f1_of_its_own() -> None:
     """As for the students, with which it is compared."""
     gold, said = ["E", "E", "S", "S"], ["E", "E", "S", "C"]
     truth = {f"p{n}": {"label": label, "split": "test"} for n, label in enumerate(gold)}
     quality = Quality(("intent",))
     quality.add([{"pair_id": f"p{n}", "vote": v, "verdicts": [v]} for n, v in enumerate(said)], truth)
     expected = label_metrics(gold, said)["macro_f1"]
-    assert quality.figures()["test"]["vote"]["macro_f1"] == pytest.approx(expected) == pytest.approx((1 + 2 / 3) / 3)
+    assert quality.figures()["test"]["vote"]["macro_f1"] == pytest.approx(expected) == pytest.approx((1 + 2 / 3) / 2)

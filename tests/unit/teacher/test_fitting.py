@@ -45,7 +45,7 @@ def tokens(text: str) -> int:
 def fitted(room: int) -> tuple[str | None, Fitting]:
     """Fit the product's prompt into `room` tokens."""
     fitting = Fitting(TOKENIZER, room + tokens(SAID) + 1)
-    return fitting.prompt(PRODUCT, SAID, written), fitting
+    return fitting.prompts(PRODUCT, [(SAID, written)])[0], fitting
 
 
 def test_a_prompt_that_fits_stays_whole() -> None:
@@ -90,6 +90,17 @@ def test_what_cannot_fit_is_left_out_with_its_reason() -> None:
     assert prompt is None and fitting.left_out == {ANSWER_TOO_LONG: 1}
 
 
+def test_prompts_about_a_pair_tell_the_same_of_the_product() -> None:
+    """The answer with the least room decides, and one that has none at all costs the others nothing."""
+    long = SAID * 2
+    fitting = Fitting(TOKENIZER, tokens(written(PRODUCT)) + tokens(SAID) + 1)
+    alone = fitting.prompts(PRODUCT, [(long, written)])
+    assert alone != [written(PRODUCT)] and fitting.cut == {"bullets": 1}
+    assert fitting.prompts(PRODUCT, [(SAID, written), (long, written)]) == alone * 2 and fitting.cut == {"bullets": 3}
+    assert fitting.prompts(PRODUCT, [(SAID * 50, written), (SAID, written)]) == [None, written(PRODUCT)]
+    assert fitting.left_out == {ANSWER_TOO_LONG: 1} and fitting.cut == {"bullets": 3}
+
+
 def test_a_long_seed_is_left_out_and_the_rest_is_trained_on(tmp_path: Path) -> None:
     pairs, rationales = tmp_path / "1-pairs", tmp_path / "2-rationales"
     long = seed("p4") | {"rationale": "the shopper asked for a red lamp and this is one. " * 110}
@@ -117,7 +128,7 @@ def test_a_long_title_never_costs_the_query() -> None:
 
     most = tokens(render(row | {"title": ""})) + 100 + tokens(SAID) + 1
     fitting = Fitting(TOKENIZER, most)
-    prompt = fitting.prompt(row, SAID, render)
+    (prompt,) = fitting.prompts(row, [(SAID, render)])
     assert prompt is not None and fitting.cut == {"title": 1}
     assert f"Query: {found['query']}\n" in prompt and prompt.startswith("<system>") and intent.question in prompt
     assert found["title"] not in prompt and found["title"][:20] in prompt

@@ -25,7 +25,17 @@ from teacher.answer_tokens import verdict_tokens
 from teacher.config import Full, SftSettings, SftStage
 from teacher.fitting import Fitting
 from teacher.model import load_tokenizer
-from teacher.sft import EXAMPLE, VOTE, SftTask, cap_labels, check_labels, collect_examples, hold_out, to_sequences
+from teacher.sft import (
+    EXAMPLE,
+    VOTE,
+    SftTask,
+    cap_labels,
+    check_labels,
+    collect_examples,
+    hold_out,
+    sequence_lengths,
+    to_sequences,
+)  # fmt: skip
 
 SPLITS = ("train", "dev", "test", "train")
 
@@ -152,8 +162,17 @@ def test_held_out_queries_never_train() -> None:
     assert len(queries[1]) == pytest.approx(100, abs=30)
     assert hold_out(table, 0.2, 1, 10_000)[1].equals(dev)
     assert not hold_out(table, 0.2, 2, 10_000)[1].equals(dev)
-    fewer_train, fewer = hold_out(table, 0.2, 1, 7)
-    assert len(fewer) == 7 and fewer_train.equals(train)
+
+
+def test_what_is_not_judged_is_trained_on() -> None:
+    """Of 100 queries of four answers each, dev has room for two queries, and for one at least."""
+    table = examples("E" * 400, queries=100)
+    for most, queries in ((9, 2), (8, 2), (7, 1), (1, 1)):
+        train, dev = hold_out(table, 0.5, 1, most)
+        assert len(set(dev["query_id"].to_pylist())) == queries and len(dev) == 4 * queries
+        assert len(train) == 400 - len(dev) and not set(train["query_id"].to_pylist()) & set(
+            dev["query_id"].to_pylist()
+        )
 
 
 def test_adding_rows_moves_no_query_between_the_parts() -> None:
@@ -167,6 +186,30 @@ def test_answers_of_a_pair_share_a_sequence() -> None:
     assert [len(row["answers"]) for row in to_sequences(table, 8).to_pylist()] == [1, 3, 1]
     assert [len(row["prompts"]) for row in to_sequences(table, 2).to_pylist()] == [1, 2, 1, 1]
     assert [row["pair_id"] for row in to_sequences(table, 1).to_pylist()] == ["p1", "p2", "p2", "p2", "p3"]
+
+
+def test_answers_of_a_pair_are_cut_alike_so_that_they_share_what_they_can(
+    folders: tuple[Path, Path], llama_folder: Path
+) -> None:
+    """A long answer and a short one: each cut for itself, the prompts would part inside the description."""
+    long = pair(4) | {"description": "a drill with a battery and a case and bits " * 12}
+    rows = [long if row["pair_id"] == "p4" else row for row in map(pair, range(8))]
+    write_table(folders[0] / "pairs.parquet", pa.Table.from_pylist(rows, PAIR))
+    answers = [kept("p4"), kept("p4", sample=1) | {"rationale": "the shopper wants to drill holes into a wall " * 3}]
+    write_table(folders[1] / "kept.parquet", pa.Table.from_pylist(answers, SORTED))
+    stage_ = stage(llama_folder, origins=("teacher",))
+    stage_ = stage_.model_copy(update={"samples": SampleSettings(guide="short", description_chars=1000)})
+    whole = collect_examples(stage_, *folders, fitting(llama_folder, 4096))["prompt"].to_pylist()
+    tokenizer = load_tokenizer(str(llama_folder))
+    room = len(tokenizer.encode("kept 0\nVerdict: E")) + 1  # for the short answer, and not for the long one
+    tight = fitting(llama_folder, len(tokenizer.encode(whole[0])) + room)
+    table = collect_examples(stage_, *folders, tight)
+    prompts = table["prompt"].to_pylist()
+    assert tight.cut == {"description": 2} and not tight.left_out
+    assert prompts[0] == prompts[1] != whole[0] == whole[1]
+    (length,) = sequence_lengths(tight, to_sequences(table, 8).to_pylist())
+    said = [len(tokenizer.encode(text)) + 1 for text in table["answer"].to_pylist()]
+    assert length == len(tokenizer.encode(prompts[0])) - 1 + sum(said) + 2, "each keeps one token of the prompt"
 
 
 def test_the_loss_is_a_mean_over_answer_tokens(tmp_path: Path, llama_folder: Path) -> None:
@@ -199,7 +242,10 @@ def test_a_verdict_weight_counts_in_loss_and_units(tmp_path: Path, llama_folder:
     assert batches[1]["units"] == batches[0]["units"] + 3 * verdicts
     losses = [task.loss(model, batch)[0].item() for task, batch in zip((plain, heavy), batches, strict=True)]
     assert losses[0] < losses[1] < 4 * losses[0]
-    assert plain.predict(model, batches[0]) == heavy.predict(model, batches[1])
+    dev = [task.summarise(task.predict(model, batch)) for task, batch in zip((plain, heavy), batches, strict=True)]
+    for figures, loss, batch in zip(dev, losses, batches, strict=True):
+        assert figures["loss"] == pytest.approx(loss / batch["units"], rel=1e-5), "the same measure as in training"
+        assert figures["nll_per_token"] == pytest.approx(losses[0] / batches[0]["units"], rel=1e-5)
 
 
 def test_an_answer_counts_by_its_weight(tmp_path: Path, llama_folder: Path) -> None:

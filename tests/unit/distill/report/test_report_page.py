@@ -22,9 +22,23 @@ LATENCY = {
 }  # fmt: skip
 
 
+MEASURED = {"latency": LATENCY, "explanations": None}
+EXPLANATIONS = {
+    "pairs": 24, "conclusion": "The rationale that the student shows is better.",
+    "verdicts": {"student": 0.7, "label": 0.6, "majority": 0.5},
+    "shown": {
+        way: {"verdict": 0.71, "label": 0.62, "true": 0.33}
+        for way in ("latent_and_verdict", "latent", "title_and_verdict", "title")
+    } | {"random": {"verdict": 0.44, "label": 1.0, "true": None}},
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    return collect(report_stage(), write_run(tmp_path_factory.mktemp("run"))) | {"latency": LATENCY}
+    return collect(report_stage(), write_run(tmp_path_factory.mktemp("run"))) | {
+        "latency": LATENCY,
+        "explanations": None,
+    }
 
 
 def test_texts_of_the_data_are_escaped(report):
@@ -47,6 +61,15 @@ def test_the_headline_table_holds_the_numbers(report):
     cells = {name: re.findall(r"<td>(.*?)</td>", row) for name, row in rows}
     assert cells["Student, LRKD"][:2] == ["0.750", "0.667"]
     assert cells["Teacher, vote"][0] == "0.833"
+
+
+def test_explanations_have_a_table_where_there_are_any(report):
+    page = render(report | {"explanations": EXPLANATIONS})
+    assert EXPLANATIONS["conclusion"] in page and 'href="#explanations"' in page
+    shown = page.split('aria-label="What the shown rationales are worth"')[1].split("</table>")[0]
+    rows = [re.findall(r"<td>(.*?)</td>", row) for row in shown.split("<tbody>")[1].split("</tr>")[:-1]]
+    assert rows == [["71 %", "62 %", "33 %"]] * 4 + [["44 %", "100 %", "–"]]
+    assert "#explanations" not in render(report | {"explanations": None})
 
 
 def test_kappa_the_ceiling_and_over_rating_are_on_the_page(report):
@@ -82,7 +105,7 @@ def test_stages_that_the_run_does_not_have_have_no_section(tmp_path, skipped, mo
     """A teacher that is not tuned has no rationales; one without DPO is the SFT model in every figure."""
     write_run(tmp_path)
     left = [stage for stage in STAGES if stage not in skipped]
-    report = collect(report_stage(), report_folder(tmp_path, left)) | {"latency": LATENCY}
+    report = collect(report_stage(), report_folder(tmp_path, left)) | MEASURED
     page = render(report)
     assert ("Rationales kept" in page) is ('href="#rationales"' in page) is bool(models)
     assert [row["stage"] for row in report["stages"]] == left and list(report["answers"]) == [
@@ -98,7 +121,10 @@ def test_stages_that_the_run_does_not_have_have_no_section(tmp_path, skipped, mo
 
 
 def test_what_is_absent_is_not_drawn(tmp_path):
-    report = collect(report_stage(), write_run(tmp_path, baseline=False, preferences=False)) | {"latency": None}
+    report = collect(report_stage(), write_run(tmp_path, baseline=False, preferences=False)) | {
+        "latency": None,
+        "explanations": None,
+    }
     assert set(draw(report)) == {"headline", "sft", "student", "macro_f1", "ratio", "skill"}
     page = render(report)
     assert "No DPO" in page and "LRKD minus labels only" not in page and "Not measured" in page

@@ -48,7 +48,7 @@ def test_the_page_shows_segments_and_temperatures(tmp_path: Path) -> None:
     # 9 of 12 dev pairs are right at 0.7 against three times 0.1: 7^(1/T) / (7^(1/T) + 3) = 3/4, so T = ln 7 / ln 9.
     assert judge["temperature"] == pytest.approx(0.8856, abs=1e-3) and judge["temperature_pairs"] == 12
     assert judge["calibration_error"] == pytest.approx(0.05) and judge["calibrated_error"] == pytest.approx(0, abs=1e-3)
-    page = render(report | {"latency": None})
+    page = render(report | {"latency": None, "explanations": None})
     assert '<th scope="row">perspectives<br><span class="soft">conflict</span></th><td>4</td>' in page
     assert "<td>0.050</td><td>0.000</td><td>0.89</td>" in page
 

@@ -107,12 +107,21 @@ def explaining(tmp_path_factory):
     return Scorer.load(explaining_export(tmp_path_factory.mktemp("explaining"), 8), ServeSettings())
 
 
-def test_explanations_come_from_the_index(explaining):
-    known = varied_pairs()[2]  # n % 8 != 5: every perspective said something
-    found = explaining.answer([ask(known["query"], known["title"], explain=True)])[0][0].explanations
-    assert found is not None and [e.perspective for e in found] == list(NAMES)
-    assert {e.pair_id for e in found} == {known["pair_id"]}, "a training pair is its own nearest"
-    assert all(e.similarity == pytest.approx(1, abs=2e-3) for e in found)
+def test_explanations_come_from_the_index_and_argue_for_the_students_verdict(explaining):
+    known, index = varied_pairs()[2], explaining.explainer.index  # n % 8 != 5: every perspective said something
+    result = explaining.answer([ask(known["query"], known["title"], explain=True)])[0][0]
+    assert result.explanations is not None and [e.perspective for e in result.explanations] == list(NAMES)
+    itself, given = index.rows["pair_id"].to_pylist().index(known["pair_id"]), index.rows["verdicts"].to_pylist()
+    for place, shown in enumerate(result.explanations):
+        own = result.perspectives[shown.perspective].verdict
+        if own in {row[place] for row in given}:
+            assert shown.verdict == own
+        if own == given[itself][place]:
+            assert shown.pair_id == known["pair_id"], "a training pair is its own nearest"
+            assert shown.similarity == pytest.approx(1, abs=2e-3)
+    scores = explaining.score([known])
+    (any_verdict,) = index.nearest(scores.latents)
+    assert {near[0].pair_id for near in any_verdict.values()} == {known["pair_id"]}
 
 
 def test_examples_share_words_with_the_query(explaining):

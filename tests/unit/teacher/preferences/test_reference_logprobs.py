@@ -23,9 +23,9 @@ from teacher.config import DpoSettings, Lora, PreferenceStage
 from teacher.dpo import DpoTask
 from teacher.fitting import Fitting
 from teacher.losses import sequence_logprobs
-from teacher.model import load_tokenizer
+from teacher.model import EAGER_TOKENS, load_tokenizer
 from teacher.preferences.conflicts import Candidate, Preference
-from teacher.preferences.reference_logprobs import SIDES, ReferenceScorer, fill_logprobs
+from teacher.preferences.reference_logprobs import SIDES, ReferenceScorer, fill_logprobs, preference_kernel
 from teacher.preferences.stage import preference_table
 from teacher.sft import AnswerTask
 
@@ -193,6 +193,27 @@ def test_the_reference_is_the_model_in_training_without_its_adapters(
     assert live.tolist() == pytest.approx(batch["reference"].tolist(), abs=1e-4)
 
 
+def test_reference_and_training_choose_the_same_kernel_by_what_they_compute(
+    table: pa.Table, llama_folder: Path
+) -> None:
+    """Two answers behind one prompt are longer than either alone, so sharing decides which kernel is taken."""
+    tokenizer = load_tokenizer(str(llama_folder))
+    row = table.to_pylist()[1]
+    while sum(len(tokenizer.encode(row[name])) for name in ("chosen_prompt", "chosen", "rejected")) <= EAGER_TOKENS:
+        row |= {side: row[side] + " a drill case" for side in SIDES}
+    longer = pa.Table.from_pylist([row], PREFERENCE)
+    kernels = [
+        preference_kernel(longer, tokenizer, DpoSettings(share_prompts=share), gpu=False) for share in (True, False)
+    ]
+    assert kernels == [None, "eager"]
+    assert preference_kernel(table.slice(0, 0), tokenizer, DpoSettings(), gpu=True) is None
+    for kernel in kernels:
+        scorer = ReferenceScorer(str(llama_folder), 1024, True, "fp32", 1, attention=kernel)
+        dpo = DpoTask(TrainSettings(), 1, "", str(llama_folder), Lora(rank=2), 1024, DpoSettings(), attention=kernel)
+        learning: Any = dpo.build()
+        assert scorer.model.config._attn_implementation == learning.config._attn_implementation == (kernel or "sdpa")
+
+
 def test_in_bf16_neighbours_move_a_token_by_its_rounding_only(table: pa.Table, llama_folder: Path) -> None:
     """A kernel may add in another order for another batch; 8 bits of mantissa make that 2 ** -8 of a number near 1."""
     together = scored(table, llama_folder, precision="bf16")
@@ -266,3 +287,5 @@ def test_the_sft_part_adds_the_chosen_answers_nll_per_token(
     assert nll > 0
     added = mixed.loss(model, batch)[0] - plain.loss(model, batch)[0]
     assert added.item() == pytest.approx(0.5 * nll, rel=1e-4)
+    dev = mixed.summarise(mixed.predict(model, batch))["loss"]
+    assert dev == pytest.approx(mixed.loss(model, batch)[0].item() / 2, rel=1e-5), "on dev as in training"

@@ -103,7 +103,14 @@ class StudentSettings(Settings):
         0.1, description="of cross-entropy with the verdict of each perspective; needs per_perspective"
     )
     label_weights: Literal["none", "balanced"] = Field("none", description="balanced gives all labels the same total")
-    use_unlabelled: bool = Field(False, description="unlabelled pairs teach the vote, weighted by agreement")
+    use_unlabelled: bool = Field(
+        False, description="unlabelled pairs teach the vote, weighted by its probability as calibrated on dev"
+    )
+    unlabelled_balance: Literal["none", "gold"] = Field(
+        "none",
+        description="gold: of each vote keep at most the share of the unlabelled pairs that this label has among the "
+        "training pairs",
+    )
     shuffled_targets: bool = Field(False, description="control: every pair gets another pair's vectors and verdicts")
     max_tokens: PositiveInt = Field(128, description="of query and product; the end of a longer product is cut")
     fields: ProductFields = Field("title", description="the fields of the product that the student reads")

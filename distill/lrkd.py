@@ -229,6 +229,7 @@ def _task(config: StudentStage, student: StudentSettings, folder: StageFolder) -
         target=student.target,
         width=manifest["figures"]["width"],
         shuffle=config.seed if student.shuffled_targets else None,
+        unlabelled_balance=student.unlabelled_balance,
     )
     own = StudentConfig(
         scheme=scheme,

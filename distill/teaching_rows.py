@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from cluster.base.tables import read_table
 from cluster.config import Settings
+from distill.unlabelled import dev_temperature, surplus, vote_weight
 from mpcot.schemes.scheme import Scheme
 
 JUDGED = ["pair_id", "vote", "agreement", "soft", "verdicts"]  # without the rationales, which are most of the file
@@ -33,6 +34,7 @@ class RowSettings(Settings):
     target: str
     width: int
     shuffle: int | None = None
+    unlabelled_balance: Literal["none", "gold"] = "none"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -54,9 +56,16 @@ class StudentRows(Sequence[dict[str, Any]]):
         judgements = read_table(settings.judgements, JUDGED)
         self.judged = _positions(judgements)
         pairs = read_table(settings.pairs)
+        voting = "unlabelled" in splits and len(self.judged)
+        self.temperature = dev_temperature(pairs, judgements, settings.scheme) if voting else None
+        too_many: set[str] = set()
+        if voting and settings.unlabelled_balance == "gold":
+            votes = zip(judgements["pair_id"].to_pylist(), judgements["vote"].to_pylist(), strict=True)
+            known = (pairs[name].to_pylist() for name in ("pair_id", "label", "split"))
+            too_many = surplus(zip(*known, strict=True), dict(votes))
         pairs = pairs.filter(pc.is_in(pairs["split"], value_set=pa.array(splits)))
         usable = [
-            label is not None or pair_id in self.judged
+            label is not None or (pair_id in self.judged and pair_id not in too_many)
             for label, pair_id in zip(pairs["label"].to_pylist(), pairs["pair_id"].to_pylist(), strict=True)
         ]
         self.unusable = len(usable) - sum(usable)
@@ -99,7 +108,7 @@ class StudentRows(Sequence[dict[str, Any]]):
         return [self.settings.scheme.index(code) for code in codes]
 
     def _teaching(self, pair: dict[str, Any], source: str) -> dict[str, Any]:
-        """Return what the row teaches: the gold label, or without one the vote, weighted by its agreement."""
+        """Return what the row teaches: the gold label, or without one the vote, weighted by how sure it is."""
         scheme, names = self.settings.scheme, self.settings.perspectives
         judgement = self._judgement(pair["pair_id"])
         gold = pair["label"] is not None
@@ -108,7 +117,7 @@ class StudentRows(Sequence[dict[str, Any]]):
         targets, mask = self._targets(source, verdicts, reasoned["vote"] if reasoned else None)
         return {
             "label": scheme.index(pair["label"] if gold else judgement["vote"]),  # type: ignore[index]
-            "weight": 1.0 if gold else float(judgement["agreement"]),  # type: ignore[index]
+            "weight": 1.0 if gold else vote_weight(judgement, self.temperature, scheme),  # type: ignore[arg-type]
             "judged": judgement is not None,
             "soft": judgement["soft"] if judgement else [0.0] * len(scheme.labels),
             "verdicts": [-1 if code is None else scheme.index(code) for code in verdicts],

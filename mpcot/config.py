@@ -189,6 +189,11 @@ class JudgeSettings(AnswerSettings):
     )
     temperature: float = Field(0.0, ge=0, description="0 is greedy")
     splits: tuple[Split, ...] = Field(("train", "dev", "test", "unlabelled"), description="splits to judge")
+    budget_pairs: NonNegativeInt | None = Field(
+        None,
+        description="judge only so many unlabelled pairs, the first ones in the order of the source and of "
+        "source.candidates; empty judges all",
+    )
     fit: bool = Field(
         False, description="fit on dev how sure each perspective is and how much it counts, for vote and soft labels"
     )

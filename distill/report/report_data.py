@@ -14,6 +14,7 @@ from cluster.base.tables import rows_of
 from cluster.training.driver import read_history
 from distill.report.config import ReportStage
 from distill.report.quality import agreement, headline, stages_of_teacher, teacher
+from distill.report.volume import by_thousand
 from distill.segments import segments
 from mpcot.asking.address.meter import usage_said
 from mpcot.asking.failure_reasons import kind_of
@@ -54,6 +55,7 @@ def collect(config: ReportStage, folder: StageFolder) -> dict[str, Any]:
         "teacher": teacher(pairs, judged, names, scheme),
         "teacher_by_stage": stages_of_teacher(pairs, judged, answers, names),
         "agreement": agreement(pairs, judged, names),
+        "unlabelled": by_thousand(pairs, judged, scheme),
         "answers": {stage: kept_rates(found, pairs, names, scheme) for stage, found in answers.items()},
         "curves": histories(at),
         "samples": samples(pairs, judged, students, names, config.report.samples),

@@ -91,10 +91,11 @@ def interleaved(rankings: Mapping[str, Iterable[int]], taken: Collection[int], m
         taken: places to leave out.
     """
     found: dict[int, str] = {}
-    for turn in zip_longest(*rankings.values()):
+    free = ([int(place) for place in ranking if int(place) not in taken] for ranking in rankings.values())
+    for turn in zip_longest(*free):
         for name, place in zip(rankings, turn, strict=True):
-            if place is not None and int(place) not in taken and len(found) < most:
-                found.setdefault(int(place), name)
+            if place is not None and len(found) < most:
+                found.setdefault(place, name)
     return found
 
 

@@ -199,7 +199,9 @@ class JudgeSettings(AnswerSettings):
     )
 
     @model_validator(mode="after")
-    def _fit(self) -> JudgeSettings:
+    def _needed_splits(self) -> JudgeSettings:
+        if self.budget_pairs is not None and "unlabelled" not in self.splits:
+            raise ValueError("budget_pairs counts unlabelled pairs: add unlabelled to splits, or take it out")
         if self.fit and "dev" not in self.splits:
             raise ValueError("fit needs judged dev pairs: add dev to splits, or turn it off")
         return self

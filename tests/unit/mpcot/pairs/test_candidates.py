@@ -73,6 +73,11 @@ def test_a_budget_takes_the_first_unlabelled_pairs_and_all_others(tmp_path: Path
     assert [row["pair_id"] for row in some if row["split"] == "unlabelled"] == [least] and len(some) == 4
 
 
+def test_a_budget_for_pairs_that_are_not_judged_is_refused() -> None:
+    with pytest.raises(ValueError, match="add unlabelled to splits"):
+        JudgeSettings(budget_pairs=2, splits=("train", "dev"))
+
+
 def test_wrong_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"source\.candidates: .* has no column 'title'; it has query, product_id"):
         stage(tmp_path, [{"query": "Query 1", "product_id": "x"}])

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from cluster.base.ray_session import stream_parquet
 from cluster.base.tables import write_table
 from distill.candidates.bm25 import Bm25
 from distill.candidates.shop import Key, Query, Row, Shop
 from distill.config import TargetSettings
-from distill.targets import embed
+from distill.targets import SentenceEncoder
 
 SCORES_AT_A_TIME = 1 << 24
 Mined = tuple[Query, Key, int, str]  # query, product, rank from 0, and what found it
@@ -116,14 +117,31 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
 
 
+class TextEncoder(SentenceEncoder):
+    """Ray Data actor with a frozen encoder that turns a table with `text` into one with `vector`."""
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return pa.table({"vector": pa.array(list(self.encode(batch["text"].to_pylist())), pa.list_(pa.float32()))})
+
+
 def encoded(texts: Sequence[str], encoder: TargetSettings, scratch: Path) -> np.ndarray:
     """Return the vectors of all texts, one row each, as Ray Data's actors of `targets.workers` encode them."""
-    path = scratch / "candidate-texts.parquet"
-    ids = pa.array([str(place) for place in range(len(texts))])
-    write_table(path, pa.table({"pair_id": ids, "rationales": pa.array([[text] for text in texts])}))
+    import ray
+
+    path, workers = scratch / "candidate-texts.parquet", encoder.workers
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
     try:
-        tables = [table["vectors"].combine_chunks() for table in embed(path, encoder)]
+        done = stream_parquet(write_table(path, pa.table({"text": pa.array(texts)}))).map_batches(
+            TextEncoder,
+            fn_constructor_args=(encoder,),
+            batch_size=encoder.batch_size,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=workers.count),
+            num_cpus=workers.cpus_per_worker,
+            num_gpus=workers.gpus_per_worker,
+        )
+        tables = list(done.iter_batches(batch_size=None, batch_format="pyarrow"))
     finally:
-        path.unlink()
-    flat = np.concatenate([part.flatten().flatten().to_numpy() for part in tables])
+        path.unlink(missing_ok=True)
+    flat = np.concatenate([table["vector"].combine_chunks().flatten().to_numpy() for table in tables])
     return flat.reshape(len(texts), -1)

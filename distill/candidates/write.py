@@ -19,6 +19,7 @@ from distill.candidates.mine import Mined, Mining, mine
 from distill.candidates.order import doubts_of, ordered, verdicts_of
 from distill.candidates.shop import Shop, from_results, open_shop
 from distill.config import TargetSettings
+from distill.student.model import read_student_config
 from mpcot.records import ATTRIBUTES, texts
 from mpcot.sources.clean_rows import Cleaning
 
@@ -69,6 +70,8 @@ def write_candidates(
     """
     if wish.judged and not wish.unsure_by:
         raise UsageError("--judged says where others contradict a student: name the student with --unsure-by")
+    if wish.unsure_by is not None:
+        read_student_config(wish.unsure_by)  # before anything is mined
     pairs = finished_stage(run_dir, "1-pairs", upto="pairs") / "pairs.parquet"
     shop = open_shop(pairs, wish.products, cleaning)
     left_out: Counter[str] = Counter()

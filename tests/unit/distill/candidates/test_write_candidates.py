@@ -19,7 +19,7 @@ from distill.candidates import mine
 from distill.candidates.order import Doubt, ordered
 from distill.candidates.shop import Query
 from distill.candidates.write import Wish, write_candidates
-from distill.config import StudentConfig, TargetSettings
+from distill.config import NoExtractor, StudentConfig, TargetSettings
 from distill.student.model import build_student, load_tokenizer
 from distill.student.predict import predict
 from mpcot.pairs.ids import pair_id, query_id
@@ -171,7 +171,7 @@ def test_the_order_of_asking() -> None:
 
 def test_a_student_puts_first_what_it_is_unsure_of_or_what_others_contradict(run_dir: Path, encoder: Path) -> None:
     config = StudentConfig(
-        scheme=load_scheme("binary"), perspectives=("intent",), extractor={"kind": "none"}, per_perspective=False,
+        scheme=load_scheme("binary"), perspectives=("intent",), extractor=NoExtractor(), per_perspective=False,
         target_width=4, max_tokens=32, fields="title",
     )  # fmt: skip
     student, tokenizer = build_student(str(encoder), config), load_tokenizer(encoder)

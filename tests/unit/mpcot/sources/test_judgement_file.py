@@ -83,6 +83,6 @@ def test_jsonl_and_parquet_are_read_alike(tmp_path: Path) -> None:
 
 
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
-    (tmp_path / "given.csv").write_text("query,product_id,verdict\nlamp,1,E\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"source.judgements: .* has no column 'perspective'"):
+    (tmp_path / "given.csv").write_text("query,product_id,perspective\nlamp,1,intent\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"source.judgements: .* has no column 'verdict'"):
         read_judgements(str(tmp_path / "given.csv"), ESCI)

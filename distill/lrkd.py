@@ -195,6 +195,7 @@ def run(config: StudentStage, folder: StageFolder) -> None:
         train = task.train_rows()
         predicted = Counter(read_table(out / "predictions.parquet", ["split"])["split"].to_pylist())
         counts |= {"train": len(train), "unusable": train.unusable}
+        counts |= {"surplus": train.surplus} if train.surplus else {}
         counts |= {f"predicted_{split}": predicted[split] for split in PREDICTED_SPLITS}
     folder.finish(counts, figures)
 

@@ -68,7 +68,8 @@ class StudentRows(Sequence[dict[str, Any]]):
             label is not None or (pair_id in self.judged and pair_id not in too_many)
             for label, pair_id in zip(pairs["label"].to_pylist(), pairs["pair_id"].to_pylist(), strict=True)
         ]
-        self.unusable = len(usable) - sum(usable)
+        self.surplus = len(too_many)
+        self.unusable = len(usable) - sum(usable) - self.surplus
         self.pairs = pairs.filter(pa.array(usable, pa.bool_())).combine_chunks()
         self.judgements = judgements
         targets = read_table(settings.targets)

@@ -128,6 +128,7 @@ def test_balanced_rows_have_no_more_of_a_vote_than_the_labels_have(run_dir: Path
     write_table(path, table.set_column(table.column_names.index("vote"), "vote", [votes]))
     rows = StudentRows(settings(run_dir, unlabelled_balance="gold"), ("train", "unlabelled"))
     assert rows.labels()[32:] == [BINARY.index(YES)] * 4 and len(rows) == 36
+    assert (rows.surplus, rows.unusable) == (12, 0)
     assert len(StudentRows(settings(run_dir), ("train", "unlabelled"))) == 48
 
 

@@ -153,9 +153,16 @@ class StudentSettings(Settings):
     soft_labels: Literal["raw", "calibrated"] = Field(
         "raw", description="calibrated fits the teacher's distribution to the gold labels of dev first"
     )
-    use_unlabelled: bool = Field(False, description="unlabelled pairs teach the vote, weighted by agreement")
+    use_unlabelled: bool = Field(
+        False, description="unlabelled pairs teach the vote, weighted by its probability as calibrated on dev"
+    )
     unlabelled_weight: PositiveFloat = Field(
-        1.0, description="weight of an unlabelled pair in every part of the loss, times its agreement"
+        1.0, description="weight of an unlabelled pair in every part of the loss, times how probable its vote is"
+    )
+    unlabelled_balance: Literal["none", "gold"] = Field(
+        "none",
+        description="gold: of each vote keep at most the share of the unlabelled pairs that this label has among the "
+        "training pairs",
     )
     control: Literal["none", "shuffled", "same_verdicts", "half", EmbeddedControl] = Field(
         "none",

@@ -246,6 +246,7 @@ def run(config: StudentStage, folder: StageFolder) -> None:
         if missing := train.without_donor:
             figures[kind]["pairs_without_donor"] = missing
         counts |= {"train": len(train), "unusable": train.unusable}
+        counts |= {"surplus": train.surplus} if train.surplus else {}
         counts |= {f"predicted_{split}": predicted[split] for split in PREDICTED_SPLITS}
     folder.finish(counts, figures)
 
@@ -284,6 +285,7 @@ def _task(config: StudentStage, student: StudentSettings, folder: StageFolder) -
         control=student.control,
         seed=config.seed,
         unlabelled_weight=student.unlabelled_weight,
+        unlabelled_balance=student.unlabelled_balance,
     )
     if student.soft_labels == "calibrated":
         rows = with_calibrated_labels(rows)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from cluster.base.tables import read_table
 from cluster.config import Settings
 from distill.donors import Matched, nearest_donors, random_donors, ring_donors
 from distill.target_table import TargetTable
+from distill.unlabelled import dev_temperature, surplus, vote_weight
 from mpcot.schemes.scheme import Scheme
 from mpcot.temperature import fit_temperature_and_bias, scaled
 
@@ -45,6 +46,7 @@ class RowSettings(Settings):
     unlabelled_weight: float = 1.0
     soft_temperature: float = 1.0
     soft_bias: tuple[float, ...] = Field((), description="one number per label, or none")
+    unlabelled_balance: Literal["none", "gold"] = "none"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -67,12 +69,20 @@ class StudentRows(Sequence[dict[str, Any]]):
         judgements = read_table(settings.judgements, JUDGED)
         self.judged = _positions(judgements)
         pairs = read_table(settings.pairs)
+        voting = "unlabelled" in splits and len(self.judged)
+        self.temperature = dev_temperature(pairs, judgements, settings.scheme) if voting else None
+        too_many: set[str] = set()
+        if voting and settings.unlabelled_balance == "gold":
+            votes = zip(judgements["pair_id"].to_pylist(), judgements["vote"].to_pylist(), strict=True)
+            known = (pairs[name].to_pylist() for name in ("pair_id", "label", "split"))
+            too_many = surplus(zip(*known, strict=True), dict(votes))
         pairs = pairs.filter(pc.is_in(pairs["split"], value_set=pa.array(splits)))
         usable = [
-            label is not None or pair_id in self.judged
+            label is not None or (pair_id in self.judged and pair_id not in too_many)
             for label, pair_id in zip(pairs["label"].to_pylist(), pairs["pair_id"].to_pylist(), strict=True)
         ]
-        self.unusable = len(usable) - sum(usable)
+        self.surplus = len(too_many)
+        self.unusable = len(usable) - sum(usable) - self.surplus
         self.pairs = pairs.filter(pa.array(usable, pa.bool_())).combine_chunks()
         self.groups = _numbered(self.pairs["query_id"].to_pylist())
         self.judgements = judgements
@@ -146,7 +156,7 @@ class StudentRows(Sequence[dict[str, Any]]):
     def _teaching(self, pair: dict[str, Any], source: str | None) -> dict[str, Any]:
         """Return what the row teaches: the gold label, or without one the vote.
 
-        A vote weighs `unlabelled_weight` times its agreement, a gold label 1.
+        A vote weighs `unlabelled_weight` times its probability, a gold label 1.
         """
         scheme, names = self.settings.scheme, self.settings.perspectives
         judgement = self._judgement(pair["pair_id"])
@@ -158,7 +168,7 @@ class StudentRows(Sequence[dict[str, Any]]):
         return {
             "label": scheme.index(pair["label"] if gold else judgement["vote"]),  # type: ignore[index]
             "gold": gold,
-            "weight": 1.0 if gold else self.settings.unlabelled_weight * judgement["agreement"],  # type: ignore[index]
+            "weight": 1.0 if gold else self.settings.unlabelled_weight * self._sureness(judgement),
             "judged": judgement is not None,
             "soft": self._soft(judgement["soft"]) if judgement else [0.0] * len(scheme.labels),
             "verdicts": [-1 if code is None else scheme.index(code) for code in verdicts],
@@ -171,6 +181,10 @@ class StudentRows(Sequence[dict[str, Any]]):
         if own.soft_temperature == 1 and not own.soft_bias:
             return said
         return list(scaled(np.array([said]), own.soft_temperature, own.soft_bias)[0].tolist())
+
+    def _sureness(self, judgement: dict[str, Any] | None) -> float:
+        assert judgement is not None, "a pair without label and vote is not usable"
+        return vote_weight(judgement, self.temperature, self.settings.scheme)
 
     def _judgement(self, pair_id: str) -> dict[str, Any] | None:
         at = self.judged.get(pair_id)

@@ -189,12 +189,19 @@ class JudgeSettings(AnswerSettings):
     )
     temperature: float = Field(0.0, ge=0, description="0 is greedy")
     splits: tuple[Split, ...] = Field(("train", "dev", "test", "unlabelled"), description="splits to judge")
+    budget_pairs: NonNegativeInt | None = Field(
+        None,
+        description="judge only so many unlabelled pairs, the first ones in the order of the source and of "
+        "source.candidates; empty judges all",
+    )
     fit: bool = Field(
         False, description="fit on dev how sure each perspective is and how much it counts, for vote and soft labels"
     )
 
     @model_validator(mode="after")
-    def _fit(self) -> JudgeSettings:
+    def _needed_splits(self) -> JudgeSettings:
+        if self.budget_pairs is not None and "unlabelled" not in self.splits:
+            raise ValueError("budget_pairs counts unlabelled pairs: add unlabelled to splits, or take it out")
         if self.fit and "dev" not in self.splits:
             raise ValueError("fit needs judged dev pairs: add dev to splits, or turn it off")
         return self

@@ -19,6 +19,7 @@ from mpcot.records import ANSWER
 
 PAIRS_AT_A_TIME = 8192
 TINY = 1e-12
+WHOLE = ""  # stands for the perspective of a judgement that is of the pair as a whole
 Row = dict[str, Any]
 KNOWN = pa.schema([pa.field(name, pa.string()) for name in ("pair_id", "label", "split")])
 
@@ -33,12 +34,13 @@ class Given:
         )
 
     def covered(self, pairs: Iterable[Row]) -> Iterator[tuple[Row, list[str]]]:
-        """Yield every pair with the perspectives that have a judgement of it."""
+        """Yield every pair with the perspectives that have a judgement of it: all, if it was judged as a whole."""
         stream = iter(pairs)
         while rows := list(islice(stream, PAIRS_AT_A_TIME)):
-            known = self.spoken.has(f"{row['pair_id']}/{name}" for row in rows for name in self.perspectives)
-            for row, there in zip(rows, known.reshape(len(rows), -1), strict=True):
-                yield row, [name for name, has in zip(self.perspectives, there, strict=True) if has]
+            asked = (*self.perspectives, WHOLE)
+            known = self.spoken.has(f"{row['pair_id']}/{name}" for row in rows for name in asked)
+            for row, (*there, whole) in zip(rows, known.reshape(len(rows), -1), strict=True):
+                yield row, [name for name, has in zip(self.perspectives, there, strict=True) if has or whole]
 
     def to_ask(self, pairs: Iterable[Row]) -> Iterator[Row]:
         """Yield the pairs about which the teacher is to be asked, with the perspectives that it is not asked from."""
@@ -62,13 +64,13 @@ class Given:
         return [
             {**row, "logprobs": _logs(row["probabilities"]), "reason": None}
             for row in found.filter(pc.is_in(found["pair_id"], pairs["pair_id"].combine_chunks())).to_pylist()
-            if row["perspective"] in self.perspectives
+            if row["perspective"] is None or row["perspective"] in self.perspectives
         ]
 
 
 def _names(batch: pa.RecordBatch) -> list[str]:
     columns = (batch[name].to_pylist() for name in ("pair_id", "perspective"))
-    return [f"{pair}/{name}" for pair, name in zip(*columns, strict=True)]
+    return [f"{pair}/{name or WHOLE}" for pair, name in zip(*columns, strict=True)]
 
 
 def _logs(shares: Sequence[float] | None) -> list[float] | None:

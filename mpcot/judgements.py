@@ -19,7 +19,7 @@ from mpcot.asking.generate import generate, select_pairs
 from mpcot.asking.join_answers import AnsweredPairs
 from mpcot.asking.plan import GenerationPlan, model_asked
 from mpcot.config import JudgeStage, UntunedJudgeStage
-from mpcot.given import Given
+from mpcot.given import WHOLE, Given
 from mpcot.pairs.given_judgements import GIVEN
 from mpcot.records import ANSWER, JUDGEMENT, texts
 from mpcot.schemes.scheme import Scheme, load_scheme
@@ -72,12 +72,16 @@ def _run(config: JudgeStage, folder: StageFolder, model: str | None) -> None:
             truth = {row["pair_id"]: row for row in joined.pairs.to_pylist()}
             quality.add(rows, truth)
             if config.judge.fit:
-                dev += [(row, gold) for row in rows if (gold := _gold_of_dev(truth[row["pair_id"]]))]
+                dev += [
+                    (row, gold)
+                    for row in rows
+                    if (gold := _gold_of_dev(truth[row["pair_id"]])) and any(row["verdicts"])
+                ]
             counts["requested"] += len(joined.pairs)
             counts["judged"] += len(rows)
             counts["left_out" if model is None else "failed"] += len(joined.pairs) - len(rows)
             counts["failed_answers"] += len(unusable)
-            origins.update(who for row in rows for who in row["origin"] if who)
+            origins.update(who for row in rows for who in _judges(row))
     figures: dict[str, Any] = {"origins": dict(origins)} | asked_figures(rounds)
     if config.judge.fit:
         fit, losses = fit_vote([row for row, _ in dev], [gold for _, gold in dev], scheme)
@@ -86,6 +90,11 @@ def _run(config: JudgeStage, folder: StageFolder, model: str | None) -> None:
         named = {what: dict(zip(names, values, strict=True)) for what, values in by_name.items()}
         figures["fit"] = {"dev_pairs": len(dev), **losses, **named}
     folder.finish(counts, {"quality": quality.figures()} | figures)
+
+
+def _judges(row: Mapping[str, Any]) -> list[str]:
+    """Return who gave each verdict, or who judged the pair as a whole."""
+    return [who for who in row["origin"] if who] if any(row["verdicts"]) else row["origin"][:1]
 
 
 def _gold_of_dev(pair: Mapping[str, Any]) -> str | None:
@@ -138,9 +147,11 @@ def judge(answers: Iterable[dict[str, Any]], perspectives: Sequence[str], scheme
     by_perspective: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in answers:
         if row["reason"] is None:
-            by_perspective[row["perspective"]].append(row)
+            by_perspective[row["perspective"] or WHOLE].append(row)
     if not by_perspective:
         return None
+    if whole := by_perspective.pop(WHOLE, None):
+        return _judged_as_a_whole(whole[0], len(perspectives), scheme)
     said, soft = {}, {}
     for name, rows in sorted(by_perspective.items()):  # a tie must not depend on the order of the answers
         each = [distribution(row["logprobs"], row["verdict"], scheme) for row in rows]
@@ -160,6 +171,13 @@ def judge(answers: Iterable[dict[str, Any]], perspectives: Sequence[str], scheme
     }
 
 
+def _judged_as_a_whole(row: Mapping[str, Any], perspectives: int, scheme: Scheme) -> dict[str, Any]:
+    """Return the judgement of somebody who judged the pair from no perspective in particular."""
+    silent = dict.fromkeys(("verdicts", "rationales", "perspective_soft"), [None] * perspectives)
+    soft = distribution(row["logprobs"], row["verdict"], scheme).tolist()
+    return {"vote": row["verdict"], "agreement": 1.0, "soft": soft, **silent, "origin": [row["origin"]] * perspectives}
+
+
 class Quality:
     """Computes accuracy and macro-F1 per split, of each perspective and of the vote, from counts."""
 
@@ -173,7 +191,8 @@ class Quality:
             label, split = truth[row["pair_id"]]["label"], truth[row["pair_id"]]["split"]
             if label is None:
                 continue
-            for name, verdict in zip(self.perspectives, row["verdicts"], strict=True):
+            # A pair that was judged as a whole says nothing about the perspectives.
+            for name, verdict in zip(self.perspectives, row["verdicts"], strict=True) if any(row["verdicts"]) else ():
                 self.counts[split, name][label, verdict or NO_VERDICT] += 1
             self.counts[split, "vote"][label, row["vote"]] += 1
 

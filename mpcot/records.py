@@ -31,10 +31,11 @@ PAIR = pa.schema(
 SEED = pa.schema(texts("pair_id", "perspective", "rationale", "verdict", "origin"))
 
 # 1-pairs/judgements.parquet -> 7-judgements. Judgements from elsewhere (`source.judgements`), at most one of a pair and
-# perspective. `probabilities` are in the order of the scheme, or null.
+# perspective, or one of the pair as a whole, whose perspective is null. `probabilities` are in the order of the scheme,
+# or null.
 GIVEN_JUDGEMENT = pa.schema(
     [
-        *texts("pair_id", "perspective", "rationale?", "verdict", "origin"),
+        *texts("pair_id", "perspective?", "rationale?", "verdict", "origin"),
         pa.field("probabilities", pa.list_(pa.float32())),
     ]
 )
@@ -80,7 +81,8 @@ PREFERENCE = pa.schema(
 # 7-judgements/judgements.parquet -> 8-targets, 9-student, 11-report. Lists have an entry per perspective, in the order
 # of the config, or null where a perspective did not answer. `soft` is the mean distribution over the labels in the
 # order of the scheme. `agreement` is the share of the perspectives that voted for `vote`. `origin` says who judged:
-# "teacher", or the origin of a judgement from elsewhere.
+# "teacher", or the origin of a judgement from elsewhere. A judgement of the pair as a whole has no verdicts, an
+# agreement of 1, and its origin in every place.
 JUDGEMENT = pa.schema(
     [
         *texts("pair_id", "vote"),

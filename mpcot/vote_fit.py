@@ -33,7 +33,12 @@ class VoteFit:
     weights: tuple[float, ...]
 
     def apply(self, row: Mapping[str, Any], scheme: Scheme) -> Row:
-        """Return a judgement with vote, agreement and distributions as fitted. Its verdicts stay."""
+        """Return a judgement with vote, agreement and distributions as fitted. Its verdicts stay.
+
+        A judgement of the pair as a whole, without verdicts, stays as it is.
+        """
+        if not any(row["verdicts"]):
+            return dict(row)
         weights, soft = self.spoken(row)
         mean = np.sum([weight * soft[place] for place, weight in weights.items()], axis=0)
         said: dict[str, float] = defaultdict(float)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,17 @@ def write_judgements(run_dir: Path, path: Path) -> Counter[str]:
 
 
 def _lines(row: Mapping[str, Any], names: list[str], codes: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """Yield what each perspective that has a verdict said."""
+    """Yield what each perspective that has a verdict said, or what was said of the pair as a whole."""
+    if not any(row["verdicts"]):
+        yield {"verdict": row["vote"], "probabilities": _shares(codes, row["soft"]), "origin": row["origin"][0]}
     origins = row.get("origin") or [TEACHER] * len(names)  # runs of an earlier version have none
     columns = (names, row["rationales"], row["verdicts"], row["perspective_soft"], origins)
     for name, rationale, verdict, soft, origin in zip(*columns, strict=True):
         if verdict is not None:
-            shares = {code: round(share, DIGITS) for code, share in zip(codes, soft, strict=True)}
+            shares = _shares(codes, soft)
             said = {"perspective": name, "rationale": rationale, "verdict": verdict, "probabilities": shares}
             yield said | {"origin": origin}
+
+
+def _shares(codes: tuple[str, ...], soft: Iterable[float]) -> dict[str, float]:
+    return {code: round(share, DIGITS) for code, share in zip(codes, soft, strict=True)}

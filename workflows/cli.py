@@ -16,6 +16,7 @@ from cluster.base.run_folder import saved_config
 from distill.study.config import StudyConfig
 from workflows.audit_command import add_audit
 from workflows.batch_commands import add_batches
+from workflows.candidates_command import add_candidates
 from workflows.config import RunConfig, load_config, load_study, validate
 from workflows.serve_commands import Changes, Verbose, add_serving
 from workflows.stages import STAGES, stages_of
@@ -258,6 +259,7 @@ def list_models() -> None:
 
 
 add_audit(app)
+add_candidates(app)
 add_serving(app)
 add_writing(app, _run)
 add_batches(app)

@@ -187,7 +187,10 @@ def _content(config: RunConfig, stage: Stage) -> dict[str, str]:
         found["encoder"] = model_fingerprint(config.targets.encoder)
     if "student" in fields:
         found["student"] = model_fingerprint(config.student.model)
-    for name, field in (("source", "path"), *((field, field) for field in ("seeds", "judgements", "overrides"))):
+    for name, field in (
+        ("source", "path"),
+        *((field, field) for field in ("seeds", "judgements", "overrides", "candidates")),
+    ):
         path = getattr(config.source, field, None)
         if "source" in fields and path:
             found[name] = digest(file_state(path, f"source.{field}"))

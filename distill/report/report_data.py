@@ -15,6 +15,7 @@ from cluster.training.best_weights import kept
 from cluster.training.driver import read_history
 from distill.report.config import ReportStage
 from distill.report.quality import agreement, headline, stages_of_teacher, teacher
+from distill.report.volume import by_thousand
 from distill.segments import segments
 from distill.student.calibration import with_biases
 from mpcot.asking.address.meter import usage_said
@@ -60,6 +61,7 @@ def collect(config: ReportStage, folder: StageFolder) -> dict[str, Any]:
         "teacher": teacher(pairs, judged, names, scheme),
         "teacher_by_stage": stages_of_teacher(pairs, judged, answers, names),
         "agreement": agreement(pairs, judged, names),
+        "unlabelled": by_thousand(pairs, judged, scheme),
         "answers": {stage: kept_rates(found, pairs, names, scheme) for stage, found in answers.items()},
         "biased": biased,
         "curves": (curves := histories(at)),

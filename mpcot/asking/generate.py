@@ -35,7 +35,7 @@ from mpcot.asking.join_answers import REQUEST, split_by_pair
 from mpcot.asking.plan import GenerationPlan
 from mpcot.asking.prompts import EVERYTHING, pair_text
 from mpcot.asking.worker import AnswerWorker
-from mpcot.config import AnswerSettings, VllmEngine
+from mpcot.config import AnswerSettings, JudgeSettings, VllmEngine
 from mpcot.records import ANSWER, PAIR
 
 MISSING, TRIED = "missing", "tried"
@@ -48,7 +48,20 @@ MISSING_PAIR = PAIR.append(pa.field("keys", pa.list_(pa.string()))).append(pa.fi
 
 
 def select_pairs(pairs: Path, ask: AnswerSettings) -> Iterator[dict[str, Any]]:
-    """Yield the pairs of the wanted splits, of each split at most the first `pairs_per_split` by id."""
+    """Yield the pairs of the wanted splits, of each split at most the first `pairs_per_split` by id.
+
+    Of the unlabelled ones at most the first `judge.budget_pairs` are among them, in the order of the file.
+    """
+    left = ask.budget_pairs if isinstance(ask, JudgeSettings) else None
+    for row in _of_splits(pairs, ask):
+        if left is None or row["split"] != "unlabelled":
+            yield row
+        elif left:
+            left -= 1
+            yield row
+
+
+def _of_splits(pairs: Path, ask: AnswerSettings) -> Iterator[dict[str, Any]]:
     limit = ask.pairs_per_split
     if limit is None:
         yield from (row for row in rows_of(pairs) if row["split"] in ask.splits)

@@ -22,23 +22,28 @@ GIVEN, FAILED = "judgements.parquet", "failed_judgements.parquet"
 def settle(judgements: pa.Table, pairs: Collection[str], perspectives: Collection[str]) -> tuple[list[Row], list[Row]]:
     """Return the rows that can be used, with their `pair_id`, and the others, with an `error`; both with `source_row`.
 
-    Of equal verdicts on one pair and perspective the first counts. Verdicts that differ all fail.
+    Of equal verdicts on one pair and perspective the first counts. Verdicts that differ all fail. A judgement of the
+    pair as a whole, which names no perspective, counts only where no perspective has one.
 
     Args:
         pairs: the ids of the pairs.
     """
     rows = [row | {"source_row": place} for place, row in enumerate(judgements.to_pylist())]
-    spoken: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    spoken: dict[tuple[str, str | None], list[Row]] = defaultdict(list)
     for row in rows:
         if row["error"]:
             continue
         row["pair_id"] = pair_id(row["locale"], row["query"], row["product_id"])
         if row["pair_id"] not in pairs:
             row["error"] = "no such pair"
-        elif row["perspective"] not in perspectives:
+        elif row["perspective"] is not None and row["perspective"] not in perspectives:
             row["error"] = f"unknown perspective: {row['perspective'][:50]!r}, the run has {', '.join(perspectives)}"
         else:
             spoken[row["pair_id"], row["perspective"]].append(row)
+    by_perspective = {pair for pair, name in spoken if name is not None}
+    for pair in [pair for pair, name in spoken if name is None and pair in by_perspective]:
+        for row in spoken.pop((pair, None)):
+            row["error"] = "perspectives have judged this pair"
     for first, *others in spoken.values():
         verdicts = sorted({row["verdict"] for row in (first, *others)})
         for row in (first, *others) if len(verdicts) > 1 else ():

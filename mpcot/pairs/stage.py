@@ -23,11 +23,13 @@ from mpcot.pairs.splits import LABELLED, QuerySplits, split_queries, unit_hash
 from mpcot.records import FAILED_ROW, PAIR, SEED, SPLITS
 from mpcot.schemes.scheme import Scheme, load_scheme
 from mpcot.sources.clean_rows import SourceRows, failed_json, reason_of
-from mpcot.sources.config import CatalogueSource, PairsStage, SplitSettings
+from mpcot.sources.config import CatalogueSource, PairsStage, SourceSettings, SplitSettings
 from mpcot.sources.open_source import cleaning_of, preflight, read_source
 
 Row = dict[str, Any]  # the columns KEYS of a source row, then query_id and pair_id
 HELD_OUT = "unlabelled row of a held-out query"
+KNOWN = "candidate that the source has already"
+NO_FAULT = (HELD_OUT, KNOWN)  # these rows are left out, but the data is not at fault
 KEYS = ["source_row", "query", "product_id", "locale", "label", "split", "error"]
 
 
@@ -44,7 +46,8 @@ def run(config: PairsStage, folder: StageFolder) -> None:
         raise UserError(f"source: {_where(config)} has no rows. Check the file and source.locales")
     _identify(rows)
     corrected = _corrected(rows, config, scheme)
-    _fail_duplicates(rows)
+    own = len(rows) - source.candidates
+    _fail_duplicates(rows, own)
     _settle_failed(config, source.rows, rows, folder)
     _assign_splits(rows, config.split, config.seed)
     failed = _settle_failed(config, source.rows, rows, folder)
@@ -57,6 +60,8 @@ def run(config: PairsStage, folder: StageFolder) -> None:
     _check_ledger(len(rows), pairs, failed)
     counts = {"read": len(rows), "pairs": len(pairs), "failed": len(failed), "seeds": len(seeds)}
     counts |= {split: sum(row["split"] == split for row in pairs) for split in SPLITS}
+    if config.source.candidates is not None:
+        counts["candidates"] = sum(row["source_row"] >= own for row in pairs)
     figures = _figures(pairs, failed, refused, scheme)
     if source.judgements is not None:
         assert isinstance(config, GivenPairsStage), "the table of stages has it so where source.judgements is set"
@@ -81,7 +86,16 @@ def check(config: PairsStage) -> None:
 def plan_rows(config: PairsStage) -> int | None:
     """Return how many pairs the stage will read, if that is known without reading them."""
     source = config.source
-    return source.pairs if isinstance(source, CatalogueSource) else source.limit
+    own, more = source.pairs if isinstance(source, CatalogueSource) else source.limit, _candidates(source)
+    return None if own is None or more is None else own + more
+
+
+def _candidates(source: SourceSettings) -> int | None:
+    if source.candidates is None:
+        return 0
+    from mpcot.sources.candidate_file import count_candidates  # loads pyarrow's file systems
+
+    return count_candidates(source.candidates)
 
 
 def _where(config: PairsStage) -> str:
@@ -102,8 +116,12 @@ def _corrected(rows: list[Row], config: PairsStage, scheme: Scheme) -> dict[str,
     return correct(rows, read_overrides(config.source.overrides, cleaning_of(config.source, scheme)))
 
 
-def _fail_duplicates(rows: Iterable[Row]) -> None:
-    """Keep one row per pair, the first one with a label. If rows have different labels, all of them fail."""
+def _fail_duplicates(rows: Iterable[Row], own: int) -> None:
+    """Keep one row per pair, the first one with a label. If rows have different labels, all of them fail.
+
+    Args:
+        own: the number of the source's own rows; those after them are candidates.
+    """
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if not row["error"]:
@@ -114,6 +132,8 @@ def _fail_duplicates(rows: Iterable[Row]) -> None:
         for row in group:
             if kept is None:
                 row["error"] = f"conflicting labels: {', '.join(labels)} for one query and product"
+            elif row is not kept and row["source_row"] >= own > kept["source_row"]:
+                row["error"] = f"{KNOWN}: in source row {kept['source_row']}"
             elif row is not kept:
                 row["error"] = f"duplicate: of source row {kept['source_row']}"
 
@@ -193,8 +213,7 @@ def _settle_failed(config: PairsStage, source: pa.Table, rows: list[Row], folder
     """Write and return the failed rows. If they are too many, stop, so that the user can look at them."""
     failed = [row for row in rows if row["error"]]
     write_table(folder.path / "failed.parquet", _failed_table(source, failed))
-    # Such rows do not count, as the data is not at fault: only pairs with a label can be held out.
-    share = sum(reason_of(row["error"]) != HELD_OUT for row in failed) / len(rows)
+    share = sum(reason_of(row["error"]) not in NO_FAULT for row in failed) / len(rows)
     reasons = "; ".join(f"{reason}: {count}" for reason, count in _reasons(failed).items())
     if len(failed) == len(rows):
         raise UserError(f"source: all {len(rows)} rows of {_where(config)} failed ({reasons}). Correct the data")

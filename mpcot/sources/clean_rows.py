@@ -39,11 +39,15 @@ SPLIT_NAMES = {
 
 @dataclass(frozen=True)
 class SourceRows:
-    """All rows of a source (`ROW`), and its seed rationales (`SOURCE_SEED`) and judgements, if it has any."""
+    """All rows of a source (`ROW`), and its seed rationales (`SOURCE_SEED`) and judgements, if it has any.
+
+    The last `candidates` of the rows are those of `source.candidates`.
+    """
 
     rows: pa.Table
     seeds: pa.Table | None = None
     judgements: pa.Table | None = None
+    candidates: int = 0
 
 
 @dataclass(frozen=True)

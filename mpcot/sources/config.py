@@ -32,6 +32,9 @@ class AnySource(Settings):
         None, description="file of verdicts and rationales per perspective, which the teacher is not asked for"
     )
     overrides: str | None = Field(None, description="file of corrected labels, as `broadfast audit --import` writes it")
+    candidates: str | None = Field(
+        None, description="file of further pairs without labels, as `broadfast candidates` writes it"
+    )
 
 
 class CatalogueSource(AnySource):

@@ -1,4 +1,7 @@
-"""Reads the file of `source.judgements`: verdicts and rationales of one pair and perspective that exist already."""
+"""Reads the file of `source.judgements`: verdicts and rationales that exist already.
+
+Each is of one pair and perspective or, without a perspective, of the pair as a whole; then it has no rationale.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from mpcot.sources.clean_texts import clean_text
 from mpcot.sources.filesets import collect, find
 from mpcot.sources.parse_text import PARSE_ERROR
 
-NEEDED = ("query", "product_id", "perspective", "verdict")
+NEEDED = ("query", "product_id", "verdict")
 TOLERANCE = 0.01  # of a sum of probabilities that somebody rounded
 
 # `probabilities` are in the order of the scheme, or null. `error` and `raw` are as in the rows of a source.
@@ -24,14 +27,14 @@ SOURCE_JUDGEMENT = pa.schema(
 )
 
 
-def read_judgements(path: str, cleaning: Cleaning) -> pa.Table:
+def read_judgements(path: str, cleaning: Cleaning, field: str = "source.judgements") -> pa.Table:
     """Return the rows of the file as `SOURCE_JUDGEMENT`, in its order.
 
     Raises:
         UserError: the file cannot be read (see `filesets.find`), or a column is missing.
     """
-    files = find(path, field="source.judgements")
-    files.need(NEEDED, "source.judgements")
+    files = find(path, field=field)
+    files.need(NEEDED, field)
     columns = [*SOURCE_SEED.names, "confidence", "probabilities"]
     return collect(files, partial(_to_judgements, cleaning=cleaning), columns)
 
@@ -64,6 +67,8 @@ def _check(raw: Mapping[str, Any], row: Mapping[str, Any], cleaning: Cleaning) -
         raise ValueError(raw[PARSE_ERROR])
     if missing := [name for name in NEEDED if not row[name]]:
         raise ValueError(f"{missing[0]} missing")
+    if row["rationale"] and not row["perspective"]:
+        raise ValueError("rationale without a perspective")
     if row["verdict"] not in cleaning.codes:
         raise ValueError(f"verdict outside the scheme: {row['verdict'][:50]!r}, which has {', '.join(cleaning.codes)}")
 

@@ -17,7 +17,7 @@ def preflight(source: SourceSettings) -> None:
     Raises:
         UserError: a path does not exist or cannot be opened.
     """
-    for name in ("path", "seeds", "judgements", "overrides"):
+    for name in ("path", "seeds", "judgements", "overrides", "candidates"):
         if path := getattr(source, name, None):
             from mpcot.sources.filesets import check_path
 
@@ -33,12 +33,16 @@ def cleaning_of(source: SourceSettings, scheme: Scheme) -> Cleaning:
 
 
 def read_source(source: SourceSettings, scheme: Scheme) -> SourceRows:
-    """Read every row of the source and of its judgements. A row is cleaned or has an error.
+    """Read every row of the source, of its candidates and of its judgements. A row is cleaned or has an error.
 
     Raises:
         UserError: a path does not exist, a column is missing, the encoding is wrong, or there are no rows.
     """
     cleaning, found = _read(source, scheme)
+    if source.candidates is not None:
+        from mpcot.sources.candidate_file import with_candidates
+
+        found = with_candidates(found, source.candidates, cleaning)
     if source.judgements is None:
         return found
     from mpcot.sources.judgement_file import read_judgements

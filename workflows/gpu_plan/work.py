@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from mpcot.asking.address.estimate import Estimate
 from mpcot.asking.engines.config import OpenAiEngine
-from mpcot.config import AnswerSettings, SortedSettings
+from mpcot.config import AnswerSettings, JudgeSettings, SortedSettings
+from mpcot.sources.candidate_file import count_candidates
 from workflows.config import RunConfig
 
 CHARS_PER_TOKEN = 4
@@ -42,16 +43,19 @@ def _pair_tokens(ask: AnswerSettings) -> int:
 
 
 def split_sizes(config: RunConfig, pairs: int) -> dict[str, int]:
-    """Return the number of pairs in each split."""
+    """Return the number of pairs in each split. Candidates of a parquet file come to the unlabelled ones."""
     split = config.split
     hidden = split.train * split.unlabelled
     shares = {"train": split.train - hidden, "dev": split.dev, "test": split.test, "unlabelled": hidden}
-    return {name: round(pairs * share) for name, share in shares.items()}
+    sizes = {name: round(pairs * share) for name, share in shares.items()}
+    return sizes | {"unlabelled": sizes["unlabelled"] + (count_candidates(config.source.candidates) or 0)}
 
 
 def pairs_asked(config: RunConfig, ask: AnswerSettings, pairs: int) -> int:
     """Return how many pairs a generation asks about, from its splits and within `pairs_per_split`."""
     sizes = split_sizes(config, pairs)
+    if isinstance(ask, JudgeSettings) and ask.budget_pairs is not None:
+        sizes["unlabelled"] = min(sizes["unlabelled"], ask.budget_pairs)
     return sum(min(sizes[name], ask.pairs_per_split or sizes[name]) for name in ask.splits)
 
 
@@ -112,6 +116,9 @@ def target_work(config: RunConfig, pairs: int) -> Work:
 def student_work(config: RunConfig, pairs: int) -> Work:
     """Return the pairs that the student learns from, counted twice where a labels-only student is trained too."""
     sizes = split_sizes(config, pairs)
-    rows = sizes["train"] + (sizes["unlabelled"] if config.student.use_unlabelled else 0)
+    unlabelled = sizes["unlabelled"]
+    if config.judge.budget_pairs is not None:
+        unlabelled = min(unlabelled, config.judge.budget_pairs)
+    rows = sizes["train"] + (unlabelled if config.student.use_unlabelled else 0)
     students = 2 if config.student.baseline else 1
     return Work(rows * students, "pairs" if students == 1 else "pairs of two students", config.student.max_tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -12,6 +13,7 @@ from distill.metrics import label_metrics
 from mpcot.judgements import Quality, judge
 from mpcot.records import JUDGEMENT
 from mpcot.schemes.scheme import load_scheme
+from mpcot.vote_fit import VoteFit
 from mpcot.votes import distribution
 
 ESCI = load_scheme("esci")
@@ -141,3 +143,21 @@ def test_a_label_that_is_only_said_has_no_f1_of_its_own() -> None:
     quality.add([{"pair_id": f"p{n}", "vote": v, "verdicts": [v]} for n, v in enumerate(said)], truth)
     expected = label_metrics(gold, said)["macro_f1"]
     assert quality.figures()["test"]["vote"]["macro_f1"] == pytest.approx(expected) == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_a_pair_judged_as_a_whole_has_a_vote_and_no_verdicts() -> None:
+    logs = np.log([0.1, 0.7, 0.1, 0.1]).tolist()
+    row = said("", "S") | {"perspective": None, "logprobs": logs, "origin": "people"}
+    found = judge([row], NAMES, ESCI)
+    assert found is not None
+    assert found["soft"] == pytest.approx([0.1, 0.7, 0.1, 0.1])
+    silent = [None] * len(NAMES)
+    assert {name: found[name] for name in ("vote", "agreement", "verdicts", "rationales", "perspective_soft")} == {
+        "vote": "S", "agreement": 1, "verdicts": silent, "rationales": silent, "perspective_soft": silent,
+    }  # fmt: skip
+    assert found["origin"] == ["people"] * len(NAMES)
+    quality = Quality(NAMES)
+    quality.add([found | {"pair_id": "p"}], {"p": {"label": "E", "split": "dev"}})
+    assert quality.figures() == {"dev": {"vote": {"accuracy": 0, "macro_f1": 0, "pairs": 1}}}
+    fit = VoteFit((2.0,) * len(NAMES), (1 / len(NAMES),) * len(NAMES))
+    assert fit.apply(found, ESCI) == found

@@ -182,3 +182,38 @@ def test_a_run_folder_alone_is_no_command(run_dir: Path, tmp_path: Path) -> None
     assert refused.exit_code == 2 and "name the file to write its judgements to" in text(refused)
     unfinished = broadfast("judgements", tmp_path, tmp_path / "file.jsonl")
     assert unfinished.exit_code == 2 and "is not a run folder" in text(unfinished)
+
+
+def test_judgements_without_a_perspective_cover_candidates(
+    config_file: Path, tmp_path: Path, pairs: list[dict[str, Any]], wide: None
+) -> None:
+    """The pairs of the source are judged by perspective, the candidates as a whole and within a budget."""
+    train = [pair for pair in pairs if pair["split"] == "train"][:3]
+    more = [{**pair, "product_id": f"new {n}", "title": "A thing"} for n, pair in enumerate(train)]
+    lines = "".join(json.dumps({key: row[key] for key in ("query", "product_id", "title")}) + "\n" for row in more)
+    (tmp_path / "more.jsonl").write_text(lines, encoding="utf-8")
+    given, run_dir = write(tmp_path / "given.jsonl", pairs), tmp_path / "run"
+    whole = [
+        {"query": row["query"], "product_id": row["product_id"], "verdict": "I", "confidence": 0.9} for row in more
+    ]
+    given.write_text(given.read_text() + "".join(json.dumps(line) + "\n" for line in whole), encoding="utf-8")
+    sources = ("--set", f"source.judgements={given}", "--set", f"source.candidates={tmp_path / 'more.jsonl'}")
+    budget = sum(pair["split"] == "unlabelled" for pair in pairs) + 2
+    options = (*sources, "--set", f"judge.budget_pairs={budget}", *NOBODY, "--out", run_dir)
+    done = broadfast("run", config_file, *options, "--to", "judgements")
+    assert done.exit_code == 0, done.output
+    assert counts(run_dir) == {"requested": 62, "judged": 62, "left_out": 0, "failed_answers": 0}
+    voted = [row for row in judged(run_dir) if row["verdicts"] == [None] * 3]
+    assert [(row["vote"], row["agreement"]) for row in voted] == [("I", 1.0)] * 2
+    assert voted[0]["soft"] == pytest.approx([0.1 / 3, 0.1 / 3, 0.1 / 3, 0.9])
+    manifest = read_manifest(run_dir / "7-judgements")
+    assert manifest is not None and manifest["figures"]["origins"] == {"people": 180, "file": 2}
+    assert broadfast("verify", run_dir).output.count("yes") == 2
+    file, again = tmp_path / "said.jsonl", tmp_path / "again"
+    assert broadfast("judgements", run_dir, file).exit_code == 0
+    options = ("--set", f"source.judgements={file}", *sources[2:], "--set", f"judge.budget_pairs={budget}", *NOBODY)
+    assert broadfast("run", config_file, *options, "--out", again, "--to", "judgements").exit_code == 0
+    for before, after in zip(judged(run_dir), judged(again), strict=True):
+        exact = ("pair_id", "vote", "agreement", "verdicts", "origin")
+        assert [after[name] for name in exact] == [before[name] for name in exact]
+        assert after["soft"] == pytest.approx(before["soft"], abs=1e-5)

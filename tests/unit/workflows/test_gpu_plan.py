@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cluster.gpus.memory import find_gpu
@@ -61,6 +63,18 @@ def test_work_follows_from_splits_perspectives_and_samples() -> None:
     few = config("samples.pairs_per_split=50", "preferences.per_pair=4")
     assert preference_work(few, 1000).rows == 2 * 50 * 4  # the reference scores those of train and dev
     assert preference_work(few, 1000, trained=True).rows == 50 * 4
+
+
+def test_candidates_are_work_within_the_budget(tmp_path: Path) -> None:
+    path = tmp_path / "candidates.parquet"
+    rows = [{"query": "lamp", "product_id": str(n), "title": "lamp"} for n in range(30)]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    more = (f"source.candidates={path}", "student.use_unlabelled=true", "student.baseline=false")
+    settings, limited = config(*more), config(*more, "judge.budget_pairs=20")
+    assert split_sizes(settings, 1000)["unlabelled"] == 30
+    assert pairs_asked(settings, settings.judge, 1000) == pairs_asked(config(), config().judge, 1000) + 30
+    assert pairs_asked(limited, limited.judge, 1000) == pairs_asked(config(), config().judge, 1000) + 20
+    assert [student_work(one, 1000).rows for one in (settings, limited)] == [830, 820]
 
 
 def test_a_context_without_room_for_a_prompt_is_refused() -> None:

@@ -73,3 +73,15 @@ def test_every_row_is_kept_or_fails_with_a_reason(tmp_path: Path) -> None:
 def test_a_file_of_which_nothing_fits_stops_the_stage(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none of the 1 rows can be used \\(no such pair: 1\\)"):
         stage(tmp_path, ROWS[2:3])
+
+
+def test_a_judgement_of_the_pair_as_a_whole_counts_where_no_perspective_has_one(tmp_path: Path) -> None:
+    whole = {"query": "Query 1", "product_id": "p3", "verdict": "I", "confidence": 0.7}
+    folder = stage(tmp_path, [OF, whole, whole | {"product_id": "p4"}, whole | {"product_id": "p5", "rationale": "R"}])
+    kept, failed = (pq.read_table(folder.path / name).to_pylist() for name in (GIVEN, FAILED))
+    assert [(row["perspective"], row["verdict"], row["rationale"]) for row in kept] == [
+        ("intent", "S", "It fits."), (None, "I", None),
+    ]  # fmt: skip
+    assert kept[1]["pair_id"] == pair_id("us", "query 1", "p4")
+    reasons = {row["source_row"]: row["reason"] for row in failed}
+    assert reasons == {1: "perspectives have judged this pair", 3: "rationale without a perspective"}

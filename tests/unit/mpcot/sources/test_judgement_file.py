@@ -48,7 +48,8 @@ def test_what_a_writer_is_sure_of_becomes_a_distribution(more: dict[str, Any], s
         ({"verdict": "X"}, "verdict outside the scheme: 'X', which has E, S, C, I"),
         ({"verdict": " "}, "verdict missing"),
         ({"query": None}, "query missing"),
-        ({"perspective": ""}, "perspective missing"),
+        ({"perspective": ""}, "rationale without a perspective"),
+        ({"perspective": None, "rationale": None}, None),
         ({"confidence": 1.2}, "confidence outside 0 to 1: '1.2'"),
         ({"confidence": -0.1}, "confidence outside 0 to 1: '-0.1'"),
         ({"confidence": "sure"}, "confidence outside 0 to 1: 'sure'"),
@@ -82,6 +83,6 @@ def test_jsonl_and_parquet_are_read_alike(tmp_path: Path) -> None:
 
 
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
-    (tmp_path / "given.csv").write_text("query,product_id,verdict\nlamp,1,E\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"source.judgements: .* has no column 'perspective'"):
+    (tmp_path / "given.csv").write_text("query,product_id,perspective\nlamp,1,intent\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"source.judgements: .* has no column 'verdict'"):
         read_judgements(str(tmp_path / "given.csv"), ESCI)

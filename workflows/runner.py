@@ -41,6 +41,7 @@ from workflows.stages import STAGES, Stage, asks, find_stage, stages_of
 
 STARTED = "started.json"
 AGAIN = "again.json"
+FILES = ("seeds", "judgements", "overrides", "candidates")  # what a source may name beside its path
 PAID_FOR = "answers"  # keyed by all that decides them, so they outlive a change of settings
 
 
@@ -187,10 +188,7 @@ def _content(config: RunConfig, stage: Stage) -> dict[str, str]:
         found["encoder"] = model_fingerprint(config.targets.encoder)
     if "student" in fields:
         found["student"] = model_fingerprint(config.student.model)
-    for name, field in (
-        ("source", "path"),
-        *((field, field) for field in ("seeds", "judgements", "overrides", "candidates")),
-    ):
+    for name, field in (("source", "path"), *((field, field) for field in FILES)):
         path = getattr(config.source, field, None)
         if "source" in fields and path:
             found[name] = digest(file_state(path, f"source.{field}"))

@@ -81,8 +81,9 @@ def _known(queries: Sequence[Query], places: Mapping[Key, int], shop: Shop) -> l
 
 
 def product_text(product: Row) -> str:
-    """Return what both rankings read of a product."""
-    return " ".join(part for part in (product["title"], product["brand"]) if part)
+    """Return what both rankings read of a product: its title, and its brand where the title does not name it."""
+    title, brand = product["title"], product["brand"] or ""
+    return title if brand.casefold() in title.casefold() else f"{title} {brand}"
 
 
 def interleaved(rankings: Mapping[str, Iterable[int]], taken: Collection[int], most: int) -> dict[int, str]:

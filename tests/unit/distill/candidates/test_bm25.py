@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distill.candidates.bm25 import Bm25
-from distill.candidates.mine import interleaved, nearest
+from distill.candidates.mine import interleaved, nearest, product_text
 
 TEXTS = ["red lamp", "red red mug", "blue lamp shade for the desk", "plain"]
 
@@ -39,6 +39,12 @@ def test_the_nearest_have_the_highest_cosine_whatever_their_length() -> None:
     found = nearest(np.array([[2.0, 0], [0, 1]]), products, 3)
     assert [places.tolist() for places in found] == [[0, 1, 3], [2, 1, 3]]
     assert [places.tolist() for places in nearest(products[:1], products, 9)] == [[0, 1, 3, 2]]
+
+
+def test_a_brand_is_read_once() -> None:
+    assert product_text({"title": "Harbor lamp", "brand": "HARBOR"}) == "Harbor lamp"
+    assert product_text({"title": "Red lamp", "brand": "Harbor"}) == "Red lamp Harbor"
+    assert product_text({"title": "Red lamp", "brand": None}) == "Red lamp"
 
 
 def test_rankings_take_turns_and_a_product_is_taken_once() -> None:

@@ -7,6 +7,7 @@ C labels.
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,8 @@ from distill.config import StudentConfig
 from distill.student.extractors import PerLatentLinear, build_extractor, masked_mean
 
 CONFIG, WEIGHTS = "student.json", "model.safetensors"
+# transformers changes its own classes while it makes a model: two threads would each put back what the other changed.
+MAKING = threading.Lock()
 
 
 class StudentOutput(NamedTuple):
@@ -99,9 +102,10 @@ class Student(nn.Module):
         """
         config = read_student_config(folder)
         encoder_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        encoder = AutoModel.from_config(
-            encoder_config, dtype=torch.float32, trust_remote_code=False, **_no_pooler(encoder_config)
-        )
+        with MAKING:
+            encoder = AutoModel.from_config(
+                encoder_config, dtype=torch.float32, trust_remote_code=False, **_no_pooler(encoder_config)
+            )
         student = cls(encoder, config)
         try:
             loaded = student.load_state_dict(load_file(folder / WEIGHTS), strict=False)
@@ -151,7 +155,8 @@ def load_encoder(model: str) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         extra = _no_pooler(config)
-        return AutoModel.from_pretrained(model, dtype=torch.float32, trust_remote_code=False, **extra)
+        with MAKING:
+            return AutoModel.from_pretrained(model, dtype=torch.float32, trust_remote_code=False, **extra)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"cannot load the encoder {model!r}: {error}") from error
 

@@ -29,9 +29,8 @@ ray.shutdown()
 """
 
 
-def answered_after_sigterm(ingress: str, folder: Path) -> None:
+def answered_after_sigterm(ingress: str, export: Path) -> None:
     """Start a service behind this ingress, end it while it has requests, and look whether it answered them all."""
-    export = write_export(folder / "export", folder / "bert")
     port = free_port()
     command = [sys.executable, "-c", SERVER, str(export), str(port), ingress]
     root = Path(__file__).parents[2]
@@ -59,8 +58,8 @@ def answered_after_sigterm(ingress: str, folder: Path) -> None:
 
 def test_requests_in_flight_are_answered_after_sigterm(tmp_path: Path) -> None:
     """Both kinds of ingress at a time: each waits for the most part."""
-    ingresses = ("ray", "haproxy")
+    export, ingresses = write_export(tmp_path / "export", tmp_path / "bert"), ("ray", "haproxy")
     with ThreadPoolExecutor(len(ingresses)) as pool:
-        services = [pool.submit(answered_after_sigterm, ingress, tmp_path / ingress) for ingress in ingresses]
+        services = [pool.submit(answered_after_sigterm, ingress, export) for ingress in ingresses]
         for service in services:
             service.result()

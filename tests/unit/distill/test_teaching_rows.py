@@ -240,8 +240,9 @@ def test_transformed_vectors_are_combined_as_others_are(
     features = np.array(said["query"] + said["title"], np.float32)
     first, second = maps["vectors"].apply(said["vectors"], features)
     assert first is not None and second is not None
+    judged = next(row for row in read_table(given.judgements).to_pylist() if row["pair_id"] == "0-drill-lamp")
     made = {
-        "vote": [first],
+        "vote": [(first, second)[voters("0-drill-lamp", judged, given.scheme)[0]]],
         "mean": [(first + second) / 2],
         "concat": [np.concatenate([first, second])],
         "rules": [second],

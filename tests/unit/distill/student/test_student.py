@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
+from transformers import AutoModel
 
 from cluster.base.errors import UserError
 from distill.config import Extractor, GatExtractor, MlpExtractor, NoExtractor, PolyExtractor, StudentConfig
@@ -230,3 +233,20 @@ def test_exports_as_one_graph(encoder: Path) -> None:
     args = tuple(batch[name] for name in ("input_ids", "attention_mask", "token_type_ids"))
     program = torch.export.export(student, args)
     torch.testing.assert_close(program.module()(*args).logits, student(*args).logits)
+
+
+def test_threads_make_one_model_at_a_time(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two at once have left transformers without its tied weights for the rest of a process."""
+    made, inside, most = AutoModel.from_pretrained, [0], [0]
+
+    def watched(*given: Any, **settings: Any) -> Any:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.02)  # long enough for another thread to come in
+        inside[0] -= 1
+        return made(*given, **settings)
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", watched)
+    with ThreadPoolExecutor(4) as pool:
+        assert len(list(pool.map(load_encoder, [str(encoder)] * 4))) == 4
+    assert most == [1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -15,11 +14,11 @@ import pyarrow.parquet as pq
 from cluster.base.run_folder import finished_stage, saved_config
 from cluster.base.tables import read_table
 from cluster.base.whole_files import whole_file
+from mpcot.asking.parsing import whole_sentences
 from mpcot.filters.config import LabelOnlyFilter, LengthFilter
-from mpcot.filters.objections import STOP, label_only, length
+from mpcot.filters.objections import label_only, length
 from mpcot.schemes.scheme import load_scheme
 
-SENTENCES = re.compile(rf".*{STOP}(?=\s|$)", re.DOTALL)
 PAIR_COLUMNS = ["pair_id", "query", "product_id", "locale", "split"]
 PIECE_ROWS = 4096
 
@@ -57,12 +56,6 @@ def write_seeds(run_dir: Path, path: Path, origin: str | None = None) -> Counter
             file.write(json.dumps(_seed(pair, kept, rationale, origin), ensure_ascii=False) + "\n")
             counts["written"] += 1
     return counts
-
-
-def whole_sentences(text: str) -> str:
-    """Return the text up to the end of its last whole sentence, or "" if there is none."""
-    found = SENTENCES.match(text.strip())
-    return found.group() if found else ""
 
 
 def _kept(path: Path) -> Iterator[dict[str, Any]]:

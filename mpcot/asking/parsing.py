@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,11 @@ from typing import Any
 from cluster.base.errors import UserError
 from mpcot.asking.prompts import VERDICT
 from mpcot.schemes.scheme import Scheme
+
+CLOSING = r"['\"”’»)\]]*"
+SENTENCE_END = re.compile(rf"[.!?…。！？]{CLOSING}$")
+# 2.5 has a full stop and ends no sentence, and after the full-width signs comes no space.
+SENTENCES = re.compile(rf".*(?:[.!?…]{CLOSING}(?=\s|$)|[。！？]{CLOSING})", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,8 @@ class Parsed:
 def parse_answer(text: str, scheme: Scheme) -> Parsed:
     """Split the text of an answer into rationale and verdict.
 
-    The lines of a rationale stay apart, without blank ones and without white space around them.
+    The lines of a rationale stay apart, without blank ones and without white space around them. Where the form's length
+    cut it off in mid-sentence, that sentence is left out, if a whole one comes before it.
     """
     if not text.strip():
         return Parsed(None, None, "empty")
@@ -33,7 +40,14 @@ def parse_answer(text: str, scheme: Scheme) -> Parsed:
         return Parsed(_lines(text), None, "unparsable: no verdict line")
     if verdict not in scheme.codes:
         return Parsed(rationale, None, f"verdict outside the scheme: {verdict[:20]!r}")
+    rationale = whole_sentences(rationale) or rationale
     return Parsed(rationale, verdict, None) if rationale else Parsed(None, verdict, "empty")
+
+
+def whole_sentences(text: str) -> str:
+    """Return the text up to the end of its last whole sentence, or "" if there is none."""
+    found = SENTENCES.match(text.strip())
+    return found.group() if found else ""
 
 
 def _lines(text: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.base.errors import UserError
+from mpcot.asking.parsing import SENTENCE_END
 from mpcot.asking.prompts import VERDICT
 from mpcot.filters.config import FormFilter, LabelOnlyFilter, LanguageFilter, LengthFilter, RepetitionFilter
 from mpcot.schemes.scheme import Scheme
@@ -22,8 +23,6 @@ FILLER = Path(__file__).parent / "filler.toml"
 PHRASE_LOOP = re.compile(r"(\b\w[\w ,']{8,}?)(?:\W+\1){2,}", re.IGNORECASE)
 WORD_LOOP = re.compile(r"\b(\w+)(?:\W+\1\b){3,}", re.IGNORECASE)
 MARKUP = re.compile(r"```|</?[a-zA-Z|][^<>]*>|\*\*|^\s*(?:[#*-]|\d+[.)])\s", re.MULTILINE)
-STOP = r"[.!?…。！？]['\"”’»)\]]*"
-SENTENCE_END = re.compile(STOP + "$")
 WORD = re.compile(r"\w+")
 MENTION_OF_HINT = re.compile(
     r"\bhint|\b(told|given|provided|stated|correct|right) (verdict|label|answer)\b", re.IGNORECASE

@@ -128,3 +128,19 @@ def test_a_verdict_spelt_with_its_space_apart_still_has_log_probabilities() -> N
     assert tokens.logprobs([(5, {}), (21, known), (2, {})]) == [-0.1, -2.0]
     assert tokens.logprobs([(11, {10: -1.5, 11: -0.3}), (2, {})]) == [-1.5, -0.3]
     assert tokens.logprobs([(5, {}), (2, {})]) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "left"),
+    [
+        ("It is a 2.5 inch drill. The shopper wants", "It is a 2.5 inch drill."),
+        ("A 2.5 inch", "A 2.5 inch"),
+        ("One.\nIt (a case) fits.) It does not", "One.\nIt (a case) fits.)"),
+        ("One.\nTwo and", "One."),
+        ("Type: drill\nBrand: Mug", "Type: drill\nBrand: Mug"),
+        ("色が違う。サイズ", "色が違う。"),
+        ("He asked: why?", "He asked: why?"),
+    ],
+)
+def test_a_sentence_that_was_cut_off_is_left_out(said: str, left: str) -> None:
+    assert parse_answer(f"{said}\nVerdict: E", ESCI).rationale == left

@@ -161,10 +161,11 @@ class StudentRows(Sequence[dict[str, Any]]):
         scheme, names = self.settings.scheme, self.settings.perspectives
         judgement = self._judgement(pair["pair_id"])
         gold = pair["label"] is not None
-        # Only shuffling takes the other pair's verdicts too: matched donors have the same.
-        reasoned = self._judgement(source) if source and self.settings.control == "shuffled" else judgement
+        # Only shuffling takes the other pair's verdicts, and who speaks for them: matched donors have the same.
+        speaker = source if source and self.settings.control == "shuffled" else pair["pair_id"]
+        reasoned = judgement if speaker == pair["pair_id"] else self._judgement(speaker)
         verdicts = reasoned["verdicts"] if reasoned else [None] * len(names)
-        targets, mask = self._targets(source, voters(source or pair["pair_id"], reasoned, scheme) if reasoned else [])
+        targets, mask = self._targets(source, voters(speaker, reasoned, scheme) if reasoned else [])
         return {
             "label": scheme.index(pair["label"] if gold else judgement["vote"]),  # type: ignore[index]
             "gold": gold,

@@ -57,7 +57,7 @@ def doubts_of(mined: Sequence[Mined], shop: Shop, student: Path, verdicts: Mappi
     for start in range(0, len(mined), PAIRS_AT_A_TIME):
         part = mined[start : start + PAIRS_AT_A_TIME]
         rows = [{**shop.products[key], "query": query.text} for query, key, _, _ in part]
-        shares = predict(loaded, tokenizer, rows).probabilities
+        shares = predict(loaded, tokenizer, rows).served(loaded.config)
         entropies = -(shares * np.log(np.maximum(shares, 1e-12))).sum(axis=1)
         for (query, (locale, product), _, _), best, entropy in zip(part, shares.argmax(1), entropies, strict=True):
             said = verdicts.get(pair_id(locale, query.text, product), ())

@@ -10,7 +10,7 @@ import torch
 
 from cluster.base.stage_folder import StageFolder
 from cluster.models.folders import check_model
-from distill.config import EncoderWorkers
+from distill.config import EncoderWorkers, StudentConfig
 from distill.explanations import UNKNOWN, Cases, explanation_quality
 from distill.report.config import ReportStage
 from distill.student.model import Student, load_tokenizer
@@ -36,7 +36,8 @@ def explained(
     if index is None or not rows:
         return None
     known: Rows = index.rows.slice(0, MOST_INDEXED).to_pylist()
-    found = predict(Student.load(export), load_tokenizer(export), rows)
+    student = Student.load(export)
+    found = predict(student, load_tokenizer(export), rows)
     assert found.latents is not None, "a student with an index has latents"
     # In this process, with the devices and threads that it has.
     here = EncoderWorkers(cpus_per_worker=torch.get_num_threads(), gpus_per_worker=1)
@@ -52,7 +53,7 @@ def explained(
         text = f"{pair['query']} {pair['title']} {pair['brand'] or ''} {details(pair)}"
         return objection(known[place]["rationales"][perspective], text) is None
 
-    verdicts, labels = _answers(found, len(config.perspectives.names))
+    verdicts, labels = _answers(found, student.config)
     queries = np.array([row["query_id"] for row in rows])
     figures = explanation_quality(
         train, test, verdicts, labels, queries, true_of, config.report.bootstrap_resamples, config.seed
@@ -76,11 +77,11 @@ def conclusion(figures: Mapping[str, Any]) -> str:
     )
 
 
-def _answers(found: Predictions, perspectives: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the student's verdicts BxP, which without heads of the perspectives are its labels, and its labels B."""
-    labels = found.logits.argmax(-1)
+def _answers(found: Predictions, config: StudentConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Return verdicts BxP and labels B as they are served. Without heads of the perspectives the labels are both."""
+    labels = found.served(config).argmax(-1)
     if found.perspective_logits is None:
-        return np.repeat(labels[:, None], perspectives, 1), labels
+        return np.repeat(labels[:, None], len(config.perspectives), 1), labels
     return found.perspective_logits.argmax(-1), labels
 
 

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from distill.config import StudentConfig
 from distill.student.inputs import encode_pairs, product_text
 from distill.student.model import Student
+from mpcot.temperature import scaled
 
 
 class Predictions(NamedTuple):
@@ -26,6 +28,10 @@ class Predictions(NamedTuple):
     @property
     def probabilities(self) -> np.ndarray:
         return torch.from_numpy(self.logits).softmax(-1).numpy()
+
+    def served(self, config: StudentConfig) -> np.ndarray:
+        """Return the probabilities NxC that serving gives, at the student's temperature and with its biases."""
+        return scaled(self.probabilities.astype(float), config.temperature, config.label_bias)
 
 
 def predict(

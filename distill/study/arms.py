@@ -18,7 +18,9 @@ SHIPPED = Path(__file__).with_name("arms.toml")
 Role = Literal["baseline", "soft_labels", "rival", "candidate", "control"]
 Weight = Literal["alignment_weight", "soft_label_weight"]
 # What only the alignment reads, and so may differ between a row and its twin with lambda 0.
-OF_ALIGNMENT = ("alignment_weight", "alignment", "alignment_schedule", "target", "reduction", "temperature")
+OF_ALIGNMENT = (
+    "alignment_weight", "alignment", "alignment_schedule", "target", "reduction", "normalise_targets", "temperature",
+)  # fmt: skip
 
 
 class StudyRow(Settings):

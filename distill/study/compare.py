@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from distill.study.study import SKILL, FinishedRow, best_candidate, primary_of
 RATIOS = ("alignment_over_ce_loss", "alignment_over_ce_gradient")
 FEWEST_RANKED = 30  # queries that NDCG needs to be shown
 Gain = tuple[float, np.ndarray]
+Key = TypeVar("Key", bound=tuple[str, ...])
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,19 @@ def compare(
 
 
 def pooled(parts: Sequence[Part], config: StudyConfig) -> dict[str, dict[str, Any]]:
-    """Return the mean gains over data sets by kind of reference; a kind that one of them lacks is left out."""
-    found: dict[str, dict[str, Any]] = {}
+    """Return the mean gains over data sets by kind of reference; a kind that one of them lacks is left out.
+
+    All of them are corrected for their number: the primary tests are of one data set each.
+    """
+    said: dict[tuple[str, str], dict[str, Any] | None] = {}
     for kind, metric in parts[0].gains:
         if all((kind, metric) in part.gains for part in parts):
             wholes, drawn = zip(*(part.gains[kind, metric] for part in parts), strict=True)
             both = float(np.mean(wholes)), np.mean(drawn, axis=0)
-            found.setdefault(kind, {})[metric] = judged(both, margin(config, metric))
+            said[kind, metric] = judged(both, margin(config, metric))
+    found: dict[str, dict[str, Any]] = {}
+    for (kind, metric), one in corrected(said).items():
+        found.setdefault(kind, {})[metric] = one
     return found
 
 
@@ -156,9 +163,9 @@ def control_kind(row: StudyRow) -> str:
 
 
 def corrected(
-    found: Mapping[tuple[str, str, str], dict[str, Any] | None], primary: Comparison | None
-) -> dict[tuple[str, str, str], dict[str, Any] | None]:
-    """Return the gains with `corrected`: p after Holm's correction for all tests of a data set but the primary one."""
+    found: Mapping[Key, dict[str, Any] | None], primary: Comparison | None = None
+) -> dict[Key, dict[str, Any] | None]:
+    """Return the gains with `corrected`: p after Holm's correction for all tests that are given but the primary one."""
     first = (primary.row, primary.against, primary.metric) if primary else None
     rest = [key for key, one in found.items() if one is not None and key != first]
     raised = dict(zip(rest, holm([found[key]["p"] for key in rest]), strict=True))  # type: ignore[index]

@@ -109,7 +109,7 @@ def delivers(row: Mapping[str, Any]) -> bool:
 def sentence(title: str, reference: str, metric: str, found: Mapping[str, Any]) -> str:
     """Return which of two rows is ahead, that they are equal within the margin, or that the data does not tell."""
     verdict = f"the data does not tell {title} and {reference} apart"
-    sure = found.get("corrected", found["p"]) < SURE
+    sure = found["corrected"] < SURE
     if found["equal"]:
         verdict = f"{title} and {reference} are equal within the margin"
     elif found["low"] > 0:

@@ -18,8 +18,8 @@ TRAIN_USED = frozenset(
     }
 )  # fmt: skip
 SET_BY_ROWS = (
-    "extractor", "per_perspective", "target", "alignment_weight", "auxiliary", "soft_label_weight", "margin_mse_weight",
-    "margin_pairs", "perspective_verdict_weight", "control", "use_unlabelled", "baseline",
+    "extractor", "per_perspective", "target", "alignment_weight", "auxiliary", "soft_label_weight", "teacher_smoothing",
+    "margin_mse_weight", "margin_pairs", "perspective_verdict_weight", "control", "use_unlabelled", "baseline",
 )  # fmt: skip
 
 
@@ -116,6 +116,11 @@ class StudyConfig(Settings):
         for name in SET_BY_ROWS:
             if getattr(given, name) != getattr(plain, name):
                 raise ValueError(f"student.{name}: the rows set it, so it has no effect here. Change or add a row.")
+        if given.train.steps is not None and len(self.tuning.epochs) > 1:
+            raise ValueError(
+                f"tuning.epochs: {list(self.tuning.epochs)} would all train alike, since student.train.steps decides "
+                "the length. Leave steps out, or give one value."
+            )
         for name in without_effect(given.train):
             raise ValueError(f"student.train.{name}: has no effect in a study. Leave it out; see [tuning].")
         return self

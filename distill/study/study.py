@@ -30,6 +30,7 @@ from distill.study.runs import (
     trials_of_weight,
     with_training_of,
 )
+from distill.target_table import TargetTable
 from mpcot.config import PerspectiveSettings
 
 SKILL = "alignment_skill"
@@ -65,7 +66,23 @@ def run_study(config: StudyConfig, make: bool = True) -> tuple[list[StudyData], 
     data = [(open_data if make else reopen_data)(one, config) for one in config.data]
     own = {one.name: one.rows for one in config.data}
     rows = {one.name: load_rows(config, one.pairs.perspectives, own[one.name], one.pairs.unlabelled) for one in data}
+    for one in data:
+        check_targets(one, rows[one.name])
     return data, Study(config, {one.name: one for one in data}, rows, make).finish()
+
+
+def check_targets(data: StudyData, rows: Rows) -> None:
+    """Refuse a row whose control needs vectors that stage 8 has not made, before hours of other runs.
+
+    Raises:
+        UserError: there is such a row.
+    """
+    for row in rows if data.run else ():
+        if control := row.changes.get("control"):
+            try:
+                TargetTable(data.run / "8-targets" / "targets.parquet", control)
+            except UserError as error:
+                raise UserError(f"data.{data.name}, row {row.name}: {error}") from error
 
 
 def primary_of(data: DataSet, config: StudyConfig) -> Comparison | None:

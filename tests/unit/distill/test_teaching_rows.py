@@ -175,6 +175,28 @@ def test_a_matched_donor_is_another_training_pair_with_the_same_label_and_verdic
         check_nearest(rows, said)
 
 
+def test_the_pair_itself_says_which_perspective_speaks_for_the_vote(run_dir: Path) -> None:
+    """Equally sure perspectives take turns by the pair's id, and not by that of the donor of its vectors."""
+    path = run_dir / "7-judgements/judgements.parquet"
+    judged = read_table(path).to_pylist()
+    for row in judged:
+        row |= {"vote": NO, "verdicts": [NO, NO], "perspective_soft": [[0.1, 0.9]] * 2}
+    write_table(path, pa.Table.from_pylist(judged, JUDGEMENT))
+    path = run_dir / "8-targets/targets.parquet"
+    targets = [{"pair_id": row["pair_id"], "vectors": np.eye(6)[:2].tolist()} for row in judged]
+    write_table(path, pa.Table.from_pylist(targets, TARGET))
+    rows = controlled(run_dir, "same_verdicts", per_perspective=False)
+    taught = [row for row in rows if row["target_mask"].any()]
+    assert len(taught) > 20
+    for row in taught:
+        first = voters(row["pair_id"], judged[0], BINARY)[0]
+        assert row["targets"][0].argmax() == first
+    mixed = controlled(run_dir, "shuffled", per_perspective=False)
+    for row, source in zip(mixed, mixed.sources, strict=True):
+        if source is not None and row["target_mask"].any():
+            assert row["targets"][0].argmax() == voters(source, judged[0], BINARY)[0]
+
+
 def check_nearest(rows: StudentRows, said: dict[str, dict[str, Any]]) -> None:
     pool = dict(rows._matched(rows._teachable()))
     unit = {i: np.array(row["title"]) / np.linalg.norm(row["title"]) for i, row in said.items()}

@@ -16,8 +16,8 @@ from cluster.base.errors import UsageError, UserError
 from cluster.base.stage_folder import StageFolder
 from cluster.base.tables import read_table, write_table
 from distill.candidates import mine
-from distill.candidates.order import Doubt, ordered
-from distill.candidates.shop import Query
+from distill.candidates.order import Doubt, doubts_of, ordered
+from distill.candidates.shop import Query, open_shop
 from distill.candidates.write import Wish, write_candidates
 from distill.config import NoExtractor, StudentConfig, TargetSettings
 from distill.student.model import build_student, load_tokenizer
@@ -185,3 +185,11 @@ def test_a_student_puts_first_what_it_is_unsure_of_or_what_others_contradict(run
     line = {"query": last["query"], "product_id": last["product_id"], "verdict": said}
     first = written(run_dir, unsure_by=run_dir / "student", judged=put(run_dir / "j.jsonl", [line]))[0][0]
     assert (first["query"], first["product_id"]) == (last["query"], last["product_id"])
+    # What counts is the answer that is served: with a bias towards what was said, nothing contradicts it.
+    student.config = config.model_copy(update={"label_bias": tuple(9.0 * (code == said) for code in BINARY.codes)})
+    student.save(run_dir / "student", tokenizer)
+    shop = open_shop(run_dir / "1-pairs/pairs.parquet", None, CLEANING)
+    mined = [(next(iter(shop.queries.values())), next(iter(shop.products)), 0, "bm25")]
+    verdicts = {pair_id(key[0], query.text, key[1]): [said] for query, key, _, _ in mined}
+    (doubt,) = doubts_of(mined, shop, run_dir / "student", verdicts)
+    assert not doubt.contradicted and doubt.entropy < 0.1

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from cluster.base.stage_folder import write_json
 from cluster.base.tables import rows_of
 from distill.report.explained import conclusion, explained
 from distill.report.stage import figures
-from distill.student.model import Student, load_tokenizer
+from distill.student.model import CONFIG, Student, load_tokenizer, read_student_config
 from distill.student.predict import predict
 from distill.student.rationale_index import RationaleIndex, write_index
 from tests.helpers.report_run import CODES, NAMES, report_stage, write_run
@@ -41,6 +42,12 @@ def test_the_figures_are_those_of_what_is_served(tmp_path: Path) -> None:
     # Every rationale says "red phone case" and names nothing that the other pair lacks.
     assert found["shown"]["latent_and_verdict"]["true"] == found["shown"]["title"]["true"] == 1.0
     assert explained(stage, folder, [], judged) is None
+    # The student's label is the one that is served: with such a bias it is always the last.
+    served = read_student_config(export).model_copy(update={"label_bias": (0.0, 0.0, 0.0, 99.0)})
+    write_json(export / CONFIG, served.model_dump(mode="json"))
+    biased = explained(stage, folder, test, judged)
+    said = [verdict for row in test for verdict in judged[row["pair_id"]]["verdicts"] if verdict]
+    assert biased is not None and biased["verdicts"]["label"] == pytest.approx(said.count(CODES[3]) / len(said))
     report = {"headline": {"judges": {}, "ceiling": None}, "explanations": found}
     assert figures(report)["explanation_gain_points"] == found["explanation_gain_points"]
 

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -25,7 +26,7 @@ from distill.student.model import (
     load_tokenizer,
     write_student,
 )
-from distill.student.predict import predict
+from distill.student.predict import Predictions, predict
 from mpcot.schemes.scheme import load_scheme
 
 KINDS: list[Extractor] = [
@@ -183,6 +184,15 @@ def test_prediction_order_and_batch_size_do_not_matter(encoder: Path) -> None:
         parts = [torch.from_numpy(getattr(s, field)) for s in single]
         torch.testing.assert_close(torch.from_numpy(getattr(whole, field)), torch.cat(parts), atol=1e-5, rtol=1e-4)
     assert whole.probabilities.sum(1) == pytest.approx([1, 1, 1], abs=1e-5)
+
+
+def test_served_probabilities_have_the_temperature_and_the_biases() -> None:
+    found = Predictions(np.array([[0.0, np.log(4)]], np.float32), None, None)
+    plain = config(scheme=load_scheme("binary"))
+    assert found.served(plain) == pytest.approx(np.array([[0.2, 0.8]]), abs=1e-6)
+    # The root of 4 is 2, and a bias of log 6 makes it 6 to 2.
+    fitted = plain.model_copy(update={"temperature": 2.0, "label_bias": (float(np.log(6)), 0.0)})
+    assert found.served(fitted) == pytest.approx(np.array([[0.75, 0.25]]), abs=1e-6)
 
 
 def test_a_folder_that_is_no_student(encoder: Path, tmp_path: Path) -> None:

@@ -157,6 +157,9 @@ def test_all_tests_but_the_primary_one_are_corrected(report: dict[str, Any]) -> 
     assert first["primary"] and first["corrected"] == first["p"]
     rest = [one for found in over.values() for one in found.values() if one and not one["primary"]]
     assert min(one["corrected"] for one in rest) == pytest.approx(min(1, len(rest) * min(one["p"] for one in rest)))
+    pooled = [one for over in report["pooled"].values() for one in over.values() if one]
+    least = min(one["p"] for one in pooled)
+    assert min(one["corrected"] for one in pooled) == pytest.approx(min(1, len(pooled) * least))
     first, second = report["conclusions"][:2]
     assert first.startswith("one, primary test: ") and second.startswith("two, primary test: ")
     assert SCRIPT in first and "in accuracy: +37.5 points" in first

@@ -71,6 +71,13 @@ def test_a_study_is_resumed_and_asks_nothing_twice(encoder: Path, shop: Path, he
         study.run_study(settings, make=False)
 
 
+def test_a_control_without_its_vectors_is_refused_before_any_run(encoder: Path, shop: Path, here: Here) -> None:
+    settings = study_config(encoder, shop.parent / "records", shop, rows=("labels", "kl", "lrkd_kl", "permuted"))
+    with pytest.raises(UserError, match=r"data.shop, row permuted: .* no vectors for 'permuted'. Add it to targets"):
+        study.run_study(settings)
+    assert here.made == []
+
+
 def test_what_finished_is_kept_when_a_run_fails(
     encoder: Path, shop: Path, here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:

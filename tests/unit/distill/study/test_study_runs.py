@@ -154,7 +154,10 @@ TWIN = 'twin = "plain"\n'
 def test_a_row_of_ones_own(tmp_path: Path) -> None:
     own = tmp_path / "own.toml"
     own.write_text(
-        PLAIN + MINE + TWIN + 'changes = { alignment = "infonce", extractor = { kind = "mlp", hidden = 4 } }\n'
+        PLAIN
+        + MINE
+        + TWIN
+        + 'changes = { alignment = "infonce", normalise_targets = false, extractor = { kind = "mlp", hidden = 4 } }\n'
     )
     settings = config(rows_file=str(own))
     student = student_of(load_rows(settings, NAMES)[1], settings.student)
@@ -208,6 +211,8 @@ def test_a_change_of_training_leaves_the_rest_of_it() -> None:
         ({"student": {"alignment_weight": 0.7}}, "student.alignment_weight: the rows set it"),
         ({"student": {"use_unlabelled": True}}, "student.use_unlabelled: the rows set it"),
         ({"student": {"baseline": False}}, "student.baseline: the rows set it"),
+        ({"student": {"teacher_smoothing": 0.2}}, "student.teacher_smoothing: the rows set it"),
+        ({"student": {"train": {"steps": 9}}, "tuning": {"epochs": [3, 6]}}, "tuning.epochs: .* would all train alike"),
         ({"student": {"train": {"epochs": 9}}}, "student.train.epochs: has no effect in a study"),
         ({"student": {"train": {"zero_stage": 2}}}, "student.train.zero_stage: has no effect"),
         ({"seeds": [1, 1]}, "seeds: .* contains a value twice"),

@@ -34,7 +34,7 @@ def test_no_sideways_scrolling_and_every_section_is_there(chromium, page, tmp_pa
         "result", "teacher", "segments", "confusion", "learning", "rationales", "latency", "samples", "data", "stages",
     ]  # fmt: skip
     assert seen["dead"] == 0 and seen["focusable"]
-    assert seen["plots"] == 8 and seen["unnamed"] == 0
+    assert seen["plots"] == 9 and seen["unnamed"] == 0
     assert seen["outside"] == 0 and seen["scripts"] == 0
 
 

@@ -221,9 +221,9 @@ def run(config: StudentStage, folder: StageFolder) -> None:
             figures[kind]["soft_labels"] = {"temperature": task.rows.soft_temperature, "bias": [*task.rows.soft_bias]}
         if missing := train.without_donor:
             figures[kind]["pairs_without_donor"] = missing
-        counts |= {"train": len(train), "unusable": train.unusable}
-        counts |= {"surplus": train.surplus} if train.surplus else {}
-        counts |= {f"predicted_{split}": predicted[split] for split in PREDICTED_SPLITS}
+        own = {"train": len(train), "unusable": train.unusable} | ({"surplus": train.surplus} if train.surplus else {})
+        own |= {f"predicted_{split}": predicted[split] for split in PREDICTED_SPLITS}
+        counts = own | counts  # those of LRKD, which comes first and may learn from more pairs
     folder.finish(counts, figures)
 
 

@@ -72,11 +72,10 @@ def explanation_quality(
     usual = [_most_frequent(column) for column in train.verdicts.T]
     said = {"student": student_verdicts, "label": student_labels[:, None], "majority": np.array(usual)[None]}
     verdicts = {name: float((given == test.verdicts)[judged].mean()) for name, given in said.items()}
+    wanted = {True: student_verdicts, False: None}
     chosen = {
-        way: choose(
-            getattr(train, vectors), getattr(test, vectors), train.verdicts, student_verdicts if wanted else None
-        )
-        for way, (vectors, wanted) in WAYS.items()
+        way: choose(getattr(train, vectors), getattr(test, vectors), train.verdicts, wanted[own])
+        for way, (vectors, own) in WAYS.items()
     }
     hits = {way: _carried(rows, train.verdicts, test.verdicts) for way, rows in chosen.items()}
     shown = {way: _shown(rows, hits[way], train, test, true_of) for way, rows in chosen.items()}

@@ -10,13 +10,12 @@ import numpy as np
 
 from cluster.base.errors import UserError
 from cluster.base.stage_folder import StageFolder, write_json
-from cluster.base.tables import read_table, rows_of
+from cluster.base.tables import rows_of
 from cluster.base.whole_files import disk_error
 from distill.config import ExportStage, StudentConfig
-from distill.lrkd import TRAINED_LOGITS
 from distill.metrics import evaluate, majority_baseline
-from distill.student.model import CONFIG, Student, load_tokenizer, read_student_config
-from distill.student.predict import predict
+from distill.predictions import largest_logit_difference
+from distill.student.model import CONFIG, read_student_config
 from distill.student.rationale_index import ROWS, VECTORS, write_index
 from mpcot.temperature import CalibrationKind, fit_served, scaled
 
@@ -82,21 +81,6 @@ def copy_student(source: Path, target: Path) -> None:
             shutil.copyfile(file, target / file.name)
     except OSError as error:
         raise disk_error(error, target) from error
-
-
-def largest_logit_difference(trained: Path, exported: Path, pairs: Path) -> float:
-    """Return by how much at most the saved student's logits differ from those that the training left for dev pairs.
-
-    Raises:
-        UserError: an earlier version trained the student, and left none.
-    """
-    if not (trained / TRAINED_LOGITS).is_file():
-        raise UserError(f"{trained} has no {TRAINED_LOGITS}: delete the folder and run `student` again.")
-    left = read_table(trained / TRAINED_LOGITS)
-    rows = {row["pair_id"]: row for row in read_table(pairs).to_pylist()}
-    judged = [rows[pair_id] for pair_id in left["pair_id"].to_pylist()]
-    found = predict(Student.load(exported), load_tokenizer(exported), judged).logits
-    return float(np.abs(found - np.array(left["logits"].to_pylist())).max())
 
 
 def calibrate(folder: Path, dev: list[Row], kind: CalibrationKind) -> None:

@@ -27,6 +27,7 @@ from distill import losses
 from distill.config import StudentConfig, StudentSettings, StudentStage
 from distill.dev_figures import check_best_by_ndcg, constant_on_dev, ndcg_on_dev
 from distill.metrics import label_metrics
+from distill.predictions import CHECKED_PAIRS, PREDICTED_SPLITS, TRAINED_LOGITS, logits_table, predictions
 from distill.ranking_losses import ranking_loss
 from distill.student.inputs import encode_pairs, product_text
 from distill.student.model import (
@@ -40,29 +41,12 @@ from distill.student.model import (
     load_tokenizer,
     write_student,
 )
-from distill.student.predict import predict
 from distill.teaching_rows import RowSettings, StudentRows, with_calibrated_labels
 from mpcot.schemes.scheme import load_scheme
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 cached_tokenizer = cache(load_tokenizer)
 PARTS = ("ce", "alignment", "soft", "margin", "ranking", "verdicts")
-PREDICTED_SPLITS = ("dev", "test")
-TRAINED_LOGITS, CHECKED_PAIRS = "trained_logits.parquet", 64
-# 9-student/*/trained_logits.parquet -> 10-export, whose student must give the same logits.
-CHECKED = pa.schema([pa.field("pair_id", pa.string()), pa.field("logits", pa.list_(pa.float32()))])
-
-# 9-student/*/predictions.parquet -> 10-export, 11-report. `label` is the student's answer, `probabilities` are in the
-# order of the scheme, and `verdicts` come from the heads of the perspectives (null in a student without such heads).
-PREDICTION = pa.schema(
-    [
-        pa.field("pair_id", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("label", pa.string(), nullable=False),
-        pa.field("probabilities", pa.list_(pa.float32()), nullable=False),
-        pa.field("verdicts", pa.list_(pa.string())),
-    ]
-)
 
 
 @dataclass
@@ -131,9 +115,8 @@ class LrkdTask(TrainTask):
         if latents is not None and own.alignment_weight:
             parts["alignment"] = alignment_weight * self.aligned(latents, batch)
         if own.soft_label_weight:
-            parts["soft"] = own.soft_label_weight * losses.soft_label_loss(
-                output.logits, batch["soft"], batch["judged"]
-            )
+            divergence = losses.soft_label_loss(output.logits, batch["soft"], batch["judged"])
+            parts["soft"] = own.soft_label_weight * divergence
         gains = torch.tensor(self.config.scheme.gains, device=output.logits.device)
         if own.margin_mse_weight:
             groups = batch["query"] if own.margin_pairs == "query" else None
@@ -151,14 +134,9 @@ class LrkdTask(TrainTask):
         """Return the alignment loss of latent vectors BxPxD per example (B), without any weight."""
         own = self.student
         return losses.alignment_loss(
-            latents,
-            batch["targets"],
-            batch["target_mask"],
-            own.alignment,
-            reduction=own.reduction,
-            normalise=own.normalise_targets,
-            temperature=own.temperature,
-        )
+            latents, batch["targets"], batch["target_mask"], own.alignment, reduction=own.reduction,
+            normalise=own.normalise_targets, temperature=own.temperature,
+        )  # fmt: skip
 
     def predict(self, model: nn.Module, batch: dict[str, Any]) -> list[Row]:
         student: Any = getattr(model, "module", model)  # the student inside DeepSpeed's engine
@@ -213,9 +191,7 @@ class LrkdTask(TrainTask):
         student = self.build()
         unknown = student.load_state_dict(state, strict=False).unexpected_keys
         assert not unknown, f"the student has no place for {unknown[:3]}"
-        rows = self.dev_rows()[:CHECKED_PAIRS]
-        logits = predict(student, cached_tokenizer(self.student.model), rows).logits.astype(np.float32)
-        return pa.table({"pair_id": [row["pair_id"] for row in rows], "logits": logits.tolist()}, schema=CHECKED)
+        return logits_table(student, cached_tokenizer(self.student.model), self.dev_rows()[:CHECKED_PAIRS])
 
 
 def run(config: StudentStage, folder: StageFolder) -> None:
@@ -245,9 +221,9 @@ def run(config: StudentStage, folder: StageFolder) -> None:
             figures[kind]["soft_labels"] = {"temperature": task.rows.soft_temperature, "bias": [*task.rows.soft_bias]}
         if missing := train.without_donor:
             figures[kind]["pairs_without_donor"] = missing
-        counts |= {"train": len(train), "unusable": train.unusable}
-        counts |= {"surplus": train.surplus} if train.surplus else {}
-        counts |= {f"predicted_{split}": predicted[split] for split in PREDICTED_SPLITS}
+        own = {"train": len(train), "unusable": train.unusable} | ({"surplus": train.surplus} if train.surplus else {})
+        own |= {f"predicted_{split}": predicted[split] for split in PREDICTED_SPLITS}
+        counts = own | counts  # those of LRKD, which comes first and may learn from more pairs
     folder.finish(counts, figures)
 
 
@@ -271,24 +247,7 @@ def _task(config: StudentStage, student: StudentSettings, folder: StageFolder) -
     student = student.model_copy(update={"model": check_model("student.model", student.model)})
     if student.frozen_layers and student.frozen_layers > (layers := encoder_layers(student.model)):
         raise UserError(f"student.frozen_layers: {student.frozen_layers} is more than the encoder's {layers} layers")
-    manifest = read_manifest(folder.input("8-targets"))
-    assert manifest is not None, "8-targets is not finished"
-    rows = RowSettings(
-        pairs=(folder.input("1-pairs") / "pairs.parquet").resolve(),
-        judgements=(folder.input("7-judgements") / "judgements.parquet").resolve(),
-        targets=(folder.input("8-targets") / "targets.parquet").resolve(),
-        scheme=scheme,
-        perspectives=names,
-        per_perspective=student.per_perspective,
-        target=student.target,
-        width=manifest["figures"]["width"],
-        control=student.control,
-        seed=config.seed,
-        unlabelled_weight=student.unlabelled_weight,
-        unlabelled_balance=student.unlabelled_balance,
-    )
-    if student.soft_labels == "calibrated":
-        rows = with_calibrated_labels(rows)
+    rows = _rows(config, student, folder)
     own = StudentConfig(
         scheme=scheme,
         perspectives=names,
@@ -317,23 +276,24 @@ def _task(config: StudentStage, student: StudentSettings, folder: StageFolder) -
     return task
 
 
-def predictions(model: Path, rows: RowSettings) -> pa.Table:
-    """Judge the dev and test pairs with a saved student; return `PREDICTION` rows."""
-    student, tokenizer = Student.load(model), load_tokenizer(model)
-    codes = rows.scheme.codes
-    pairs = [p for p in read_table(rows.pairs).to_pylist() if p["split"] in PREDICTED_SPLITS]
-    found = predict(student, tokenizer, pairs)
-    verdicts: list[Any] = [None] * len(pairs)
-    if found.perspective_logits is not None:
-        verdicts = [[codes[i] for i in row] for row in found.perspective_logits.argmax(-1)]
-    columns = {
-        "pair_id": [p["pair_id"] for p in pairs],
-        "split": [p["split"] for p in pairs],
-        "label": [codes[i] for i in found.logits.argmax(-1)],
-        "probabilities": found.probabilities.tolist(),
-        "verdicts": verdicts,
-    }
-    return pa.table(columns, schema=PREDICTION)
+def _rows(config: StudentStage, student: StudentSettings, folder: StageFolder) -> RowSettings:
+    manifest = read_manifest(folder.input("8-targets"))
+    assert manifest is not None, "8-targets is not finished"
+    rows = RowSettings(
+        pairs=(folder.input("1-pairs") / "pairs.parquet").resolve(),
+        judgements=(folder.input("7-judgements") / "judgements.parquet").resolve(),
+        targets=(folder.input("8-targets") / "targets.parquet").resolve(),
+        scheme=load_scheme(config.labels.scheme),
+        perspectives=config.perspectives.names,
+        per_perspective=student.per_perspective,
+        target=student.target,
+        width=manifest["figures"]["width"],
+        control=student.control,
+        seed=config.seed,
+        unlabelled_weight=student.unlabelled_weight,
+        unlabelled_balance=student.unlabelled_balance,
+    )
+    return with_calibrated_labels(rows) if student.soft_labels == "calibrated" else rows
 
 
 def _ratio(above: list[float], below: list[float]) -> float:

@@ -200,41 +200,16 @@ def paired_bootstrap(
     report = {"confidence": confidence, "queries": len(set(query_ids)), "samples": samples}
     if not len(gold):
         return {"difference": None, "low": None, "high": None, **report}
-    found = bootstrap_differences(gold, [first], [second], query_ids, scheme, metric, samples, seed)
-    return {**interval(*found, confidence), **report}
-
-
-def bootstrap_differences(
-    gold: Sequence[str],
-    first: Sequence[Sequence[str]],
-    second: Sequence[Sequence[str]],
-    query_ids: Sequence[str],
-    scheme: Scheme,
-    metric: Metric,
-    samples: int,
-    seed: int = 0,
-) -> tuple[float, np.ndarray]:
-    """Return the mean over runs of metric(second) - metric(first): on the given pairs, and on S draws of queries.
-
-    All runs share the draws, so that the runs of several seeds do not count as more queries.
-
-    Args:
-        gold: N label codes, at least one.
-        first: the answers of one judge, N codes from each of its runs.
-        second: the answers of the other judge, from as many runs.
-        query_ids: N.
-    """
     queries, query = np.unique(np.asarray(query_ids, dtype=object).astype(str), return_inverse=True)
     draw = np.random.default_rng(seed)
     # Floats are exact for counts, and products of float matrices are quick.
     weights = draw.multinomial(len(queries), np.full(len(queries), 1 / len(queries)), size=samples).astype(float)  # SxQ
     whole, resampled = 0.0, np.zeros(samples)
-    for sign, judge in ((-1, first), (1, second)):
-        for predicted in judge:
-            table = _confusion_by_query(gold, predicted, query, len(queries), scheme)
-            whole += sign * float(_metric(table.sum(0, keepdims=True), metric)[0]) / len(judge)
-            resampled += sign * _metric(np.tensordot(weights, table.astype(float), axes=1), metric) / len(judge)
-    return whole, resampled
+    for sign, predicted in ((-1, first), (1, second)):
+        table = _confusion_by_query(gold, predicted, query, len(queries), scheme)
+        whole += sign * float(_metric(table.sum(0, keepdims=True), metric)[0])
+        resampled += sign * _metric(np.tensordot(weights, table.astype(float), axes=1), metric)
+    return {**interval(whole, resampled, confidence), **report}
 
 
 def interval(difference: float, resampled: np.ndarray, confidence: float = 0.95) -> dict[str, float]:

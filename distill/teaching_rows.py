@@ -20,7 +20,7 @@ from cluster.base.tables import read_table
 from cluster.config import Settings
 from distill.donors import Matched, nearest_donors, random_donors, ring_donors
 from distill.target_table import TargetTable
-from distill.unlabelled import dev_temperature, surplus, vote_weight
+from distill.unlabelled import dev_temperature, judged_on_dev, surplus, vote_weight
 from mpcot.schemes.scheme import Scheme
 from mpcot.temperature import fit_temperature_and_bias, scaled
 
@@ -217,11 +217,9 @@ def with_calibrated_labels(settings: RowSettings) -> RowSettings:
 
     Without judged dev pairs they stay as they are, and a line says so.
     """
-    pairs = read_table(settings.pairs, ["pair_id", "label", "split"]).to_pylist()
-    gold = {pair["pair_id"]: settings.scheme.index(pair["label"]) for pair in pairs if pair["split"] == "dev"}
-    judged = read_table(settings.judgements, ["pair_id", "soft"]).to_pylist()
-    dev = [(gold[row["pair_id"]], row["soft"]) for row in judged if row["pair_id"] in gold]
-    found = fit_temperature_and_bias([label for label, _ in dev], np.array([soft for _, soft in dev]))
+    pairs = read_table(settings.pairs, ["pair_id", "label", "split"])
+    judgements = read_table(settings.judgements, ["pair_id", "soft"])
+    found = fit_temperature_and_bias(*judged_on_dev(pairs, judgements, settings.scheme))
     if found is None:
         reason = "no labelled dev pair was judged, so the teacher's soft labels stay raw"
         console().print(f"  student.soft_labels: {reason}", style="yellow", highlight=False)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mpcot.pairs.splits import unit_hash
 from mpcot.schemes.scheme import Scheme
@@ -44,12 +45,15 @@ def dev_temperature(pairs: pa.Table, judgements: pa.Table, scheme: Scheme) -> fl
 
     It is None if no labelled dev pair was judged (see `mpcot.temperature`).
     """
-    names = ("pair_id", "label", "split")
-    rows = zip(*(pairs[name].to_pylist() for name in names), strict=True)
-    gold = {pair_id: label for pair_id, label, split in rows if split == "dev" and label is not None}
-    soft = zip(judgements["pair_id"].to_pylist(), judgements["soft"].to_pylist(), strict=True) if gold else ()
-    known = [(scheme.index(gold[pair_id]), shares) for pair_id, shares in soft if pair_id in gold]
-    return fit_temperature([label for label, _ in known], np.array([shares for _, shares in known]))
+    return fit_temperature(*judged_on_dev(pairs, judgements, scheme))
+
+
+def judged_on_dev(pairs: pa.Table, judgements: pa.Table, scheme: Scheme) -> tuple[list[int], np.ndarray]:
+    """Return the label numbers (N) and the teacher's soft labels (NxC) of the labelled dev pairs that it judged."""
+    dev = pairs.filter(pc.and_(pc.equal(pairs["split"], "dev"), pc.is_valid(pairs["label"])))
+    gold = dict(zip(dev["pair_id"].to_pylist(), dev["label"].to_pylist(), strict=True))
+    known = judgements.filter(pc.is_in(judgements["pair_id"], value_set=pa.array([*gold], pa.string())))
+    return [scheme.index(gold[i]) for i in known["pair_id"].to_pylist()], np.array(known["soft"].to_pylist())
 
 
 def vote_weight(judgement: Mapping[str, Any], temperature: float | None, scheme: Scheme) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Optional
@@ -62,6 +63,11 @@ def candidates(
         with quiet(None if verbose else run_dir / LOG):
             session = partial(ray_session, config.cluster)
             found, left_out = write_candidates(run_dir, path, wish, cleaning, config.targets, session)
+    _say(path, found, left_out)
+
+
+def _say(path: Path, found: Counter[str], left_out: Counter[str]) -> None:
+    """Print what was written, what was left out, and what to do with it."""
     said = ", ".join(f"{count:,} of {origin}" for origin, count in found.most_common())
     console().print(f"{path}: {said}", highlight=False)
     if left_out:

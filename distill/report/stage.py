@@ -23,7 +23,9 @@ def run(config: ReportStage, folder: StageFolder) -> None:
     report = collect(config, folder)
     pairs = [row for row in rows_of(folder.input("1-pairs") / "pairs.parquet") if row["split"] == "test"]
     report["latency"] = measure(folder.input("10-export"), pairs, config.report) if pairs else None
-    judged = {row["pair_id"]: row for row in rows_of(folder.input("7-judgements") / "judgements.parquet")}
+    tested = {row["pair_id"] for row in pairs}
+    said = rows_of(folder.input("7-judgements") / "judgements.parquet")
+    judged = {row["pair_id"]: row for row in said if row["pair_id"] in tested}
     report["explanations"] = explained(config, folder, pairs, judged)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)

@@ -122,7 +122,7 @@ def _completed(row: StudyRow, rows: Mapping[str, StudyRow]) -> StudyRow:
 
 
 def _check_links(rows: Sequence[StudyRow], base: StudentSettings) -> None:
-    """Refuse a control of nothing, and a twin that differs in more than the alignment."""
+    """Refuse a control of nothing, a twin that differs beyond the alignment, and a weight that nothing chooses."""
     by_name = {row.name: row for row in rows}
     for row in rows:
         for field in ("twin", "of"):
@@ -142,6 +142,12 @@ def _check_links(rows: Sequence[StudyRow], base: StudentSettings) -> None:
             raise UserError(f"row {row.name}: twin: {twin.name!r} differs in {different[0]}, not in lambda alone")
         if {*row.weights} - {"alignment_weight"} != {*twin.weights}:
             raise UserError(f"row {row.name}: twin: {twin.name!r} has other weights than those beside lambda")
+    weighted = next((row.name for row in rows if "soft_label_weight" in row.weights), None)
+    if weighted is not None and named(rows, "soft_labels") is None:
+        raise UserError(
+            f"row {weighted}: weights: soft_label_weight is chosen with the row of the role soft_labels, and there is "
+            "none. Add it, such as kl."
+        )
 
 
 def _merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,8 +77,8 @@ def check_targets(data: StudyData, rows: Rows) -> None:
     Raises:
         UserError: there is such a row.
     """
-    for row in rows if data.run else ():
-        if control := row.changes.get("control"):
+    for row in rows:
+        if data.run is not None and (control := row.changes.get("control")):
             try:
                 TargetTable(data.run / "8-targets" / "targets.parquet", control)
             except UserError as error:

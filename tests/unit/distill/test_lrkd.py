@@ -111,6 +111,17 @@ def test_unlabelled_pairs_join_only_when_asked(encoder: Path, stage: Stage) -> N
     assert sizes == [32, 48]
 
 
+def test_the_counts_are_of_the_student_that_may_learn_from_more_pairs(
+    encoder: Path, stage: Stage, trained_without_ray: list[str]
+) -> None:
+    folder = stage("9-student")
+    run(config(encoder, use_unlabelled=True, unlabelled_balance="gold"), folder)
+    manifest = read_manifest(folder.path)
+    assert manifest is not None and trained_without_ray == ["student lrkd", "student ce_only"]
+    counts = manifest["counts"]
+    assert counts["train"] == 48 - counts.get("surplus", 0) > 32 and counts["unusable"] == 0
+
+
 @pytest.mark.parametrize("target", ["vote", "mean", "concat", "rules"])
 def test_one_latent_vector_trains_on_any_target(encoder: Path, stage: Stage, target: str) -> None:
     task = lrkd(encoder, stage("9-student"), per_perspective=False, target=target)

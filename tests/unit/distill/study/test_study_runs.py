@@ -138,6 +138,7 @@ def test_a_key_depends_on_all_that_decides_a_run_and_on_nothing_else() -> None:
         ({"rows": ["labels", "kl"]}, "0 of labels, kl have the role candidate"),
         ({"rows": ["labels", "lrkd_kl"]}, "row lrkd_kl: twin: 'kl' is not among the rows"),
         ({"rows": ["labels", "lrkd", "shuffled"]}, "row shuffled: of: 'lrkd_kl' is not among the rows"),
+        ({"rows": ["labels", "verdicts", "lrkd_verdicts"]}, "row verdicts: weights: .* Add it, such as kl"),
         ({"rows_file": "nowhere.toml"}, "rows_file: nowhere.toml does not describe rows"),
     ],
 )

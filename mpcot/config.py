@@ -146,6 +146,11 @@ class AnswerSettings(Settings):
         return self.retry_temperature if tries and not self.temperature else self.temperature
 
     @property
+    def asks_confidence(self) -> bool:
+        """Whether an answer is to say how sure it is."""
+        return False
+
+    @property
     def asked_words(self) -> tuple[int, int]:
         """The fewest and the most words that the prompt asks for."""
         if self.words is not None:
@@ -197,6 +202,15 @@ class JudgeSettings(AnswerSettings):
     fit: bool = Field(
         False, description="fit on dev how sure each perspective is and how much it counts, for vote and soft labels"
     )
+    confidence: bool = Field(
+        False,
+        description="a model behind an address also writes how sure it is, in percent, of which soft labels are made "
+        "where its server gives no log-probabilities",
+    )
+
+    @property
+    def asks_confidence(self) -> bool:
+        return self.confidence
 
     @model_validator(mode="after")
     def _needed_splits(self) -> JudgeSettings:

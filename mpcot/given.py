@@ -7,7 +7,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -16,9 +15,9 @@ from cluster.base.id_sets import IdSet
 from cluster.base.tables import batches_of
 from mpcot.asking.join_answers import AnsweredPairs
 from mpcot.records import ANSWER
+from mpcot.votes import logprobs_of
 
 PAIRS_AT_A_TIME = 8192
-TINY = 1e-12
 WHOLE = ""  # stands for the perspective of a judgement that is of the pair as a whole
 Row = dict[str, Any]
 KNOWN = pa.schema([pa.field(name, pa.string()) for name in ("pair_id", "label", "split")])
@@ -62,7 +61,7 @@ class Given:
         inside = (pc.field("pair_id") >= ends["min"]) & (pc.field("pair_id") <= ends["max"])
         found = pq.read_table(self.path, filters=inside)
         return [
-            {**row, "logprobs": _logs(row["probabilities"]), "reason": None}
+            {**row, "logprobs": logprobs_of(shares) if (shares := row["probabilities"]) else None, "reason": None}
             for row in found.filter(pc.is_in(found["pair_id"], pairs["pair_id"].combine_chunks())).to_pylist()
             if row["perspective"] is None or row["perspective"] in self.perspectives
         ]
@@ -71,7 +70,3 @@ class Given:
 def _names(batch: pa.RecordBatch) -> list[str]:
     columns = (batch[name].to_pylist() for name in ("pair_id", "perspective"))
     return [f"{pair}/{name or WHOLE}" for pair, name in zip(*columns, strict=True)]
-
-
-def _logs(shares: Sequence[float] | None) -> list[float] | None:
-    return None if shares is None else np.log(np.maximum(shares, TINY)).tolist()

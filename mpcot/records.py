@@ -44,7 +44,8 @@ GIVEN_JUDGEMENT = pa.schema(
 FAILED_ROW = pa.schema([pa.field("source_row", pa.int64(), nullable=False), *texts("reason", "row")])
 
 # The parts that the workers of 2-rationales, 4-samples and 7-judgements write -> the same stages.
-# `logprobs` holds one log-probability per label in the order of the scheme, `reason` says why an answer failed, and
+# `logprobs` holds one log-probability per label in the order of the scheme: those of the engine or, where it gives none
+# and the answer says how sure it is, those that follow from its confidence. `reason` says why an answer failed, and
 # `tries` how often it was asked for. Tokens are those of all tries. `cached_tokens`, the part of `prompt_tokens` that
 # was in the host's cache, is null where tokens are not billed.
 ANSWER = pa.schema(

@@ -13,6 +13,7 @@ from mpcot.asking.join_answers import AnsweredPairs
 from mpcot.schemes.scheme import Scheme
 
 SURE = 0.9
+TINY = 1e-12
 ROUNDED = 9  # decimals, since sums of the same numbers in another order differ in the last
 
 
@@ -23,6 +24,12 @@ def distribution(logprobs: Sequence[float] | None, verdict: str, scheme: Scheme)
         return np.asarray([SURE if code == verdict else rest for code in scheme.codes])
     weights = np.exp(np.asarray(logprobs, dtype=np.float64) - max(logprobs))
     return weights / weights.sum()
+
+
+def logprobs_of(shares: Sequence[float]) -> list[float]:
+    """Return the logarithms of probabilities, finite also for those that are 0."""
+    logs: list[float] = np.log(np.maximum(shares, TINY)).tolist()
+    return logs
 
 
 def mean_distribution(answers: Sequence[Mapping[str, Any]], scheme: Scheme) -> np.ndarray:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.base.errors import UsageError, UserError
-from cluster.base.stage_folder import read_json, read_manifest
+from cluster.base.run_folder import finished_stage, saved_config
+from cluster.base.stage_folder import read_manifest
 from mpcot.asking.address.batch import BatchRead, read_batch, write_batch
 from mpcot.asking.address.estimate import estimate
 from mpcot.asking.engines.config import OpenAiEngine
@@ -57,13 +58,10 @@ def _waiting_stage(run_dir: Path) -> tuple[RunConfig, Stage]:
     """Return the config of a run and the first of its stages that has still to ask.
 
     Raises:
-        UserError: its engine is not behind an address, or a stage before has not finished.
-        UsageError: this is not a run folder, or nothing is left to ask.
+        UserError: its engine is not behind an address.
+        UsageError: this is not a run folder, a stage before has not finished, or nothing is left to ask.
     """
-    saved = run_dir / "config.json"
-    if not saved.is_file():
-        raise UsageError(f"{run_dir} is not a run folder: it has no config.json. Begin with `run CONFIG --to pairs`.")
-    config = validate(read_json(saved), str(saved))
+    config = validate(saved_config(run_dir), str(run_dir / "config.json"))
     if not isinstance(config.engine, OpenAiEngine):
         raise UserError(f"engine.kind {config.engine.kind!r}: batches are for engine.kind 'openai'.")
     stage = next(
@@ -71,8 +69,8 @@ def _waiting_stage(run_dir: Path) -> tuple[RunConfig, Stage]:
     )
     if stage is None:
         raise UsageError(f"{run_dir}: every stage that asks has finished, nothing is left for a batch.")
-    if missing := [name for name in stage.reads if read_manifest(run_dir / name) is None]:
-        raise UserError(f"{stage.name} reads {missing[0]}, which has not finished in {run_dir}: run it first.")
+    for name in stage.reads:
+        finished_stage(run_dir, name, name.partition("-")[2])
     return config, stage
 
 
@@ -83,10 +81,10 @@ def write_requests(run_dir: Path, target: Path | None) -> tuple[str, dict[Path, 
         UserError: the run has no stage that waits for answers, or the files cannot be written.
     """
     config, stage = _waiting_stage(run_dir)
-    plan, folder = generation_plan(config, stage), run_dir / stage.name
-    said = estimate(plan, _pairs_to_ask(config, run_dir, stage), folder).said()
+    plan, pairs = generation_plan(config, stage), _pairs_to_ask(config, run_dir, stage)
     target = target or run_dir / "batches" / f"{stage.name}.jsonl"
-    return f"{stage.name}: {said}", write_batch(plan, _pairs_to_ask(config, run_dir, stage), folder, target)
+    found, files = write_batch(plan, pairs, run_dir / stage.name, target)
+    return f"{stage.name}: {found.said()}", files
 
 
 def read_answers(run_dir: Path, file: Path) -> tuple[str, BatchRead]:

@@ -89,6 +89,18 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _confidence_counts(self) -> RunConfig:
+        """Refuse to ask for a confidence that nobody would state or use."""
+        if self.judge.confidence and self.judge.engine == "none":
+            raise ValueError("judge.confidence has no effect: judge.engine 'none' asks nobody. Leave it out")
+        if self.judge.confidence and not isinstance(self.engine, OpenAiEngine):
+            raise ValueError(
+                f"judge.confidence has no effect: engine.kind {self.engine.kind!r} gives log-probabilities, which are "
+                "taken instead. Leave it out, or ask a model behind an address (engine.kind 'openai')"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _control_is_embedded(self) -> RunConfig:
         """Refuse a control of the student for which stage 8 would make no vectors."""
         control = self.student.control

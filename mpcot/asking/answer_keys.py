@@ -14,6 +14,7 @@ from mpcot.schemes.scheme import Scheme
 NOT_SAMPLING = {
     "splits", "pairs_per_split", "max_failed_share", "retries", "samples", "few_shot", "description_chars", "guide",
     "words", "filters", "hinted_retry", "when_too_long", "retry_temperature", "engine", "fit",
+    "confidence",
 }  # fmt: skip
 
 
@@ -22,7 +23,7 @@ def sampling_digest(model_digest: str, engine: Engine, scheme: Scheme, ask: Answ
     kept = {name: value for name, value in result_settings(ask).items() if name not in NOT_SAMPLING}
     if not ask.temperature:
         kept["retry_temperature"] = ask.retry_temperature
-    regex = answer_regex(scheme, ask.min_chars, ask.max_chars)
+    regex = answer_regex(scheme, ask.min_chars, ask.max_chars, ask.asks_confidence)
     arguments = result_settings(engine)
     if arguments.get("thinking") == "off":
         del arguments["thinking"], arguments["thinking_tokens"]

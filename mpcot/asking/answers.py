@@ -14,6 +14,7 @@ from mpcot.asking.failure_reasons import kind_of
 from mpcot.asking.join_answers import AnsweredPairs, join_by_pair, split_answers
 
 ANSWERS, JOINED = "answers", "joined"
+OF_BATCH = "batch-"  # how the names of parts begin that hold answers of an offline batch
 USAGE = ("prompt_tokens", "cached_tokens", "output_tokens")
 
 

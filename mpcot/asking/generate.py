@@ -30,6 +30,7 @@ from cluster.base.tables import batches_of, rows_of, table_writer
 from mpcot.asking.address.meter import SharedMeter, spent_in, usage_figures
 from mpcot.asking.answers import ANSWERS, Answers, TooManyFailed, joined_folder, too_many_failed
 from mpcot.asking.engines.config import OpenAiEngine
+from mpcot.asking.engines.engine import Ask
 from mpcot.asking.engines.start import replica_resources
 from mpcot.asking.join_answers import REQUEST, split_by_pair
 from mpcot.asking.plan import GenerationPlan
@@ -124,6 +125,12 @@ def answered(plan: GenerationPlan, folder: Path) -> IdSet:
     if not shared.local:
         shared.child(ANSWERS).bring(folder / ANSWERS, ".parquet")
     return _keys(folder / ANSWERS, plan.settled) if (folder / ANSWERS).is_dir() else IdSet()
+
+
+def missing_asks(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path) -> Iterator[Ask]:
+    """Return the requests of the stage in `folder` that have no answer yet."""
+    done = answered(plan, folder)
+    return (ask for pair in pairs for *_, ask in plan.asks(pair) if not done.has([ask.key])[0])
 
 
 def _keys(answers: Path, chosen: Callable[[pa.RecordBatch], pa.Array]) -> IdSet:

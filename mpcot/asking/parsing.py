@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.base.errors import UserError
 from mpcot.asking.prompts import VERDICT
 from mpcot.schemes.scheme import Scheme
 
+STATED = re.compile(
+    r"^[ \t*_#>\-]*confidence(?: level| score)?[ \t*_]*[:=\-\u2013\u2014](?P<said>[^\n]*)(?:\n|\Z)", re.I | re.M
+)
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 CLOSING = r"['\"”’»)\]]*"
 SENTENCE_END = re.compile(rf"[.!?…。！？]{CLOSING}$")
 # 2.5 has a full stop and ends no sentence, and after the full-width signs comes no space.
@@ -19,19 +23,61 @@ SENTENCES = re.compile(rf".*(?:[.!?…]{CLOSING}(?=\s|$)|[。！？]{CLOSING})",
 
 @dataclass(frozen=True)
 class Parsed:
-    """The parts of an answer. `reason` says why it cannot be used, and is None if it can."""
+    """The parts of an answer. `reason` says why it cannot be used, and is None if it can.
+
+    `confidence` is the probability, 0 to 1, that the answer itself gives to its verdict, or None if it says nothing.
+    """
 
     rationale: str | None
     verdict: str | None
     reason: str | None
+    confidence: float | None = None
 
 
-def parse_answer(text: str, scheme: Scheme) -> Parsed:
+def parse_answer(text: str, scheme: Scheme, confidence: bool = False) -> Parsed:
     """Split the text of an answer into rationale and verdict.
 
     The lines of a rationale stay apart, without blank ones and without white space around them. Where the form's length
     cut it off in mid-sentence, that sentence is left out, if a whole one comes before it.
+
+    Args:
+        confidence: whether the answer was to say how sure it is. Without such a line it can be used all the same.
     """
+    said, text = without_confidence(text) if confidence else (None, text)
+    parsed = _parse(text, scheme)
+    if said is None or parsed.reason is not None:
+        return parsed
+    try:
+        return replace(parsed, confidence=share_stated(said))
+    except ValueError as error:
+        return replace(parsed, reason=str(error))
+
+
+def without_confidence(text: str) -> tuple[str | None, str]:
+    """Return what the last line about confidence says, or None, and the text without that line."""
+    lines = list(STATED.finditer(text))
+    if not lines:
+        return None, text
+    return lines[-1]["said"].strip(), text[: lines[-1].start()] + text[lines[-1].end() :]
+
+
+def share_stated(said: str) -> float:
+    """Return a percentage that somebody wrote, as a share: 0.85 for "85", "85 %", "**85%**", "85/100" and "0.85".
+
+    Raises:
+        ValueError: there is no number, or it is outside 0 to 100.
+    """
+    number = NUMBER.search(said)
+    if number is None:
+        raise ValueError(f"confidence is no number: {said[:20]!r}")
+    value = float(number[0])
+    percent = 100 * value if "." in number[0] and value <= 1 and "%" not in said else value
+    if not 0 <= percent <= 100:
+        raise ValueError(f"confidence outside 0 to 100: {said[:20]!r}")
+    return percent / 100
+
+
+def _parse(text: str, scheme: Scheme) -> Parsed:
     if not text.strip():
         return Parsed(None, None, "empty")
     rationale, marker, verdict = text.rpartition(f"\n{VERDICT}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import cycle
 from typing import Any
 
 import xxhash
@@ -21,25 +22,34 @@ from mpcot.perspectives.perspective import Perspective
 from mpcot.schemes.scheme import Scheme
 
 VERDICT = "Verdict:"
+CONFIDENCE = "Confidence:"
 HINT = "Hint:"
 MOST_LINES, CHARS_PER_LINE = 8, 200  # a rationale may have a line more for each so many of its characters
 EVERYTHING = 100_000  # characters of a product: filters compare answers with all that is known of it
+EXAMPLE_CONFIDENCES = (90, 75, 95, 60)  # in turns, so that no number of the examples is one to copy
+CONFIDENCE_FORM = (
+    f'Then write a line with "{CONFIDENCE}" and a percentage: of 100 verdicts of which you are as sure, so many would '
+    "be right. "
+)
 Message = dict[str, str]
 
 
 @lru_cache
-def system_text(scheme: Scheme, guide: str, words: tuple[int, int], locale: str | None = None) -> str:
+def system_text(
+    scheme: Scheme, guide: str, words: tuple[int, int], locale: str | None = None, confidence: bool = False
+) -> str:
     """Return who judges, the labels, how to decide, and the form. Cached, because every prompt begins with it.
 
     Args:
         guide: "full" or "short".
         words: the fewest and the most words of the rationale.
+        confidence: whether the answer is to say how sure it is.
     """
     place = f" The shop's locale is {locale}." if locale else ""
-    length = f"{words[0]} to {words[1]} words"
+    length, sure = f"{words[0]} to {words[1]} words", CONFIDENCE_FORM if confidence else ""
     if guide == "short":
         labels = [f"{label.code} = {label.name}: {label.meaning}" for label in scheme.labels]
-        form = f"Say why in {length} and whole sentences. Then write a line with the verdict."
+        form = f"Say why in {length} and whole sentences. {sure}Then write a line with the verdict."
         return "\n".join([f"Judge how well the product answers the query.{place}", *labels, form])
     labels = [f"{label.code} ({label.name}): {label.guide or label.meaning}" for label in scheme.labels]
     parts = [
@@ -49,7 +59,7 @@ def system_text(scheme: Scheme, guide: str, words: tuple[int, int], locale: str 
         f"{scheme.order} {scheme.silent}".strip(),
         f"First give your reasons in {length}, as whole sentences on one or more lines, without lists and markup. "
         "State only facts that are in the query or in the product's text, and do not repeat the question. "
-        f'Then end with a line of its own that says "{VERDICT}" and one of {", ".join(scheme.codes)}.',
+        f'{sure}Then end with a line of its own that says "{VERDICT}" and one of {", ".join(scheme.codes)}.',
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -93,14 +103,14 @@ def messages(
     """
     chars = ask.description_chars if description_chars is None else description_chars
     parts = [pair_text(pair, chars), question(perspective, ask.guide)]
-    if shown := _turned(examples(perspective, scheme), ask.few_shot, str(pair.get("pair_id"))):
+    if shown := _turned(examples(perspective, scheme, ask.asks_confidence), ask.few_shot, str(pair.get("pair_id"))):
         parts = ["Examples of answers for other pairs:", *shown, "Now judge this pair:", *parts]
     if hint is not None:
         name = scheme.labels[scheme.index(hint)].name
         parts.append(
             f"{HINT} the verdict is {hint} ({name}). Say why, from query and product, and not that it was told."
         )
-    system = system_text(scheme, ask.guide, ask.asked_words, pair.get("locale"))
+    system = system_text(scheme, ask.guide, ask.asked_words, pair.get("locale"), ask.asks_confidence)
     return [{"role": "system", "content": system}, {"role": "user", "content": "\n\n".join(parts)}]
 
 
@@ -111,10 +121,12 @@ def question(perspective: Perspective, guide: str) -> str:
     return "\n".join([perspective.question, *(f"- {rule}" for rule in perspective.rules)])
 
 
-def examples(perspective: Perspective, scheme: Scheme) -> list[str]:
+def examples(perspective: Perspective, scheme: Scheme, confidence: bool = False) -> list[str]:
     """Return, as text, the worked examples of the perspective that have a verdict in this scheme."""
     usable = [e for e in perspective.examples if e.verdicts.get(scheme.name) in scheme.codes]
-    return [f"Query: {e.query}\nProduct: {e.title}\n{answer(e.rationale, e.verdicts[scheme.name])}" for e in usable]
+    sure = cycle(EXAMPLE_CONFIDENCES if confidence else (None,))
+    answers = [answer(e.rationale, e.verdicts[scheme.name], said) for e, said in zip(usable, sure, strict=False)]
+    return [f"Query: {e.query}\nProduct: {e.title}\n{said}" for e, said in zip(usable, answers, strict=True)]
 
 
 def _turned(found: Sequence[str], count: int, pair_id: str) -> Sequence[str]:
@@ -128,25 +140,32 @@ def _turned(found: Sequence[str], count: int, pair_id: str) -> Sequence[str]:
     return [*found[first:], *found[:first]][:count]
 
 
-def answer(rationale: str, verdict: str) -> str:
-    """Return an answer in the form that the teacher learns."""
-    return f"{without_control_tokens(rationale)}\n{VERDICT} {verdict}"
+def answer(rationale: str, verdict: str, confidence: object = None) -> str:
+    """Return an answer in the form that the teacher learns, or in that with a confidence, in percent.
+
+    The confidence comes before the verdict: so the label is the last token whose log-probability can be that of a
+    label, also where labels are digits.
+    """
+    sure = "" if confidence is None else f"{CONFIDENCE} {confidence}\n"
+    return f"{without_control_tokens(rationale)}\n{sure}{VERDICT} {verdict}"
 
 
-def answer_regex(scheme: Scheme, min_chars: int, max_chars: int) -> str:
+def answer_regex(scheme: Scheme, min_chars: int, max_chars: int, confidence: bool = False) -> str:
     """Return the form that the engine enforces: lines of rationale, then a line with one of the labels.
 
     All lines together have at most `max_chars` characters, so that the verdict comes before `max_tokens`: of several
     lines none may be longer than its share. (To count characters over lines would take the engine a second per token.)
     The first line has at least `min_chars`, so that no verdict comes early, and short rationales have one line. No
-    later line begins with a V, so that the first line that looks like the verdict ends the answer.
+    later line begins with a V, so that the first line that looks like the verdict ends the answer. With `confidence` a
+    line with a percentage comes before it, and no later line of the rationale begins with a C.
     """
     codes = "|".join(re.escape(code) for code in scheme.codes)
+    kept, sure = ("VC", f"{CONFIDENCE} (100|[1-9]?[0-9])\\n") if confidence else ("V", "")
     forms = [f"[^\\n]{{{min_chars},{max_chars}}}"]
     for count in range(2, min(MOST_LINES, 1 + max_chars // CHARS_PER_LINE) + 1):
         share = max_chars // count
         if share >= min_chars:
-            more = f"(\\n[^\\nV][^\\n]{{0,{share - 1}}}){{{count - 1}}}"
+            more = f"(\\n[^\\n{kept}][^\\n]{{0,{share - 1}}}){{{count - 1}}}"
             forms.append(f"[^\\n]{{{min_chars},{share}}}{more}")
     reasons = forms[0] if len(forms) == 1 else f"({'|'.join(forms)})"
-    return f"{reasons}\\n{VERDICT} ({codes})"
+    return f"{reasons}\\n{sure}{VERDICT} ({codes})"

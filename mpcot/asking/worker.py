@@ -27,7 +27,8 @@ from mpcot.asking.parsing import parse_answer
 from mpcot.asking.plan import GenerationPlan
 from mpcot.asking.poison_requests import ROOM, Gate, PoisonRequests
 from mpcot.perspectives.perspective import Perspective
-from mpcot.schemes.scheme import Scheme
+from mpcot.schemes.scheme import Scheme, filled_up
+from mpcot.votes import logprobs_of
 
 TOKENS = ("prompt_tokens", "cached_tokens", "output_tokens")
 NOTHING = Reply("", None, 0, 0)
@@ -197,14 +198,15 @@ class AnswerWorker:
             except StageStopped as stopped:
                 self.stop = stopped
                 break
-            reason = answer_row(replies[-1], self.plan.scheme)["reason"]
+            reason = answer_row(replies[-1], self.plan.scheme, self.plan.ask.asks_confidence)["reason"]
             if reason is None or reason.startswith(PROMPT_TOO_LONG):
                 break
         if not replies:
             return NOTHING
         sums = {name: sum(getattr(reply, name) for reply in replies) for name in TOKENS}
         reply = replace(replies[-1], billed=any(one.billed for one in replies), **sums)
-        self._add(answer_row(reply, self.plan.scheme) | {"key": ask.key, "tries": len(replies)} | owner)
+        row = answer_row(reply, self.plan.scheme, self.plan.ask.asks_confidence)
+        self._add(row | {"key": ask.key, "tries": len(replies)} | owner)
         self.works, self.moved = True, time.monotonic()
         self.tokens += reply.output_tokens
         return reply
@@ -244,13 +246,19 @@ def requests_of(plan: GenerationPlan, pair: dict[str, Any]) -> list[tuple[Perspe
     return found
 
 
-def answer_row(reply: Reply, scheme: Scheme) -> dict[str, Any]:
-    """Return a reply as columns of an answer. `reason` is set if it failed."""
-    parsed = parse_answer(reply.text, scheme)
+def answer_row(reply: Reply, scheme: Scheme, confidence: bool = False) -> dict[str, Any]:
+    """Return a reply as columns of an answer. `reason` is set if it failed.
+
+    Args:
+        confidence: whether the answer was to say how sure it is, which then stands for missing log-probabilities.
+    """
+    parsed, logprobs = parse_answer(reply.text, scheme, confidence), reply.logprobs
+    if logprobs is None and parsed.confidence is not None:
+        logprobs = logprobs_of(filled_up({str(parsed.verdict): parsed.confidence}, scheme.codes))
     return {
         "rationale": parsed.rationale,
         "verdict": parsed.verdict,
-        "logprobs": reply.logprobs,
+        "logprobs": logprobs,
         "prompt_tokens": reply.prompt_tokens,
         "cached_tokens": reply.cached_tokens if reply.billed else None,
         "output_tokens": reply.output_tokens,

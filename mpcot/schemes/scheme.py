@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError, model_validator
@@ -70,6 +71,13 @@ class Scheme(Settings):
                 f"label {code!r} is not in scheme {self.name!r}, which has {', '.join(self.codes)}. Correct the label"
             )
         return self.codes.index(code)
+
+
+def filled_up(shares: Mapping[str, float], codes: Sequence[str]) -> list[float]:
+    """Return one probability per code, in their order. Codes that `shares` lacks share equally what is left of 1."""
+    unnamed, total = [code for code in codes if code not in shares], sum(shares.values())
+    whole = {**shares, **dict.fromkeys(unnamed, max(0.0, 1 - total) / max(1, len(unnamed)))}
+    return [whole[code] / sum(whole.values()) for code in codes]
 
 
 def load_scheme(name_or_path: str) -> Scheme:

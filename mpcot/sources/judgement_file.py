@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from mpcot.records import texts
+from mpcot.schemes.scheme import filled_up
 from mpcot.sources.clean_rows import SOURCE_SEED, Cleaning, failed_json
 from mpcot.sources.clean_texts import clean_text
 from mpcot.sources.filesets import collect, find
@@ -95,11 +96,10 @@ def probabilities(confidence: Any, by_label: Any, verdict: str, cleaning: Cleani
         raise ValueError(f"probability of a label outside the scheme: {str(unknown[0])[:50]!r}")
     what = "probability" if given else "confidence"
     shares = {str(label): _share(share, what) for label, share in named.items()}
-    unnamed, total = [code for code in cleaning.codes if code not in shares], sum(shares.values())
-    if total > 1 + TOLERANCE or (not unnamed and total < 1 - TOLERANCE):
+    total = sum(shares.values())
+    if total > 1 + TOLERANCE or (len(shares) == len(cleaning.codes) and total < 1 - TOLERANCE):
         raise ValueError(f"probabilities do not sum to 1: {total:g}")
-    shares |= dict.fromkeys(unnamed, max(0.0, 1 - total) / max(1, len(unnamed)))
-    return [shares[code] / sum(shares.values()) for code in cleaning.codes]
+    return filled_up(shares, cleaning.codes)
 
 
 def _share(value: Any, what: str) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from math import exp, log
 from typing import Any
 
+from mpcot.asking.parsing import without_confidence
 from mpcot.asking.prompts import VERDICT, answer
 from mpcot.schemes.scheme import Scheme
 
@@ -16,27 +17,34 @@ SAID = re.compile(r"^[\s*_#>\-]*(?:final\s+)?verdict[\s*_]*[:=\-\u2013\u2014][ \
 LEAST = -1e4  # the log-probability of a label that the server did not list
 
 
-def house_form(text: str, scheme: Scheme) -> str:
+def house_form(text: str, scheme: Scheme, confidence: bool = False) -> str:
     """Return an answer in the house form, or the text as it is where no verdict of the scheme can be read in it.
 
     Read are JSON with `rationale` and `verdict`, and text whose last line of the form "Verdict: X" (or else whose last
     line) names a label by code or name, with marks around it: "E.", "**Verdict:** E", "Verdict - Exact match".
+
+    Args:
+        confidence: whether the answer was to say how sure it is, on a line before or after the verdict.
     """
     text = text.rpartition("</think>")[2].strip()
-    if from_json := _from_json(text, scheme):
+    if from_json := _from_json(text, scheme, confidence):
         return from_json
+    whole, sure = text, None
+    if confidence:
+        sure, text = without_confidence(text)
+        text = text.strip()
     lines = [(match.start(), match.end(), match["said"]) for match in SAID.finditer(text)]
     if not lines and (last := text.rpartition("\n")[2]):
         lines = [(len(text) - len(last), len(text), last)]
     if not lines:
-        return text
+        return whole
     start, end, said = lines[-1]
     code = label_of(said, scheme)
     rationale = text[:start].strip() or text[end:].strip()
-    return text if code is None else answer(rationale, code)
+    return whole if code is None else answer(rationale, code, sure)
 
 
-def _from_json(text: str, scheme: Scheme) -> str | None:
+def _from_json(text: str, scheme: Scheme, confidence: bool) -> str | None:
     start, end = text.find("{"), text.rfind("}")
     if not 0 <= start < end:
         return None
@@ -47,7 +55,8 @@ def _from_json(text: str, scheme: Scheme) -> str | None:
     if not isinstance(found, dict) or not {"rationale", "verdict"} <= found.keys():
         return None
     said = str(found["verdict"])
-    return answer(str(found["rationale"]).strip(), label_of(said, scheme) or said)
+    sure = found.get("confidence") if confidence else None
+    return answer(str(found["rationale"]).strip(), label_of(said, scheme) or said, sure)
 
 
 def label_of(said: str, scheme: Scheme) -> str | None:
@@ -94,6 +103,12 @@ def _coded(token: str, scheme: Scheme) -> str | None:
     bare = token.strip(MARKS)
     names = {label.name: label.code for label in scheme.labels}
     return bare if bare in scheme.codes else names.get(bare)
+
+
+def confidence_is_last(text: str) -> bool:
+    """Say whether an answer names its confidence after its verdict."""
+    low = text.lower()
+    return low.rfind("confidence") > low.rfind("verdict")
 
 
 def verdict_of(text: str) -> str:

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ import pyarrow as pa
 from cluster.base.errors import UserError
 from cluster.base.whole_files import whole_file
 from mpcot.asking.address.chat_requests import read_reply, request_body
-from mpcot.asking.answers import ANSWERS
+from mpcot.asking.address.estimate import SAMPLE, Estimate, estimated
+from mpcot.asking.answers import ANSWERS, OF_BATCH
 from mpcot.asking.engines.config import OpenAiEngine
 from mpcot.asking.engines.engine import Ask, Reply
-from mpcot.asking.generate import answered, shared_folder
+from mpcot.asking.generate import answered, missing_asks, shared_folder
 from mpcot.asking.plan import GenerationPlan
 from mpcot.asking.worker import answer_row
 from mpcot.records import ANSWER
-from mpcot.schemes.scheme import Scheme
 
 URL = "/v1/chat/completions"
 MOST_REQUESTS, MOST_BYTES = 50_000, 190 * 10**6  # of one file; hosts take 50,000 requests and 200 MB
@@ -40,8 +41,8 @@ class BatchRead:
     failed: list[str] = field(default_factory=list)
 
 
-def write_batch(plan: GenerationPlan, pairs: Pairs, folder: Path, target: Path) -> dict[Path, int]:
-    """Write the requests that have no answer yet, and return how many are in each file.
+def write_batch(plan: GenerationPlan, pairs: Pairs, folder: Path, target: Path) -> tuple[Estimate, dict[Path, int]]:
+    """Write the requests that have no answer yet; return an estimate of them, and how many are in each file.
 
     Args:
         folder: the stage's folder.
@@ -50,9 +51,16 @@ def write_batch(plan: GenerationPlan, pairs: Pairs, folder: Path, target: Path) 
     Raises:
         UserError: the files cannot be written.
     """
+    missing = missing_asks(plan, pairs, folder)
+    sample = list(islice(missing, SAMPLE))
+    files = _write(plan, chain(sample, missing), target)
+    return estimated(plan, sample, sum(files.values()), batch=True), files
+
+
+def _write(plan: GenerationPlan, asks: Iterable[Ask], target: Path) -> dict[Path, int]:
     assert isinstance(plan.engine, OpenAiEngine)
     engine, files = plan.engine, dict[Path, int]()
-    lines = (_line(plan, engine, ask) for ask in _missing(plan, pairs, folder))
+    lines = (_line(plan, engine, ask) for ask in asks)
     target.parent.mkdir(parents=True, exist_ok=True)
     waiting = next(lines, None)
     while waiting is not None:
@@ -66,22 +74,17 @@ def write_batch(plan: GenerationPlan, pairs: Pairs, folder: Path, target: Path) 
     return files
 
 
-def _missing(plan: GenerationPlan, pairs: Pairs, folder: Path) -> Iterator[Ask]:
-    done = answered(plan, folder)
-    return (ask for _, ask in _owned(plan, pairs) if not done.has([ask.key])[0])
-
-
 def _line(plan: GenerationPlan, engine: OpenAiEngine, ask: Ask) -> bytes:
     body = request_body(engine, plan.scheme, plan.ask, ask.chat)
     line = {"custom_id": ask.key, "method": "POST", "url": URL, "body": body}
     return json.dumps(line, ensure_ascii=False).encode() + b"\n"
 
 
-def _owned(plan: GenerationPlan, pairs: Pairs) -> Iterator[tuple[dict[str, Any], Ask]]:
-    """Yield every request with the columns that say whose answer it gets."""
+def _owned(plan: GenerationPlan, pairs: Pairs) -> Iterator[dict[str, Any]]:
+    """Yield the key of every request with the columns that say whose answer it gets."""
     for pair in pairs:
         for perspective, sample, ask in plan.asks(pair):
-            yield {"key": ask.key, "pair_id": pair["pair_id"], "perspective": perspective.name, "sample": sample}, ask
+            yield {"key": ask.key, "pair_id": pair["pair_id"], "perspective": perspective.name, "sample": sample}
 
 
 def read_batch(plan: GenerationPlan, pairs: Pairs, folder: Path, file: Path) -> BatchRead:
@@ -92,8 +95,8 @@ def read_batch(plan: GenerationPlan, pairs: Pairs, folder: Path, file: Path) -> 
             taken then.
     """
     found = BatchRead()
-    replies = _replies(file, plan.scheme, found)
-    owners = {owner["key"]: owner for owner, _ in _owned(plan, pairs) if owner["key"] in replies}
+    replies = _replies(file, plan, found)
+    owners = {owner["key"]: owner for owner in _owned(plan, pairs) if owner["key"] in replies}
     if unknown := [key for key in replies if key not in owners]:
         raise UserError(
             f"{file}: {len(unknown):,} of its {len(replies):,} answers belong to no request of {folder.name} in "
@@ -103,9 +106,9 @@ def read_batch(plan: GenerationPlan, pairs: Pairs, folder: Path, file: Path) -> 
     missing = ~answered(plan, folder).has(replies)
     found.answered_before = int((~missing).sum())
     asked = [(reply, owners[key]) for (key, reply), lacks in zip(replies.items(), missing, strict=True) if lacks]
-    rows = [answer_row(reply, plan.scheme) | owner | {"tries": 1} for reply, owner in asked]
+    rows = [answer_row(reply, plan.scheme, plan.ask.asks_confidence) | owner | {"tries": 1} for reply, owner in asked]
     with file.open("rb") as whole:
-        part = f"batch-{hashlib.file_digest(whole, 'sha256').hexdigest()[:12]}-000000.parquet"
+        part = f"{OF_BATCH}{hashlib.file_digest(whole, 'sha256').hexdigest()[:12]}-000000.parquet"
     parts = shared_folder(plan, folder).child(ANSWERS)
     if rows and part not in {entry.name for entry in parts.files()}:
         parts.write_table(part, pa.Table.from_pylist(rows, ANSWER))
@@ -113,25 +116,25 @@ def read_batch(plan: GenerationPlan, pairs: Pairs, folder: Path, file: Path) -> 
     return found
 
 
-def _replies(file: Path, scheme: Scheme, found: BatchRead) -> dict[str, Reply]:
+def _replies(file: Path, plan: GenerationPlan, found: BatchRead) -> dict[str, Reply]:
     """Return the answers in a file by the key of the request. Of equal keys the first counts."""
     replies: dict[str, Reply] = {}
     try:
         with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    _take(line, f"line {number}", scheme, replies, found)
+                    _take(line, f"line {number}", plan, replies, found)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error}. Give the file of answers that the host made.") from error
     return replies
 
 
-def _take(line: bytes, place: str, scheme: Scheme, replies: dict[str, Reply], found: BatchRead) -> None:
+def _take(line: bytes, place: str, plan: GenerationPlan, replies: dict[str, Reply], found: BatchRead) -> None:
     try:
         said = json.loads(line)
         key, response = str(said["custom_id"]), said["response"] or {}
         if response.get("status_code") == 200:
-            replies.setdefault(key, read_reply(response["body"], [], scheme))
+            replies.setdefault(key, read_reply(response["body"], [], plan.scheme, plan.ask.asks_confidence))
             return
         why = said.get("error") or (response.get("body") or {}).get("error") or {}
         found.failed.append(f"{place} ({why.get('message', 'no answer')})"[:200])

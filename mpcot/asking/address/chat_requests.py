@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mpcot.asking.address.answer_forms import house_form, label_logprobs, verdict_of
+from mpcot.asking.address.answer_forms import confidence_is_last, house_form, label_logprobs, verdict_of
 from mpcot.asking.engines.config import OpenAiEngine
 from mpcot.asking.engines.engine import Reply
 from mpcot.asking.failure_reasons import REFUSED
@@ -29,28 +29,34 @@ def request_body(
     if "max_completion_tokens" not in engine.extra_body:
         body["max_tokens"] = ask.max_tokens
     if engine.form == "grammar":
-        body["structured_outputs"] = {"regex": answer_regex(scheme, ask.min_chars, ask.max_chars)}
+        regex = answer_regex(scheme, ask.min_chars, ask.max_chars, ask.asks_confidence)
+        body["structured_outputs"] = {"regex": regex}
     if engine.form == "json_schema":
-        schema = {"name": "judgement", "strict": True, "schema": answer_schema(scheme)}
+        schema = {"name": "judgement", "strict": True, "schema": answer_schema(scheme, ask.asks_confidence)}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
     return body | engine.extra_body
 
 
-def answer_schema(scheme: Scheme) -> dict[str, Any]:
+def answer_schema(scheme: Scheme, confidence: bool = False) -> dict[str, Any]:
     """Return the JSON schema of an answer: reasoning first, so that the verdict follows from it."""
-    fields = {"rationale": {"type": "string"}, "verdict": {"type": "string", "enum": list(scheme.codes)}}
+    fields: dict[str, Any] = {"rationale": {"type": "string"}}
+    fields |= {"confidence": {"type": "integer"}} if confidence else {}  # not every server takes bounds
+    fields |= {"verdict": {"type": "string", "enum": list(scheme.codes)}}
     return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
 
 
-def read_reply(completion: Mapping[str, Any], chat: list[Message], scheme: Scheme) -> Reply:
+def read_reply(completion: Mapping[str, Any], chat: list[Message], scheme: Scheme, confidence: bool = False) -> Reply:
     """Return the reply in a completion. Tokens are estimated where the server does not count them.
+
+    Args:
+        confidence: whether the answer was to say how sure it is.
 
     Raises:
         KeyError, IndexError, TypeError: it is no completion.
     """
     choice = completion["choices"][0]
     said, finish = choice["message"], choice.get("finish_reason")
-    text = house_form(said.get("content") or "", scheme)
+    text = house_form(said.get("content") or "", scheme, confidence)
     usage = completion.get("usage") or {}
     prompt = usage.get("prompt_tokens") or estimated_tokens(*(message["content"] for message in chat))
     output = usage.get("completion_tokens") or estimated_tokens(text)
@@ -61,6 +67,8 @@ def read_reply(completion: Mapping[str, Any], chat: list[Message], scheme: Schem
     elif finish == "length":
         error = "too long: the answer met max_tokens"
     told = (choice.get("logprobs") or {}).get("content")
+    if confidence and confidence_is_last(said.get("content") or ""):
+        told = None  # the digits of the confidence could be taken for labels
     return Reply(text, label_logprobs(told, verdict_of(text), scheme), prompt, output, error, cached, True)
 
 

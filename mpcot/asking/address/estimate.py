@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -10,7 +10,8 @@ from typing import Any
 
 from mpcot.asking.address.chat_requests import most_output_tokens
 from mpcot.asking.engines.config import OpenAiEngine, Price
-from mpcot.asking.generate import answered
+from mpcot.asking.engines.engine import Ask
+from mpcot.asking.generate import missing_asks
 from mpcot.asking.plan import GenerationPlan
 from mpcot.asking.prompts import Message
 from mpcot.asking.rendering import render
@@ -27,6 +28,7 @@ class Estimate:
     prompt_tokens: int
     output_tokens: int
     price: Price | None
+    batch: bool = False
 
     def said(self) -> str:
         """Return the estimate as text."""
@@ -35,7 +37,7 @@ class Estimate:
         said = f"{self.requests:,} requests, about {self.prompt_tokens:,} tokens of prompts and at most "
         said += f"{self.output_tokens:,} of answers"
         if self.price:
-            cost = self.price.of(self.prompt_tokens, 0, self.output_tokens)
+            cost = self.price.of(self.prompt_tokens, 0, self.output_tokens, self.batch)
             said += f": {cost:,.2f} at most, if the host has no part of a prompt in its cache"
         return said
 
@@ -46,16 +48,17 @@ def estimate(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path
     Args:
         plan: `plan.model` names the tokenizer, or is empty where characters are counted.
     """
+    missing = missing_asks(plan, pairs, folder)
+    sample = list(islice(missing, SAMPLE))
+    return estimated(plan, sample, len(sample) + sum(1 for _ in missing))
+
+
+def estimated(plan: GenerationPlan, sample: Sequence[Ask], requests: int, batch: bool = False) -> Estimate:
+    """Return the estimate of so many requests, of which some are given, at once or in a batch."""
     assert isinstance(plan.engine, OpenAiEngine)
-    done = answered(plan, folder)
-    asks = (ask for pair in pairs for _, _, ask in plan.asks(pair))
-    missing = (ask for ask in asks if not done.has([ask.key])[0])
-    sample = [ask.chat for ask in islice(missing, SAMPLE)]
-    requests = len(sample) + sum(1 for _ in missing)
-    counted = _tokens(sample, plan.model) * requests // max(1, len(sample))
-    return Estimate(
-        requests, counted, requests * most_output_tokens(plan.engine, plan.ask), plan.engine.price_per_million
-    )
+    counted = _tokens([ask.chat for ask in sample], plan.model) * requests // max(1, len(sample))
+    answers = requests * most_output_tokens(plan.engine, plan.ask)
+    return Estimate(requests, counted, answers, plan.engine.price_per_million, batch)
 
 
 def _tokens(chats: list[list[Message]], model: str) -> int:

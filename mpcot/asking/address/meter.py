@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from cluster.base.tables import batches_of
-from mpcot.asking.answers import ANSWERS, USAGE
+from mpcot.asking.answers import ANSWERS, OF_BATCH, USAGE
 from mpcot.asking.engines.config import OpenAiEngine, Price
 from mpcot.config import Engine
 
@@ -83,8 +83,8 @@ class Meter:
             self.tokens_from = max(starts, self.tokens_from) + tokens * 60 / self.engine.tokens_per_minute
 
     def _cost(self, prompt_tokens: int, cached_tokens: int, output_tokens: int) -> float:
-        usage = dict(zip(USAGE, (prompt_tokens, cached_tokens, output_tokens), strict=True))
-        return _money(usage, self.engine.price_per_million)
+        price = self.engine.price_per_million
+        return price.of(prompt_tokens, cached_tokens, output_tokens) if price else 0.0
 
 
 @dataclass
@@ -127,35 +127,34 @@ def over_budget(spent: float, cost: float, most: float) -> str:
     )
 
 
-def usage_of(folders: Iterable[Path]) -> dict[str, int]:
-    """Return the billed tokens of all answers in the parts of these stages, with those that were asked twice."""
-    sums = dict.fromkeys(USAGE, 0)
+def usage_of(folders: Iterable[Path], price: Price | None = None) -> dict[str, float]:
+    """Return the billed tokens of all answers in the parts of these stages, with those that were asked twice.
+
+    With a price also their `cost`.
+    """
+    sums, cost = dict.fromkeys(USAGE, 0), 0.0
     for part in (part for folder in folders for part in (folder / ANSWERS).glob("*.parquet")):
         for batch in batches_of(part, list(USAGE), ROWS):
             if set(USAGE) <= set(batch.schema.names):  # parts of older versions have no such columns
                 billed = batch.filter(pc.is_valid(batch["cached_tokens"]))
-                for name in USAGE:
-                    sums[name] += pc.sum(billed[name]).as_py() or 0
-    return sums
+                used = tuple(pc.sum(billed[name]).as_py() or 0 for name in USAGE)
+                sums = {name: sums[name] + tokens for name, tokens in zip(USAGE, used, strict=True)}
+                if price:
+                    prompt, cached, output = used
+                    cost += price.of(prompt, cached, output, part.name.startswith(OF_BATCH))
+    return {**sums, "cost": cost} if price else {**sums}
 
 
 def spent_in(engine: OpenAiEngine, run_dir: Path) -> float:
     """Return what all stages of a run have spent so far, at today's prices."""
-    return _money(usage_of(run_dir.iterdir()), engine.price_per_million)
+    return usage_of(run_dir.iterdir(), engine.price_per_million).get("cost", 0.0)
 
 
 def usage_figures(engine: Engine, folder: Path) -> dict[str, float]:
     """Return the tokens of a stage and, where prices are known, what they cost; nothing if nobody is paid."""
     if not isinstance(engine, OpenAiEngine):
         return {}
-    figures: dict[str, float] = {**usage_of([folder])}
-    if price := engine.price_per_million:
-        figures["cost"] = round(_money(figures, price), 6)
-    return figures
-
-
-def _money(usage: Mapping[str, float], price: Price | None) -> float:
-    return price.of(*(usage[name] for name in USAGE)) if price else 0.0
+    return {name: round(figure, 6) for name, figure in usage_of([folder], engine.price_per_million).items()}
 
 
 def usage_said(usage: Mapping[str, float]) -> str:

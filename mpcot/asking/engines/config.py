@@ -37,12 +37,16 @@ class Price(Settings):
     input: float = Field(ge=0, description="tokens of prompts")
     cached_input: float | None = Field(None, ge=0, description="tokens of prompts in the host's cache; empty: as input")
     output: float = Field(ge=0, description="tokens of answers, thinking included")
+    batch_discount: float = Field(
+        0.5, ge=0, le=1, description="share of the price that the host takes off answers of an offline batch"
+    )
 
-    def of(self, prompt_tokens: float, cached_tokens: float, output_tokens: float) -> float:
-        """Return what these tokens cost; the cached ones are among those of the prompt."""
+    def of(self, prompt_tokens: float, cached_tokens: float, output_tokens: float, batch: bool = False) -> float:
+        """Return what these tokens cost, at once or in a batch; the cached ones are among those of the prompt."""
         cached = self.input if self.cached_input is None else self.cached_input
         fresh = prompt_tokens - cached_tokens
-        return (fresh * self.input + cached_tokens * cached + output_tokens * self.output) / 1e6
+        whole = (fresh * self.input + cached_tokens * cached + output_tokens * self.output) / 1e6
+        return whole * (1 - self.batch_discount) if batch else whole
 
 
 # Fields of a request that follow from other settings, and what sets them.

@@ -163,7 +163,7 @@ class BehindAddress:
 
         used = (0, 0, 0)
         try:
-            found = read_reply(await self._send(chat, tried), chat, self.scheme)
+            found = read_reply(await self._send(chat, tried), chat, self.scheme, self.ask.asks_confidence)
             used = (found.prompt_tokens, found.cached_tokens, found.output_tokens)
             self.answered += 1
             self._hear()

@@ -71,6 +71,15 @@ def test_an_engine_of_ones_own_needs_a_model(config_file: Path) -> None:
         load_config(config_file, ['teacher.model=""'])
 
 
+def test_a_confidence_is_refused_where_it_has_no_effect(far: RunConfig, far_file: Path, config_file: Path) -> None:
+    assert load_config(far_file, ["judge.confidence=true"]).judge.asks_confidence and not far.judge.asks_confidence
+    with pytest.raises(UsageError, match=r"judge\.confidence has no effect: engine\.kind 'vllm' gives log-prob"):
+        load_config(far_file, ["judge.confidence=true", 'engine={kind="vllm"}', "teacher.model=m/m"])
+    nobody = ["judge.confidence=true", "judge.engine=none", "source.judgements=x.jsonl"]
+    with pytest.raises(UsageError, match=r"judge\.confidence has no effect: judge\.engine 'none' asks nobody"):
+        load_config(far_file, nobody)
+
+
 def test_dry_run_estimates_tokens_and_money(far: RunConfig, far_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     call = ("run", far_file, "--out", run, "--dry-run")
@@ -108,6 +117,10 @@ def test_a_batch_takes_the_place_of_asking(far: RunConfig, server: ScriptedServe
 def test_batches_say_what_is_wrong(far: RunConfig, tmp_path: Path) -> None:
     said = broadfast("batch", "write", tmp_path / "none")
     assert said.exit_code == 2 and "is not a run folder" in text(said)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.json").write_text(far.model_dump_json(), encoding="utf-8")
+    said = broadfast("batch", "write", tmp_path / "begun")
+    assert said.exit_code == 2 and "1-pairs is not finished: run broadfast with --to pairs first" in text(said)
     run_stages(far, tmp_path / "run", chosen(far, "pairs"))
     said = broadfast("batch", "read", tmp_path / "run", tmp_path / "none.jsonl")
     assert said.exit_code == 1 and "cannot be read" in text(said)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from pydantic import create_model
 
 from cluster.base.errors import UserError
 from cluster.base.shared_folder import SharedFolder
@@ -25,7 +26,7 @@ from mpcot.asking.generate import (
 )
 from mpcot.asking.plan import GenerationPlan
 from mpcot.asking.worker import requests_of
-from mpcot.config import AnswerSettings, RationaleSettings, Replicas, ScriptedEngine, VllmEngine
+from mpcot.config import AnswerSettings, JudgeSettings, RationaleSettings, Replicas, ScriptedEngine, VllmEngine
 from mpcot.perspectives.perspective import Perspective
 from mpcot.records import ANSWER, PAIR
 from mpcot.schemes.scheme import load_scheme
@@ -87,6 +88,15 @@ def test_what_decides_an_answer_makes_every_key_new(change: dict[str, Any]) -> N
 )
 def test_what_decides_no_answer_keeps_every_key(change: dict[str, Any]) -> None:
     assert keys(replace(PLAN, **change)) == keys()
+
+
+def test_a_confidence_is_in_the_keys_only_if_it_is_asked_for() -> None:
+    """Settings as they were before there was a confidence have the keys of those without one."""
+    fields: dict[str, Any] = {name: (Any, JudgeSettings.model_fields[name].default) for name in ("budget_pairs", "fit")}
+    before = create_model("Before", __base__=AnswerSettings, **fields)(temperature=0.0)
+    off, on = (keys(replace(PLAN, ask=JudgeSettings(confidence=asked))) for asked in (False, True))
+    assert off == keys(replace(PLAN, ask=before))
+    assert not set(off.values()) & set(on.values())
 
 
 def test_engine_settings_of_speed_alone_keep_every_key() -> None:

@@ -18,7 +18,7 @@ from mpcot.asking.engines import openai_engine
 from mpcot.asking.engines.config import OpenAiEngine, Price
 from mpcot.asking.engines.engine import Ask, Reply, StageStopped
 from mpcot.asking.engines.openai_engine import BehindAddress, check_address
-from mpcot.config import AnswerSettings
+from mpcot.config import AnswerSettings, JudgeSettings
 from mpcot.schemes.scheme import load_scheme
 from tests.helpers.free_port import free_port
 from tests.helpers.scripted_server import (
@@ -80,6 +80,14 @@ def test_forms_and_further_fields(server: ScriptedServer) -> None:
     assert "max_tokens" not in by_schema and by_schema["max_completion_tokens"] == 900
     assert by_schema["chat_template_kwargs"] == {"enable_thinking": False}
     assert not by_text.keys() & {"response_format", "structured_outputs"} and by_text["top_p"] == 0.9
+
+
+def test_a_confidence_is_asked_for_and_comes_back_in_the_house_form(server: ScriptedServer) -> None:
+    said = "It is a drill, as was asked.\nVerdict: E\nConfidence: 85 %"
+    got = reply(server, Said(body=completion(said)), ask=JudgeSettings(confidence=True))
+    assert got.text == "It is a drill, as was asked.\nConfidence: 85 %\nVerdict: E" and got.logprobs is None
+    regex = server.asked[0]["structured_outputs"]["regex"]
+    assert regex.endswith(r"Confidence: (100|[1-9]?[0-9])\nVerdict: (E|S|C|I)")
 
 
 def test_the_key_comes_from_its_variable(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,3 +57,5 @@ def test_another_model_snapshot_or_form_asks_again() -> None:
 def test_cached_tokens_cost_what_fresh_ones_do_unless_told() -> None:
     assert Price(input=2, output=10).of(1e6, 5e5, 1e5) == pytest.approx(3.0)
     assert Price(input=2, cached_input=1, output=10).of(1e6, 5e5, 1e5) == pytest.approx(2.5)
+    assert Price(input=2, output=10).of(1e6, 5e5, 1e5, batch=True) == pytest.approx(1.5)
+    assert Price(input=2, output=10, batch_discount=0).of(1e6, 5e5, 1e5, batch=True) == pytest.approx(3.0)

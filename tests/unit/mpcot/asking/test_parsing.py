@@ -10,6 +10,7 @@ from mpcot.asking.parsing import LabelTokens, Parsed, parse_answer
 from mpcot.asking.prompts import answer
 from mpcot.asking.worker import answer_row
 from mpcot.schemes.scheme import Scheme, load_scheme
+from mpcot.votes import distribution
 from tests.helpers.tiny_llama import tiny_llama_tokenizer
 
 ESCI = load_scheme("esci")
@@ -49,6 +50,62 @@ def test_white_space_is_no_content() -> None:
 
 def test_the_last_verdict_counts() -> None:
     assert parse_answer("One\nVerdict: E\nNo.\nVerdict: I", ESCI).verdict == "I"
+
+
+@pytest.mark.parametrize(
+    ("said", "share"),
+    [
+        ("Confidence: 85", 0.85),
+        ("Confidence: 85 %", 0.85),
+        ("confidence = 85%", 0.85),
+        ("**Confidence:** 85/100", 0.85),
+        ("- Confidence level: about 62.5 percent", 0.625),
+        ("Confidence: 0.85", 0.85),
+        ("Confidence: 0.5 %", 0.005),
+        ("Confidence: 0", 0.0),
+        ("Confidence: 1", 0.01),
+        ("Confidence: 100", 1.0),
+        ("Confidence: 1.0", 1.0),
+    ],
+)
+def test_a_confidence_is_read_before_and_after_the_verdict(said: str, share: float) -> None:
+    for text in (f"It is a drill.\n{said}\nVerdict: E", f"It is a drill.\nVerdict: E\n{said}\n"):
+        found = parse_answer(text, ESCI, confidence=True)
+        assert found == Parsed("It is a drill.", "E", None, pytest.approx(share))
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("120", "confidence outside 0 to 100: '120'"),
+        ("100.5 %", "confidence outside 0 to 100: '100.5 %'"),
+        ("-5", "confidence outside 0 to 100: '-5'"),
+        ("high", "confidence is no number: 'high'"),
+        ("", "confidence is no number: ''"),
+    ],
+)
+def test_a_confidence_that_is_no_percentage_is_an_objection(said: str, reason: str) -> None:
+    assert parse_answer(f"It is a drill.\nConfidence: {said}\nVerdict: E", ESCI, confidence=True).reason == reason
+
+
+def test_an_answer_without_its_confidence_can_be_used_and_one_that_nobody_wanted_is_text() -> None:
+    assert parse_answer("It is a drill.\nVerdict: E", ESCI, confidence=True) == Parsed("It is a drill.", "E", None)
+    stated = "It is a drill.\nConfidence: 85\nVerdict: E"
+    assert parse_answer(stated, ESCI) == Parsed("It is a drill.\nConfidence: 85", "E", None)
+
+
+def test_the_soft_label_of_a_stated_confidence_stands_for_missing_logprobs_alone() -> None:
+    """70 percent of E leave 30 to the other three labels, 10 each."""
+    said = answer("It is a drill.", "E", 70)
+    row = answer_row(Reply(said, None, 7, 9), ESCI, confidence=True)
+    assert (row["rationale"], row["verdict"], row["reason"]) == ("It is a drill.", "E", None)
+    assert distribution(row["logprobs"], "E", ESCI) == pytest.approx([0.7, 0.1, 0.1, 0.1])
+    sure = answer_row(Reply(answer("It is a drill.", "S", 100), None, 7, 9), ESCI, confidence=True)
+    assert distribution(sure["logprobs"], "S", ESCI) == pytest.approx([0, 1, 0, 0])
+    given = [-0.1, -3.0, -4.0, -5.0]
+    assert answer_row(Reply(said, given, 7, 9), ESCI, confidence=True)["logprobs"] == given
+    silent = answer_row(Reply(answer("It is a drill.", "E"), None, 7, 9), ESCI, confidence=True)
+    assert silent["logprobs"] is None and silent["reason"] is None
 
 
 def test_an_engines_own_error_comes_before_the_parsers() -> None:

@@ -14,9 +14,9 @@ from transformers import AutoTokenizer
 
 from cluster.base.errors import UserError
 from mpcot.asking.parsing import parse_answer
-from mpcot.asking.prompts import HINT, answer, answer_regex, examples, messages, pair_text
+from mpcot.asking.prompts import CONFIDENCE_FORM, HINT, answer, answer_regex, examples, messages, pair_text
 from mpcot.asking.rendering import render
-from mpcot.config import AnswerSettings, PerspectiveSettings
+from mpcot.config import AnswerSettings, JudgeSettings, PerspectiveSettings
 from mpcot.perspectives.perspective import SHIPPED, Perspective, load_perspectives
 from mpcot.schemes.scheme import SCHEMES, load_scheme
 from tests.helpers.tiny_llama import tiny_llama_tokenizer
@@ -146,6 +146,28 @@ def test_what_is_written_is_read_back_and_is_what_the_engine_allows(name: str) -
         answer(f"{long}\none\ntwo", first),
     ):  # fmt: skip
         assert not form.fullmatch(bad)
+
+
+def test_with_a_confidence_the_form_has_a_percentage_before_the_verdict() -> None:
+    form, why = answer_regex(ESCI, 4, 400, confidence=True), "It is a drill.\nIt is red."
+    for percent in (0, 7, 85, 100):
+        said = answer(why, "E", percent)
+        assert said == f"{why}\nConfidence: {percent}\nVerdict: E" and re.fullmatch(form, said)
+        assert parse_answer(said, ESCI, confidence=True).rationale == why
+    for bad in (101, -1, "085", "high", 8.5, None):
+        assert not re.fullmatch(form, answer(why, "E", bad))
+    assert not re.fullmatch(form, answer(f"{why}\nConfidence: 9", "E", 85)), "only one such line"
+    assert not re.fullmatch(answer_regex(ESCI, 4, 400), answer("x" * 390, "E", 85))
+
+
+@pytest.mark.parametrize("guide", ["full", "short"])
+def test_the_prompt_says_what_a_confidence_means_if_it_asks_for_one(guide: Any) -> None:
+    plain, asked = (messages(PAIR, ALL[0], ESCI, JudgeSettings(guide=guide, confidence=on)) for on in (False, True))
+    assert plain == messages(PAIR, ALL[0], ESCI, AnswerSettings(guide=guide))
+    assert asked[1] == plain[1] and asked[0]["content"].replace(CONFIDENCE_FORM, "") == plain[0]["content"]
+    assert asked[0]["content"].count(CONFIDENCE_FORM) == 1
+    shown = messages(PAIR, ALL[0], ESCI, JudgeSettings(few_shot=4, confidence=True))[1]["content"]
+    assert len(set(re.findall(r"\nConfidence: (\d+)\nVerdict: \w\n", shown))) == 4
 
 
 def test_short_rationales_have_one_line_and_long_ones_up_to_eight() -> None:

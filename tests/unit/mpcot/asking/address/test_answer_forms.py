@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from mpcot.asking.address.answer_forms import house_form, label_logprobs
+from mpcot.asking.address.chat_requests import answer_schema, read_reply
 from mpcot.asking.parsing import parse_answer
 from mpcot.schemes.scheme import load_scheme
+from tests.helpers.scripted_server import completion
 
 ESCI, GRADED = load_scheme("esci"), load_scheme("graded")
 WHY = "It is a drill."
@@ -39,6 +41,43 @@ WHY = "It is a drill."
 def test_read_tolerantly(text: str) -> None:
     found = parse_answer(house_form(text, ESCI), ESCI)
     assert (found.rationale, found.verdict, found.reason) == (WHY, "E", None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{WHY}\nConfidence: 85 %\nVerdict: E",
+        f"{WHY}\n**Verdict:** Exact\n**Confidence:** 85",
+        f"{WHY}\n\nConfidence - 85\n\nE.",
+        f"{WHY}\nE\nconfidence level: 0.85",
+        f"Confidence: 85/100\nVerdict: E\n{WHY}",
+        f'{{"rationale": "{WHY}", "confidence": 85, "verdict": "E"}}',
+        f'{{"rationale": "{WHY}",\n"verdict": "Exact",\n"confidence": "85 %"}}',
+    ],
+)
+def test_a_confidence_is_read_tolerantly(text: str) -> None:
+    said = house_form(text, ESCI, confidence=True)
+    assert said.startswith(f"{WHY}\nConfidence: ") and said.endswith("\nVerdict: E")
+    found = parse_answer(said, ESCI, confidence=True)
+    assert (found.rationale, found.verdict, found.confidence, found.reason) == (WHY, "E", 0.85, None)
+
+
+def test_without_a_verdict_a_confidence_says_nothing() -> None:
+    text = f"{WHY} I cannot say.\nConfidence: 20"
+    assert house_form(text, ESCI, confidence=True) == text
+    assert parse_answer(text, ESCI, confidence=True).reason == "unparsable: no verdict line"
+    assert parse_answer(house_form(f"{WHY}\nVerdict: E", ESCI, True), ESCI, True).confidence is None
+
+
+def test_the_digits_of_a_confidence_are_no_labels() -> None:
+    def logprobs(text: str, *tokens: str) -> list[float] | None:
+        steps = [step(token, **{token: 0.75, "9": 0.25}) for token in tokens]
+        body = completion(text, logprobs={"content": steps})
+        return read_reply(body, [], GRADED, confidence=True).logprobs
+
+    before = logprobs(f"{WHY}\nConfidence: 92\nVerdict: 2", "9", "2", "Verdict", " 2")
+    assert before is not None and math.exp(before[GRADED.index("2")]) == pytest.approx(0.75)
+    assert logprobs(f"{WHY}\nVerdict: 2\nConfidence: 92", " 2", "9", "2") is None
 
 
 def test_the_last_verdict_counts() -> None:
@@ -79,6 +118,13 @@ def test_label_logprobs_by_the_text_of_tokens() -> None:
     assert found is not None
     assert [math.exp(value) for value in found] == pytest.approx([0.2, 0.7, 0.0, 0.0])
     assert found[2:] == [-1e4, -1e4]
+
+
+def test_the_schema_of_an_answer_ends_with_the_verdict() -> None:
+    assert answer_schema(ESCI)["required"] == ["rationale", "verdict"]
+    asked = answer_schema(ESCI, confidence=True)
+    assert asked["required"] == list(asked["properties"]) == ["rationale", "confidence", "verdict"]
+    assert asked["properties"]["confidence"] == {"type": "integer"}
 
 
 def test_label_logprobs_of_names_and_of_json() -> None:

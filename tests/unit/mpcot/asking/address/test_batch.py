@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ from cluster.base.tables import read_table
 from mpcot.asking.address import batch
 from mpcot.asking.address.batch import read_batch, said_of, write_batch
 from mpcot.asking.address.estimate import estimate
+from mpcot.asking.address.meter import usage_figures
 from mpcot.asking.engines.config import OpenAiEngine, Price
 from mpcot.asking.plan import GenerationPlan
-from mpcot.config import AnswerSettings, PerspectiveSettings
+from mpcot.config import AnswerSettings, JudgeSettings, PerspectiveSettings
 from mpcot.perspectives.perspective import load_perspectives
 from mpcot.records import ANSWER, PAIR
 from mpcot.schemes.scheme import load_scheme
@@ -26,7 +29,11 @@ PERSPECTIVES = load_perspectives(PerspectiveSettings())
 
 
 def plan(**ask: Any) -> GenerationPlan:
-    return GenerationPlan("", "d", ENGINE, load_scheme("esci"), PERSPECTIVES, AnswerSettings(**ask), 1)
+    return of(AnswerSettings(**ask))
+
+
+def of(ask: AnswerSettings) -> GenerationPlan:
+    return GenerationPlan("", "d", ENGINE, load_scheme("esci"), PERSPECTIVES, ask, 1)
 
 
 def pairs(count: int = 4) -> list[dict[str, Any]]:
@@ -35,7 +42,7 @@ def pairs(count: int = 4) -> list[dict[str, Any]]:
 
 
 def written(folder: Path, asked: GenerationPlan) -> list[dict[str, Any]]:
-    files = write_batch(asked, pairs(), folder, folder / "requests.jsonl")
+    _, files = write_batch(asked, pairs(), folder, folder / "requests.jsonl")
     return [json.loads(line) for path in files for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -61,7 +68,7 @@ def test_requests_in_openais_format(tmp_path: Path) -> None:
 
 def test_many_requests_are_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "MOST_REQUESTS", 5)
-    files = write_batch(plan(), pairs(), tmp_path, tmp_path / "batches" / "requests.jsonl")
+    _, files = write_batch(plan(), pairs(), tmp_path, tmp_path / "batches" / "requests.jsonl")
     assert {path.name: count for path, count in files.items()} == {
         "requests.jsonl": 5, "requests-2.jsonl": 5, "requests-3.jsonl": 2,
     }  # fmt: skip
@@ -77,6 +84,31 @@ def test_answers_are_taken_once(tmp_path: Path) -> None:
     again = read_batch(plan(), pairs(), tmp_path, file)
     assert (again.taken, again.answered_before) == (0, 7)
     assert {line["custom_id"] for line in written(tmp_path, plan())} == {line["custom_id"] for line in lines[7:]}
+
+
+def test_a_batch_costs_less_and_says_so_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 100 tokens of a prompt at 1 and 20 of an answer at 2, half the price is 70 millionths."""
+    derived: list[str] = []
+    original = GenerationPlan.asks
+    monkeypatch.setattr(GenerationPlan, "asks", lambda self, pair: derived.append(pair) or original(self, pair))
+    found, files = write_batch(plan(), pairs(), tmp_path, tmp_path / "requests.jsonl")
+    assert len(derived) == 4, "each pair once"
+    at_once = estimate(plan(), pairs(), tmp_path)
+    assert found == replace(at_once, batch=True) and sum(files.values()) == found.requests == 12
+    large = replace(at_once, prompt_tokens=10**6, output_tokens=10**6)
+    assert ": 3.00 at most" in large.said() and ": 1.50 at most" in replace(large, batch=True).said()
+    lines = [json.loads(line) for line in (tmp_path / "requests.jsonl").read_text(encoding="utf-8").splitlines()]
+    read_batch(plan(), pairs(), tmp_path, answers(tmp_path, *map(answered, lines[:3])))
+    figures = usage_figures(ENGINE, tmp_path)
+    assert figures["prompt_tokens"] == 300 and figures["cost"] == pytest.approx(3 * 70e-6)
+
+
+def test_a_stated_confidence_is_taken_from_a_batch(tmp_path: Path) -> None:
+    asked = of(JudgeSettings(confidence=True))
+    body = completion("It is a drill, as was asked.\nConfidence: 40\nVerdict: E")
+    read_batch(asked, pairs(), tmp_path, answers(tmp_path, answered(written(tmp_path, asked)[0], body)))
+    (logprobs,) = read_table(tmp_path / "answers")["logprobs"].to_pylist()
+    assert [math.exp(value) for value in logprobs] == pytest.approx([0.4, 0.2, 0.2, 0.2])
 
 
 def test_bad_lines_are_counted_and_named(tmp_path: Path) -> None:

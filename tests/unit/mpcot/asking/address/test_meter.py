@@ -10,6 +10,7 @@ import pytest
 
 from cluster.base.tables import write_table
 from mpcot.asking.address.meter import Grant, Meter, spent_in, usage_figures, usage_of, usage_said
+from mpcot.asking.answers import OF_BATCH
 from mpcot.asking.engines.config import OpenAiEngine, Price
 from mpcot.config import ScriptedEngine
 from mpcot.records import ANSWER
@@ -99,3 +100,14 @@ def test_usage_is_read_from_the_parts_of_all_stages(tmp_path: Path) -> None:
         "200 tokens of prompts (0 from the host's cache) and 20 of answers for 1,234.50"
     )
     assert usage_figures(ScriptedEngine(), tmp_path) == {}
+
+
+def test_answers_of_offline_batches_count_at_the_discount(tmp_path: Path) -> None:
+    """100 tokens of a prompt, 40 of them cached, and 10 of an answer cost 120 millionths, in a batch a quarter less."""
+    row = dict.fromkeys(ANSWER.names, "x") | {"sample": 0, "logprobs": None, "tries": 1, "reason": None}
+    row |= {"prompt_tokens": 100, "cached_tokens": 40, "output_tokens": 10}
+    for part in ("w-000000", f"{OF_BATCH}1-000000"):
+        write_table(tmp_path / "7-judgements" / "answers" / f"{part}.parquet", pa.Table.from_pylist([row], ANSWER))
+    engine = meter(price_per_million=PRICE.model_copy(update={"batch_discount": 0.25})).engine
+    assert spent_in(engine, tmp_path) == pytest.approx((120 + 90) / 1e6)
+    assert usage_figures(engine, tmp_path / "7-judgements")["cost"] == pytest.approx((120 + 90) / 1e6)

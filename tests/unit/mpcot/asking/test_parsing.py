@@ -88,10 +88,10 @@ def test_a_confidence_that_is_no_percentage_is_an_objection(said: str, reason: s
     assert parse_answer(f"It is a drill.\nConfidence: {said}\nVerdict: E", ESCI, confidence=True).reason == reason
 
 
-def test_an_answer_without_its_confidence_can_be_used_and_one_that_nobody_wanted_is_text() -> None:
+def test_an_answer_without_its_confidence_can_be_used_and_one_that_nobody_wanted_is_left_out() -> None:
     assert parse_answer("It is a drill.\nVerdict: E", ESCI, confidence=True) == Parsed("It is a drill.", "E", None)
     stated = "It is a drill.\nConfidence: 85\nVerdict: E"
-    assert parse_answer(stated, ESCI) == Parsed("It is a drill.\nConfidence: 85", "E", None)
+    assert parse_answer(stated, ESCI) == Parsed("It is a drill.", "E", None)
 
 
 def test_the_soft_label_of_a_stated_confidence_stands_for_missing_logprobs_alone() -> None:

@@ -14,7 +14,7 @@ from mpcot.schemes.scheme import Scheme
 NOT_SAMPLING = {
     "splits", "pairs_per_split", "max_failed_share", "retries", "samples", "few_shot", "description_chars", "guide",
     "words", "filters", "hinted_retry", "when_too_long", "retry_temperature", "engine", "fit",
-    "confidence",
+    "confidence", "budget_pairs",
 }  # fmt: skip
 
 

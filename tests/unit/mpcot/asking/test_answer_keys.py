@@ -99,6 +99,11 @@ def test_a_confidence_is_in_the_keys_only_if_it_is_asked_for() -> None:
     assert not set(off.values()) & set(on.values())
 
 
+def test_a_larger_budget_keeps_every_key() -> None:
+    small, large = (keys(replace(PLAN, ask=JudgeSettings(budget_pairs=most))) for most in (5, None))
+    assert small == large
+
+
 def test_engine_settings_of_speed_alone_keep_every_key() -> None:
     slow, fast = VllmEngine(), VllmEngine(max_num_seqs=4, enforce_eager=True, gpu_memory_utilization=0.5)
     assert keys(replace(PLAN, engine=slow)) == keys(replace(PLAN, engine=fast))

@@ -269,7 +269,7 @@ def content_digest(run: Path) -> str:
     written = pq.read_schema(run / "1-pairs" / "pairs.parquet").names  # earlier versions wrote fewer columns
     for stage, columns in (
         ("1-pairs", [name for name in PAIR.names if name in written]),
-        ("7-judgements", ["pair_id", "vote", "agreement", "soft", "verdicts"]),
+        ("7-judgements", ["pair_id", "vote", "agreement", "soft", "verdicts", "perspective_soft"]),
         ("8-targets", ["pair_id", "vectors"]),
     ):
         table = read_table(run / stage / f"{READS[stage]}.parquet", columns).sort_by("pair_id")

@@ -190,6 +190,14 @@ def test_the_digest_is_of_content(shop: Path) -> None:
     write_table(pairs, pa.Table.from_pylist(changed, whole.schema))
     assert content_digest(shop) != before
     write_table(pairs, whole)
+    judgements = shop / "7-judgements/judgements.parquet"
+    said = read_table(judgements)
+    surer = said.to_pylist()
+    surer[0]["perspective_soft"][0] = [0.6, 0.4]  # the surest of equal verdicts is the one whose rationale is learnt
+    write_table(judgements, pa.Table.from_pylist(surer, said.schema))
+    assert content_digest(shop) != before
+    write_table(judgements, said)
+    assert content_digest(shop) == before
     vectors = read_table(targets)
     moved = vectors.to_pylist()
     moved[3]["vectors"][0][2] += 0.5

@@ -38,7 +38,7 @@ def parse_answer(text: str, scheme: Scheme, confidence: bool = False) -> Parsed:
     """Split the text of an answer into rationale and verdict.
 
     The lines of a rationale stay apart, without blank ones and without white space around them. Where the form's length
-    cut it off in mid-sentence, that sentence is left out, if a whole one comes before it.
+    cut it off in mid-sentence, that sentence is left out, if whole ones are at least half of the text.
 
     Args:
         confidence: whether the answer was to say how sure it is. Without such a line it can be used all the same.
@@ -86,7 +86,9 @@ def _parse(text: str, scheme: Scheme) -> Parsed:
         return Parsed(_lines(text), None, "unparsable: no verdict line")
     if verdict not in scheme.codes:
         return Parsed(rationale, None, f"verdict outside the scheme: {verdict[:20]!r}")
-    rationale = whole_sentences(rationale) or rationale
+    whole = whole_sentences(rationale)
+    if 2 * len(whole) >= len(rationale):
+        rationale = whole
     return Parsed(rationale, verdict, None) if rationale else Parsed(None, verdict, "empty")
 
 

@@ -90,8 +90,8 @@ def test_a_confidence_that_is_no_percentage_is_an_objection(said: str, reason: s
 
 def test_an_answer_without_its_confidence_can_be_used_and_one_that_nobody_wanted_is_left_out() -> None:
     assert parse_answer("It is a drill.\nVerdict: E", ESCI, confidence=True) == Parsed("It is a drill.", "E", None)
-    stated = "It is a drill.\nConfidence: 85\nVerdict: E"
-    assert parse_answer(stated, ESCI) == Parsed("It is a drill.", "E", None)
+    stated = "It is a cordless drill.\nConfidence: 85\nVerdict: E"
+    assert parse_answer(stated, ESCI) == Parsed("It is a cordless drill.", "E", None)
 
 
 def test_the_soft_label_of_a_stated_confidence_stands_for_missing_logprobs_alone() -> None:
@@ -193,10 +193,11 @@ def test_a_verdict_spelt_with_its_space_apart_still_has_log_probabilities() -> N
         ("It is a 2.5 inch drill. The shopper wants", "It is a 2.5 inch drill."),
         ("A 2.5 inch", "A 2.5 inch"),
         ("One.\nIt (a case) fits.) It does not", "One.\nIt (a case) fits.)"),
-        ("One.\nTwo and", "One."),
+        ("One more.\nTwo and", "One more."),
         ("Type: drill\nBrand: Mug", "Type: drill\nBrand: Mug"),
         ("色が違う。サイズ", "色が違う。"),
         ("He asked: why?", "He asked: why?"),
+        ("No. It is a case that holds", "No. It is a case that holds"),
     ],
 )
 def test_a_sentence_that_was_cut_off_is_left_out(said: str, left: str) -> None:

@@ -152,8 +152,10 @@ def _write_targets(folder: Path, settings: TargetSettings, counted: _Ledger, tot
         raise UserError("7-judgements holds no rationales, so there are no targets. Look at its failed.parquet.")
 
 
-def embed(texts: Path, settings: TargetSettings) -> Iterator[pa.Table]:
-    """Yield `TARGET` tables from Ray Data's actors, in the order of the texts."""
+def embed(
+    texts: Path, settings: TargetSettings, encoder: type[SentenceEncoder] = SentenceEncoder
+) -> Iterator[pa.Table]:
+    """Yield the tables that Ray Data's actors of `encoder` make of a file's rows, in their order."""
     import ray
 
     workers = settings.workers
@@ -161,7 +163,7 @@ def embed(texts: Path, settings: TargetSettings) -> Iterator[pa.Table]:
     context.execution_options.preserve_order = True
     rows = stream_parquet(texts)
     done = rows.map_batches(
-        SentenceEncoder,
+        encoder,
         fn_constructor_args=(settings,),
         batch_size=settings.batch_size,
         batch_format="pyarrow",

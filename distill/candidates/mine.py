@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from cluster.base.ray_session import stream_parquet
 from cluster.base.tables import write_table
 from distill.candidates.bm25 import Bm25
 from distill.candidates.shop import Key, Query, Row, Shop
 from distill.config import TargetSettings
-from distill.targets import SentenceEncoder
+from distill.targets import SentenceEncoder, embed
 
 SCORES_AT_A_TIME = 1 << 24
 Mined = tuple[Query, Key, int, str]  # query, product, rank from 0, and what found it
@@ -127,21 +126,9 @@ class TextEncoder(SentenceEncoder):
 
 def encoded(texts: Sequence[str], encoder: TargetSettings, scratch: Path) -> np.ndarray:
     """Return the vectors of all texts, one row each, as Ray Data's actors of `targets.workers` encode them."""
-    import ray
-
-    path, workers = scratch / "candidate-texts.parquet", encoder.workers
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    path = write_table(scratch / "candidate-texts.parquet", pa.table({"text": pa.array(texts)}))
     try:
-        done = stream_parquet(write_table(path, pa.table({"text": pa.array(texts)}))).map_batches(
-            TextEncoder,
-            fn_constructor_args=(encoder,),
-            batch_size=encoder.batch_size,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=workers.count),
-            num_cpus=workers.cpus_per_worker,
-            num_gpus=workers.gpus_per_worker,
-        )
-        tables = list(done.iter_batches(batch_size=None, batch_format="pyarrow"))
+        tables = list(embed(path, encoder, TextEncoder))
     finally:
         path.unlink(missing_ok=True)
     flat = np.concatenate([table["vector"].combine_chunks().flatten().to_numpy() for table in tables])

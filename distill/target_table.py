@@ -38,7 +38,7 @@ class TargetTable:
         if not self.read <= {*pq.read_schema(path).names}:  # earlier versions wrote fewer
             raise _missing(control)
         self.table = read_table(path, ["pair_id", *sorted(self.read)])
-        self.at = _positions(self.table)
+        self.at = positions(self.table)
         if any(self.table[name].null_count for name in self.read):
             raise _missing(control)
 
@@ -64,7 +64,8 @@ class TargetTable:
         return np.concatenate([np.zeros(0, np.float32), *(self.one(pair_id, name) for name in names)])
 
 
-def _positions(table: Any) -> dict[str, int]:
+def positions(table: Any) -> dict[str, int]:
+    """Return the row of each pair in a table with a column `pair_id`."""
     return {pair_id: i for i, pair_id in enumerate(table["pair_id"].to_pylist())}
 
 

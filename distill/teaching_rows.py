@@ -19,7 +19,7 @@ from cluster.base.progress import console
 from cluster.base.tables import read_table
 from cluster.config import Settings
 from distill.donors import Matched, nearest_donors, random_donors, ring_donors
-from distill.target_table import TargetTable
+from distill.target_table import TargetTable, positions
 from distill.unlabelled import dev_temperature, judged_on_dev, surplus, vote_weight
 from mpcot.schemes.scheme import Scheme
 from mpcot.temperature import fit_temperature_and_bias, scaled
@@ -67,7 +67,7 @@ class StudentRows(Sequence[dict[str, Any]]):
     def __init__(self, settings: RowSettings, splits: Sequence[str]) -> None:
         self.settings = settings
         judgements = read_table(settings.judgements, JUDGED)
-        self.judged = _positions(judgements)
+        self.judged = positions(judgements)
         pairs = read_table(settings.pairs)
         voting = "unlabelled" in splits and len(self.judged)
         self.temperature = dev_temperature(pairs, judgements, settings.scheme) if voting else None
@@ -253,10 +253,6 @@ def combine_targets(
         if vector is not None:
             combined[i] = vector
     return combined, np.array([v is not None for v in chosen])
-
-
-def _positions(table: pa.Table) -> dict[str, int]:
-    return {pair_id: i for i, pair_id in enumerate(table["pair_id"].to_pylist())} if table.num_rows else {}
 
 
 def _numbered(values: Sequence[str]) -> list[int]:

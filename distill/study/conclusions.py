@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill.study.statistics import METRICS, SURE
+from distill.study.study import LEAST_SKILL
 
 NAMES = {"log_loss": "log-loss", "auc": "AUC", "macro_f1": "macro-F1", "accuracy": "accuracy"}
 KINDS = {
@@ -14,7 +15,6 @@ KINDS = {
     "twin": "the same row with lambda 0",
     "same_verdicts": "the control of the same label and verdicts",
 }
-LEAST_SKILL = 0.1  # below it the latent vectors did not learn the rationales, so that nothing is said of these
 OF_WHOLE_ROW = ("baseline", "kl")
 
 

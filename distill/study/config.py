@@ -60,7 +60,9 @@ class Tuning(Settings):
     epochs: tuple[PositiveInt, ...] = Field((3, 6), min_length=1, description="values to try")
     soft_label_weight: tuple[PositiveFloat, ...] = Field((0.3, 1.0, 3.0), min_length=1, description="values to try")
     alignment_weight: tuple[PositiveFloat, ...] = Field(
-        (0.1, 1.0), min_length=1, description="values of lambda to try; the best alignment skill on dev decides"
+        (0.1, 0.3, 1.0),
+        min_length=1,
+        description="values of lambda to try; `choose_by` decides among those with an alignment skill of 0.1 on dev",
     )
 
 

@@ -34,6 +34,7 @@ from distill.target_table import TargetTable
 from mpcot.config import PerspectiveSettings
 
 SKILL = "alignment_skill"
+LEAST_SKILL = 0.1  # below it the latent vectors did not learn the rationales, so that nothing is said of these
 LOWER_IS_BETTER = frozenset({"log_loss"})
 
 Place = tuple[str, str]  # a data set and a row
@@ -160,7 +161,7 @@ class Study:
         weight = "alignment_weight"
         aligned = [(name, row) for name, row in self._places() if weight in row.weights]
         own = [(name, row.name) for name, row in aligned if row.of is None]
-        best = self._chosen({place: trials_of_weight(found[place], weight, tuning) for place in own}, SKILL)
+        best = self._chosen({place: trials_of_weight(found[place], weight, tuning) for place in own}, True)
         _set(found, weight, {(name, row.name): best[name, row.of or row.name] for name, row in aligned})
         return found
 
@@ -168,11 +169,13 @@ class Study:
         """Return the row of a role by data set, where there is one."""
         return {name: (name, row.name) for name, own in self.rows.items() if (row := named(own, role))}
 
-    def _chosen(self, students: Mapping[Place, list[StudentSettings]], by: str = "") -> dict[Place, StudentSettings]:
+    def _chosen(
+        self, students: Mapping[Place, list[StudentSettings]], learnt: bool = False
+    ) -> dict[Place, StudentSettings]:
         """Return the best of some settings on dev for each place. Settings without a rival need no trial.
 
         Args:
-            by: the figure that decides; the one that the tuning names decides among equals, or if there is none.
+            learnt: choose among those that learnt the rationales; where none did, what came nearest to it.
         """
         rows = {(name, row.name): row for name, row in self._places()}
         runs = {
@@ -181,11 +184,12 @@ class Study:
             if len(given) > 1
         }
         self.make_missing([run for made in runs.values() for run in made], "trials")
-        figures = [figure for figure in (by, self.config.tuning.choose_by) if figure]
+        by = self.config.tuning.choose_by
 
         def order(run: Run) -> list[float]:
             dev = self._record(run)["dev"]
-            return [merit(dev.get(figure), figure) for figure in figures]
+            skill = [min(merit(dev.get(SKILL), SKILL), LEAST_SKILL)] if learnt else []
+            return [*skill, merit(dev.get(by), by)]
 
         for place, made in runs.items():
             self.tried.setdefault(place, []).extend(made)

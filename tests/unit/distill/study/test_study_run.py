@@ -96,11 +96,13 @@ def test_what_finished_is_kept_when_a_run_fails(
     assert len(here.made) == TRIALS + FINALS - 1
 
 
-def test_lambda_is_chosen_by_skill_and_all_else_by_log_loss(
-    encoder: Path, shop: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("tried", "chosen_lambda"), [((0.1, 1.0, 0.6), 0.6), ((0.1, 0.2), 0.2)])
+def test_lambda_is_chosen_among_those_that_learnt(
+    encoder: Path, shop: Path, monkeypatch: pytest.MonkeyPatch, tried: tuple[float, ...], chosen_lambda: float
 ) -> None:
-    """The rate 1e-3 is better on dev, and so is lambda 0.1, but lambda 1 has the better skill."""
+    """The smaller lambda is better on dev, but below 0.5 the skill is below 0.1: then the best skill is taken."""
     settings = study_config(encoder, shop.parent / "records", shop)
+    settings = settings.model_copy(update={"tuning": settings.tuning.model_copy(update={"alignment_weight": tried})})
     seen: list[Job] = []
 
     def told(jobs: Sequence[Job], workers: object) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -116,8 +118,10 @@ def test_lambda_is_chosen_by_skill_and_all_else_by_log_loss(
     chosen = {row.row.name: row.student for row in rows["shop"]}
     assert {one.train.learning_rate for one in chosen.values()} == {1e-3}
     weights = {name: (one.soft_label_weight, one.alignment_weight) for name, one in chosen.items()}
-    assert weights == {"labels": (0, 0), "kl": (1, 0), "lrkd_kl": (1, 1), "shuffled": (1, 1)}
-    assert rows["shop"][3].student.control == "shuffled" and rows["shop"][2].on_dev("alignment_skill") == 0.2
+    aligned = (1, chosen_lambda)
+    assert weights == {"labels": (0, 0), "kl": (1, 0), "lrkd_kl": aligned, "shuffled": aligned}
+    assert rows["shop"][3].student.control == "shuffled"
+    assert rows["shop"][2].on_dev("alignment_skill") == chosen_lambda / 5
     assert rows["shop"][0].on_dev("alignment_skill") is None
 
 

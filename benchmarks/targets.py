@@ -24,7 +24,7 @@ from cluster.base.stage_folder import read_json
 from cluster.base.tables import read_table
 from distill.config import TargetSettings
 from distill.metrics import label_metrics, paired_bootstrap
-from distill.targets import SentenceEncoder
+from distill.targets.sentence_encoder import SentenceEncoder
 from mpcot.schemes.scheme import load_scheme
 
 ENCODER = Path(__file__).parents[1] / "models/all-minilm-l6-v2"

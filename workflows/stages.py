@@ -117,7 +117,7 @@ STAGES: tuple[Stage, ...] = (
         "the teacher judges every pair: verdicts, vote, soft labels",
     ),
     Stage(
-        "8-targets", ("1-pairs", "7-judgements"), TargetsStage, "distill.targets:run",
+        "8-targets", ("1-pairs", "7-judgements"), TargetsStage, "distill.targets.stage:run",
         lambda c: _workers(c.targets.workers, c.targets.encoder), "turn rationales into vectors of a frozen encoder",
     ),
     Stage(

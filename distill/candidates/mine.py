@@ -17,7 +17,7 @@ from cluster.base.tables import write_table
 from distill.candidates.bm25 import Bm25
 from distill.candidates.shop import Key, Query, Row, Shop
 from distill.config import TargetSettings
-from distill.targets import SentenceEncoder, embed
+from distill.targets.sentence_encoder import SentenceEncoder, embed
 
 SCORES_AT_A_TIME = 1 << 24
 Mined = tuple[Query, Key, int, str]  # query, product, rank from 0, and what found it

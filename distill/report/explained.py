@@ -16,7 +16,7 @@ from distill.report.config import ReportStage
 from distill.student.model import Student, load_tokenizer
 from distill.student.predict import Predictions, predict
 from distill.student.rationale_index import RationaleIndex
-from distill.targets import SentenceEncoder
+from distill.targets.sentence_encoder import SentenceEncoder
 from mpcot.details import details
 from mpcot.filters.config import GroundedFilter
 from mpcot.filters.grounded import grounded

@@ -21,7 +21,7 @@ from cluster.models.folders import check_model, model_fingerprint
 from cluster.training.arrow_rows import ArrowRows
 from distill.segments import Pairs, agreement_of, asked_elsewhere
 from distill.study.config import DataSet, StudyConfig
-from distill.target_map import MAP, refit
+from distill.targets.linear_map import MAP, refit
 from mpcot.config import PerspectiveSettings
 from mpcot.pairs.splits import unit_hash
 from mpcot.records import PAIR

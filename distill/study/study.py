@@ -30,7 +30,7 @@ from distill.study.runs import (
     trials_of_weight,
     with_training_of,
 )
-from distill.target_table import TargetTable
+from distill.targets.vector_table import TargetTable
 from mpcot.config import PerspectiveSettings
 
 SKILL = "alignment_skill"

@@ -9,7 +9,7 @@ import numpy as np
 from distill.candidates.mine import Mining, encoded, mine
 from distill.candidates.shop import Query, Shop
 from distill.config import TargetSettings
-from distill.targets import SentenceEncoder
+from distill.targets.sentence_encoder import SentenceEncoder
 from mpcot.pairs.ids import query_id
 from tests.helpers.tiny_bert import tiny_bert
 

@@ -11,9 +11,11 @@ from cluster.base.stage_folder import read_manifest
 from cluster.base.tables import read_table
 from cluster.config import TrainSettings
 from cluster.training.driver import read_history
-from distill import lrkd, targets
+from distill import lrkd
 from distill.config import MlpExtractor, StudentSettings, StudentStage, TargetSettings, TargetsStage
 from distill.student.model import Student
+from distill.targets import stage as targets
+from distill.targets.sentence_encoder import SentenceEncoder
 from mpcot.config import PerspectiveSettings
 from mpcot.sources.config import LabelSettings
 from tests.helpers.tiny_bert import WIDTH, tiny_bert
@@ -56,7 +58,7 @@ def test_targets_keep_every_judgement_in_order(run_dir: Path) -> None:
 
 
 def test_targets_are_those_of_the_encoder_alone(run_dir: Path) -> None:
-    encode = targets.SentenceEncoder(TargetSettings(encoder=str(run_dir / "encoder"), max_tokens=32))
+    encode = SentenceEncoder(TargetSettings(encoder=str(run_dir / "encoder"), max_tokens=32))
     row = read_table(run_dir / "8-targets/targets.parquet").to_pylist()[-1]
     said = read_table(run_dir / "7-judgements/judgements.parquet").to_pylist()[-1]
     np.testing.assert_allclose(row["vectors"], encode.encode(said["rationales"]), atol=1e-5)

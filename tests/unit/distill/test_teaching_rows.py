@@ -11,7 +11,7 @@ import pytest
 from cluster.base.errors import UserError
 from cluster.base.tables import read_table, write_table
 from distill.config import TargetSettings
-from distill.target_map import MAP, fit_maps, save_maps, training_pairs
+from distill.targets.linear_map import MAP, fit_maps, save_maps, training_pairs
 from distill.teaching_rows import RowSettings, StudentRows, combine_targets, voters, with_calibrated_labels
 from distill.unlabelled import surplus, vote_weight
 from mpcot.records import JUDGEMENT, TARGET

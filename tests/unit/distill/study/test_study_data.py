@@ -24,7 +24,7 @@ from distill.study.data import (
     reopen_data,
 )
 from distill.study.records import Records
-from distill.target_map import MAP, fit_maps, load_maps, save_maps, training_pairs
+from distill.targets.linear_map import MAP, fit_maps, load_maps, save_maps, training_pairs
 from mpcot.records import PAIR
 from tests.helpers.study_run import shop_run, study_config
 from tests.helpers.tiny_shop import BINARY, NO, YES

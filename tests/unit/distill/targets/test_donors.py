@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from distill.donors import nearest_donors, random_donors, ring_donors
+from distill.targets.donors import nearest_donors, random_donors, ring_donors
 
 POOL = [("a", 1), ("b", 1), ("c", 1), ("d", 2)]
 PLACE = {"a": [1.0, 0.0], "b": [0.9, 0.1], "c": [0.0, 1.0], "d": [1.0, 0.0], "x": [0.1, 5.0]}

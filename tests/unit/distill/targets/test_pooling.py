@@ -8,7 +8,7 @@ import pytest
 from cluster.base.errors import UserError
 from cluster.base.stage_folder import write_json
 from distill.config import TargetSettings
-from distill.pooling import pooling_of
+from distill.targets.pooling import pooling_of
 
 
 def encoder(folder: Path, **pooling: Any) -> TargetSettings:
@@ -59,6 +59,6 @@ def test_what_cannot_be_reached_is_not_guessed(monkeypatch: pytest.MonkeyPatch) 
     def unreachable(*_: Any, **__: Any) -> None:
         raise OSError("no network")
 
-    monkeypatch.setattr("distill.pooling.cached_file", unreachable)
+    monkeypatch.setattr("distill.targets.pooling.cached_file", unreachable)
     with pytest.raises(UserError, match=r"auto cannot read modules.json of 'BAAI/bge-m3': no network"):
         pooling_of(TargetSettings(encoder="BAAI/bge-m3"))

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from distill.config import TargetSettings
-from distill.target_texts import delexicalised, permuted, stated, target_texts
+from distill.targets.encoder_texts import delexicalised, permuted, stated, target_texts
 from mpcot.schemes.scheme import load_scheme
 
 ESCI = load_scheme("esci")

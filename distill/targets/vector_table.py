@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from cluster.base.errors import UserError
 from cluster.base.tables import read_table
-from distill.target_map import COLUMNS, MAP, TargetMap, Vectors, load_maps, query_title
+from distill.targets.linear_map import COLUMNS, MAP, TargetMap, Vectors, load_maps, query_title
 
 
 class TargetTable:

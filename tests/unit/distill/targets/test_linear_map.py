@@ -11,7 +11,7 @@ from sklearn.linear_model import Ridge
 from cluster.base.errors import UserError
 from cluster.base.tables import write_table
 from distill.config import TargetSettings
-from distill.target_map import (
+from distill.targets.linear_map import (
     MAP,
     STRENGTHS,
     Moments,

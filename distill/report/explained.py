@@ -11,8 +11,8 @@ import torch
 from cluster.base.stage_folder import StageFolder
 from cluster.models.folders import check_model
 from distill.config import EncoderWorkers, StudentConfig
-from distill.explanations import UNKNOWN, Cases, explanation_quality
 from distill.report.config import ReportStage
+from distill.report.explanation_quality import UNKNOWN, Cases, explanation_quality
 from distill.student.model import Student, load_tokenizer
 from distill.student.predict import Predictions, predict
 from distill.student.rationale_index import RationaleIndex

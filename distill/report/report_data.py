@@ -15,8 +15,8 @@ from cluster.training.best_weights import kept
 from cluster.training.driver import read_history
 from distill.report.config import ReportStage
 from distill.report.quality import agreement, headline, stages_of_teacher, teacher
+from distill.report.segments import segments
 from distill.report.volume import by_thousand
-from distill.segments import segments
 from distill.student.calibration import with_biases
 from mpcot.asking.address.meter import usage_said
 from mpcot.asking.failure_reasons import kind_of

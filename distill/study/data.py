@@ -19,7 +19,7 @@ from cluster.base.tables import read_table, write_table
 from cluster.config import Settings
 from cluster.models.folders import check_model, model_fingerprint
 from cluster.training.arrow_rows import ArrowRows
-from distill.segments import Pairs, agreement_of, asked_elsewhere
+from distill.report.segments import Pairs, agreement_of, asked_elsewhere
 from distill.study.config import DataSet, StudyConfig
 from distill.targets.linear_map import MAP, refit
 from mpcot.config import PerspectiveSettings

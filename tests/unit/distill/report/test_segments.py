@@ -8,7 +8,7 @@ import pytest
 
 from distill.report.report_data import collect
 from distill.report.report_page import render
-from distill.segments import agreement_of, brands, grouped, length_of, names_brand
+from distill.report.segments import agreement_of, brands, grouped, length_of, names_brand
 from tests.helpers.report_run import report_stage, write_run
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from distill.explanations import UNKNOWN, Cases, choose, explanation_quality
+from distill.report.explanation_quality import UNKNOWN, Cases, choose, explanation_quality
 
 E, S = 0, 1
 EAST, NORTH, WEST = [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]

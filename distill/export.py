@@ -13,8 +13,8 @@ from cluster.base.stage_folder import StageFolder, write_json
 from cluster.base.tables import rows_of
 from cluster.base.whole_files import disk_error
 from distill.config import ExportStage, StudentConfig
+from distill.lrkd.predictions import largest_logit_difference
 from distill.metrics import evaluate, majority_baseline
-from distill.predictions import largest_logit_difference
 from distill.student.model import CONFIG, read_student_config
 from distill.student.rationale_index import ROWS, VECTORS, write_index
 from mpcot.temperature import CalibrationKind, fit_served, scaled

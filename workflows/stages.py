@@ -121,7 +121,7 @@ STAGES: tuple[Stage, ...] = (
         lambda c: _workers(c.targets.workers, c.targets.encoder), "turn rationales into vectors of a frozen encoder",
     ),
     Stage(
-        "9-student", ("1-pairs", "7-judgements", "8-targets"), StudentStage, "distill.lrkd:run",
+        "9-student", ("1-pairs", "7-judgements", "8-targets"), StudentStage, "distill.lrkd.stage:run",
         lambda c: _workers(c.student.train.workers, c.student.model), "the student learns labels and reasoning",
     ),
     Stage(

@@ -26,7 +26,8 @@ from cluster.config import Settings
 from cluster.training.deepspeed_config import accumulation_steps
 from cluster.training.task import epoch_batches, padded_length, parameter_groups, step_seed
 from distill.config import StudentSettings, StudentStage
-from distill.lrkd import INPUTS, LrkdTask, tasks
+from distill.lrkd.stage import tasks
+from distill.lrkd.task import INPUTS, LrkdTask
 from distill.metrics import evaluate
 from distill.student.model import Student, load_tokenizer
 from distill.student.predict import predict

@@ -96,7 +96,7 @@ def undisturbed(local_ray: None, group: None, config: Path, tmp_path_factory: py
     """A run up to the student that nobody kills; its trainings are done in this process, where none is resumed."""
     run_dir = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("teacher.sft", "teacher.dpo", "distill.lrkd"):
+        for module in ("teacher.sft", "teacher.dpo", "distill.lrkd.stage"):
             patch.setattr(f"{module}.run_training", training_here)
         run_stages(load_config(config, FASTER), run_dir, select(None, "student"))
     return run_dir

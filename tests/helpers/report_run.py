@@ -18,7 +18,7 @@ import torch
 from cluster.base.stage_folder import StageFolder
 from cluster.base.tables import write_table
 from distill.config import PolyExtractor, StudentConfig, TargetSettings
-from distill.predictions import PREDICTION
+from distill.lrkd.predictions import PREDICTION
 from distill.report.config import ReportSettings, ReportStage
 from distill.student.model import build_student, load_tokenizer
 from mpcot.config import PerspectiveSettings

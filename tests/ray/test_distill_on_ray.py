@@ -11,8 +11,8 @@ from cluster.base.stage_folder import read_manifest
 from cluster.base.tables import read_table
 from cluster.config import TrainSettings
 from cluster.training.driver import read_history
-from distill import lrkd
 from distill.config import MlpExtractor, StudentSettings, StudentStage, TargetSettings, TargetsStage
+from distill.lrkd import stage as lrkd
 from distill.student.model import Student
 from distill.targets import stage as targets
 from distill.targets.sentence_encoder import SentenceEncoder

@@ -39,7 +39,7 @@ def run_dir(local_ray: None, group: None, tmp_path_factory: pytest.TempPathFacto
                 file.write(json.dumps(said | row) + "\n")
     loaded = load_config(config, changes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("distill.lrkd.run_training", training_here)
+        patch.setattr("distill.lrkd.stage.run_training", training_here)
         run_stages(loaded, run_dir, stages_of(loaded))
     return run_dir
 

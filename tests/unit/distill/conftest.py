@@ -71,5 +71,5 @@ def trained_without_ray(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         labels.append(label)
         return plain_training(task, out, label)
 
-    monkeypatch.setattr("distill.lrkd.run_training", training)
+    monkeypatch.setattr("distill.lrkd.stage.run_training", training)
     return labels

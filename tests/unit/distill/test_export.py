@@ -12,8 +12,9 @@ from cluster.base.errors import UserError
 from cluster.base.stage_folder import StageFolder, read_manifest
 from cluster.base.tables import read_table, write_table
 from cluster.config import TrainSettings
-from distill import export, lrkd
+from distill import export
 from distill.config import ExportSettings, ExportStage, MlpExtractor, StudentSettings, StudentStage
+from distill.lrkd import stage as lrkd
 from distill.metrics import evaluate
 from distill.student.model import Student, load_tokenizer, read_student_config
 from distill.student.predict import predict

@@ -13,7 +13,8 @@ import torch
 from cluster.base.stage_folder import StageFolder
 from cluster.training.task import step_seed
 from distill.config import MlpExtractor, StudentSettings, StudentStage
-from distill.lrkd import LrkdTask, tasks
+from distill.lrkd.stage import tasks
+from distill.lrkd.task import LrkdTask
 from distill.study.data import assign_folds, hashed_id
 from distill.study.train import Job, accumulate, dev_figures, run_one, select_rows, train_student
 from mpcot.config import PerspectiveSettings

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from distill.losses import (
+from distill.lrkd.losses import (
     alignment_loss,
     alignment_skill,
     balanced_weights,

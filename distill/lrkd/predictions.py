@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from cluster.base.errors import UserError
 from cluster.base.tables import read_table
+from distill.lrkd.teaching_rows import RowSettings
 from distill.student.model import Student, load_tokenizer
 from distill.student.predict import predict
-from distill.teaching_rows import RowSettings
 
 PREDICTED_SPLITS = ("dev", "test")
 TRAINED_LOGITS, CHECKED_PAIRS = "trained_logits.parquet", 64

@@ -11,9 +11,9 @@ import pytest
 from cluster.base.errors import UserError
 from cluster.base.tables import read_table, write_table
 from distill.config import TargetSettings
+from distill.lrkd.teaching_rows import RowSettings, StudentRows, combine_targets, voters, with_calibrated_labels
+from distill.lrkd.unlabelled import surplus, vote_weight
 from distill.targets.linear_map import MAP, fit_maps, save_maps, training_pairs
-from distill.teaching_rows import RowSettings, StudentRows, combine_targets, voters, with_calibrated_labels
-from distill.unlabelled import surplus, vote_weight
 from mpcot.records import JUDGEMENT, TARGET
 from mpcot.schemes.scheme import load_scheme
 from tests.helpers.tiny_shop import make_run

@@ -16,7 +16,8 @@ from cluster.base.tables import read_table, write_table
 from cluster.config import TrainSettings
 from cluster.training.task import parameter_groups
 from distill.config import MlpExtractor, NoExtractor, StudentSettings, StudentStage
-from distill.lrkd import LrkdTask, run, tasks
+from distill.lrkd.stage import run, tasks
+from distill.lrkd.task import LrkdTask
 from distill.student.model import Student, load_encoder
 from mpcot.config import PerspectiveSettings
 from mpcot.sources.config import LabelSettings

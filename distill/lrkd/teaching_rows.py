@@ -18,9 +18,9 @@ from pydantic import Field
 from cluster.base.progress import console
 from cluster.base.tables import read_table
 from cluster.config import Settings
+from distill.lrkd.unlabelled import dev_temperature, judged_on_dev, surplus, vote_weight
 from distill.targets.donors import Matched, nearest_donors, random_donors, ring_donors
 from distill.targets.vector_table import TargetTable, positions
-from distill.unlabelled import dev_temperature, judged_on_dev, surplus, vote_weight
 from mpcot.schemes.scheme import Scheme
 from mpcot.temperature import fit_temperature_and_bias, scaled
 

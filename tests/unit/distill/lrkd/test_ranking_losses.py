@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import ndcg_score
 
-from distill.ranking_losses import MU, gain_log_odds, lambdaloss, listnet, ranking_loss, ranknet
+from distill.lrkd.ranking_losses import MU, gain_log_odds, lambdaloss, listnet, ranking_loss, ranknet
 
 GAINS = torch.tensor([1.0, 0.1, 0.01, 0.0])
 ALL = torch.ones(3, 3, dtype=torch.bool)
@@ -52,7 +52,7 @@ def test_lambdaloss_by_the_formula() -> None:
 
 
 def test_the_rank_part_of_lambdaloss_is_the_change_of_ndcg_by_a_swap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distill.ranking_losses.MU", 0.0)
+    monkeypatch.setattr("distill.lrkd.ranking_losses.MU", 0.0)
     scores, gains = torch.tensor([0.4, 0.3, 0.2]), torch.tensor([0.0, 0.0, 1.0])
     swapped = ndcg_score([[0, 0, 1]], [[0.2, 0.3, 0.4]]) - ndcg_score([[0, 0, 1]], [[0.4, 0.3, 0.2]])
     middle = ndcg_score([[0, 0, 1]], [[0.4, 0.2, 0.3]]) - ndcg_score([[0, 0, 1]], [[0.4, 0.3, 0.2]])

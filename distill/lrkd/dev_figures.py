@@ -12,9 +12,9 @@ import torch
 
 from cluster.base.errors import UserError
 from distill.config import StudentConfig, StudentSettings
-from distill.losses import constant_loss
+from distill.lrkd.losses import constant_loss
+from distill.lrkd.teaching_rows import StudentRows
 from distill.metrics import ndcg_at
-from distill.teaching_rows import StudentRows
 from mpcot.schemes.scheme import Scheme
 
 

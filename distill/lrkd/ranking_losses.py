@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from distill.losses import expected_gain
+from distill.lrkd.losses import expected_gain
 
 Ranking = Literal["ranknet", "lambdaloss", "listnet"]
 MU = 10.0  # weight of the second part of LambdaLoss, as in the paper's experiments

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mpcot.asking.plan import GenerationPlan
 from mpcot.config import AnswerSettings, PerspectiveSettings, ScriptedEngine
 from mpcot.perspectives.perspective import load_perspectives
+from mpcot.records import PAIR
 from mpcot.schemes.scheme import load_scheme
 
 
@@ -19,3 +22,18 @@ def scripted_plan(ask: AnswerSettings, engine: ScriptedEngine | None = None) -> 
         ask=ask,
         seed=1,
     )
+
+
+PLAN = scripted_plan(AnswerSettings(samples=2))
+
+
+def pair(number: int = 0, **changes: Any) -> dict[str, Any]:
+    """Return a labelled training pair."""
+    row = {name: None for name in PAIR.names} | {"pair_id": f"p{number}", "query_id": "q", "product_id": "x"}
+    row |= {"locale": "us", "query": "red drill", "title": f"drill {number}", "label": "E", "split": "train"}
+    return row | changes
+
+
+def keys(plan: GenerationPlan = PLAN, row: dict[str, Any] | None = None) -> dict[tuple[str, int], str]:
+    """Return the keys of a pair's requests by perspective and sample."""
+    return {(p.name, sample): ask.key for p, sample, ask in plan.asks(row or pair())}

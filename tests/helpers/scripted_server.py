@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from mpcot.asking.address.meter import Grant, Meter
+from mpcot.asking.engines.config import OpenAiEngine
 
 MODEL = "scripted-1"
 USAGE = {"prompt_tokens": 100, "completion_tokens": 20, "prompt_tokens_details": {"cached_tokens": 40}}
@@ -120,6 +121,11 @@ def scripted_server() -> Iterator[ScriptedServer]:
         listener.shutdown()
         listener.server_close()
         thread.join()
+
+
+def engine_at(server: ScriptedServer, **changed: Any) -> OpenAiEngine:
+    """Return the settings of an engine behind the server's address."""
+    return OpenAiEngine(**{"base_url": server.url, "model": MODEL} | changed)
 
 
 @dataclass

@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from cluster.base.errors import UserError
 from mpcot.asking.parsing import parse_answer
 from mpcot.asking.prompts import CONFIDENCE_FORM, HINT, answer, answer_regex, examples, messages, pair_text
 from mpcot.asking.rendering import render
 from mpcot.config import AnswerSettings, JudgeSettings, PerspectiveSettings
-from mpcot.perspectives.perspective import SHIPPED, Perspective, load_perspectives
+from mpcot.perspectives.perspective import Perspective, load_perspectives
 from mpcot.schemes.scheme import SCHEMES, load_scheme
 from tests.helpers.tiny_llama import tiny_llama_tokenizer
 
@@ -190,18 +189,6 @@ def test_codes_that_mean_something_in_a_pattern_are_escaped() -> None:
     assert re.fullmatch(form, answer("right", "E+")) and not re.fullmatch(form, answer("right", "EE"))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_shipped_perspective_has_examples_of_every_label_of_every_shipped_scheme(name: str) -> None:
-    scheme = load_scheme(name)
-    assert scheme.order and scheme.silent and all(label.guide for label in scheme.labels)
-    for path in sorted(SHIPPED.glob("*.toml")):
-        (perspective,) = load_perspectives(PerspectiveSettings(names=(path.stem,)))
-        assert {example.verdicts[name] for example in perspective.examples} == set(scheme.codes)
-        for example in perspective.examples:
-            said = answer(example.rationale, example.verdicts[name])
-            assert parse_answer(said, scheme).reason is None and "\n" not in example.rationale
-
-
 def test_examples_without_a_verdict_in_the_scheme_are_left_out() -> None:
     own = ESCI.model_copy(update={"name": "own"})
     chat = messages(PAIR, ALL[0], own, AnswerSettings(few_shot=3))
@@ -261,54 +248,3 @@ def test_the_rules_of_a_shop_are_a_file_of_its_own(tmp_path: Path) -> None:
         text = messages(PAIR, loaded[2], ESCI, ask)[1]["content"]
         assert text.endswith("\n- A used item is never E.\n- Spare parts are C.")
     assert loaded[:2] == ALL[:2]
-
-
-@pytest.mark.parametrize(
-    ("text", "names", "says"),
-    [
-        (None, ("rules",), "rules_file: cannot read"),
-        ("# nothing\n", ("rules",), "has no rules. Write one per line"),
-        ("A rule.", ("intent",), "has no effect: none of intent goes by rules"),
-    ],
-)
-def test_rules_that_cannot_be_used(tmp_path: Path, text: str | None, names: tuple[str, ...], says: str) -> None:
-    path = tmp_path / "rules.txt"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(UserError, match=says):
-        load_perspectives(PerspectiveSettings(names=names, rules_file=str(path)))
-
-
-def write_perspective(folder: Path, name: str, called: str | None = None, body: str = "") -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.toml").write_text(f'name = "{called or name}"\nquestion = "Why?"\n{body}')
-
-
-def test_ones_own_perspective_is_a_file(tmp_path: Path) -> None:
-    write_perspective(tmp_path / "own", "season")
-    write_perspective(tmp_path / "own", "intent")
-    settings = PerspectiveSettings(names=("rules", "season", "intent"), folder=str(tmp_path / "own"))
-    loaded = load_perspectives(settings)
-    assert [p.name for p in loaded] == ["rules", "season", "intent"]
-    assert loaded[2] == Perspective(name="intent", question="Why?")
-
-
-@pytest.mark.parametrize(
-    ("name", "called", "body", "says"),
-    [
-        ("season", "winter", "", "has the name 'winter'. Name it as the file, 'season'"),
-        ("season", None, "colour = 1", "colour"),
-        ("season", None, "[[examples]]\nquery = 1", "does not describe a perspective"),
-        ("season", None, "broken =", "does not describe a perspective"),
-    ],
-)
-def test_a_file_that_is_no_perspective(tmp_path: Path, name: str, called: str | None, body: str, says: str) -> None:
-    write_perspective(tmp_path, name, called, body)
-    with pytest.raises(UserError, match=says):
-        load_perspectives(PerspectiveSettings(names=(name,), folder=str(tmp_path)))
-
-
-def test_a_perspective_without_a_file_names_those_there_are(tmp_path: Path) -> None:
-    write_perspective(tmp_path, "season")
-    with pytest.raises(UserError, match=r"there is no file wether\.toml, only attributes, intent, rules, season"):
-        load_perspectives(PerspectiveSettings(names=("wether",), folder=str(tmp_path)))

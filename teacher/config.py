@@ -1,4 +1,4 @@
-"""Settings of the teacher's training: SFT and DPO. Imports nothing heavy."""
+"""Settings of the teacher's training: SFT, preferences and DPO. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from cluster.config import Fields, Settings, TrainSettings, check_best_by, check_one_rate
+from cluster.config import Fields, Settings, TrainSettings, Workers, check_best_by, check_one_rate
 from mpcot.config import (
     PROMPT_FORM,
     PerspectiveSettings,
-    PreferenceSettings,
     SampleSettings,
     TeacherSettings,
 )
@@ -82,6 +81,45 @@ class SftSettings(Settings):
         check_best_by("sft", self.train, ("loss",))
         if self.use_unlabelled and "teacher" not in self.origins:
             raise ValueError("sft.use_unlabelled has no effect. Add 'teacher' to sft.origins.")
+        return self
+
+
+class PreferenceSettings(Settings):
+    """How stage 5 makes preferences, each of a chosen and a rejected answer."""
+
+    no_effect = frozenset({"batch_size"})
+
+    per_pair: PositiveInt = Field(4, description="the most preferences per pair of query and product")
+    cross_perspective: bool = Field(True, description="chosen and rejected may come from different perspectives")
+    prompt: Literal["rejected", "joint", "own"] = Field(
+        "rejected",
+        description="whose question both answers are compared under: that of the rejected one, one that names all "
+        "perspectives, or each its own, with which DPO's constant does not cancel",
+    )
+    skip_disputed: bool = Field(
+        False, description="reject no answer to a pair whose gold label the samples of all perspectives dispute"
+    )
+    margin_by: Literal["probability", "log_probability"] = Field("probability", description="what margins are taken of")
+    min_margin: float = Field(0.0, ge=0, description="the least margin of chosen over rejected; logarithms are natural")
+    max_margin: float | None = Field(None, gt=0, description="the largest margin; beyond it there is little to learn")
+    unknown_margin: Literal["keep", "drop"] = Field("keep", description="answers without a probability, as seeds")
+    pick: Literal["random", "widest", "narrowest"] = Field("random", description="which margins come first")
+    fallback: tuple[Literal["rationales", "seeds"], ...] = Field(
+        ("rationales", "seeds"), description="where chosen answers come from if no sample is right"
+    )
+    label_ratio: float | None = Field(None, ge=1, description="most per gold label, as a multiple of the rarest label")
+    perspective_ratio: float | None = Field(None, ge=1, description="the same for perspectives, chosen and rejected")
+    max_rows: PositiveInt | None = Field(None, description="the most preferences in all; empty takes all")
+    when_empty: Literal["stop", "skip"] = Field("stop", description="without preferences: stop, or skip DPO")
+    batch_size: PositiveInt = Field(16, description="rows in one forward pass of the reference model")
+    workers: Workers = Field(Workers(), description="workers of the reference model")
+
+    @model_validator(mode="after")
+    def _check(self) -> PreferenceSettings:
+        if self.max_margin is not None and self.max_margin < self.min_margin:
+            raise ValueError(f"max_margin {self.max_margin:g} is below min_margin {self.min_margin:g}: nothing is left")
+        if self.margin_by == "probability" and self.min_margin > 1:
+            raise ValueError(f"min_margin {self.min_margin:g}: probabilities differ by 1 at most. Lower it")
         return self
 
 

@@ -20,7 +20,6 @@ from mpcot.config import (
     Engine,
     JudgeSettings,
     PerspectiveSettings,
-    PreferenceSettings,
     RationaleSettings,
     SampleSettings,
     TeacherSettings,
@@ -28,7 +27,7 @@ from mpcot.config import (
 )
 from mpcot.sources.config import LabelSettings, SourceSettings, SplitSettings
 from serve.config import ServeSettings
-from teacher.config import DpoSettings, SftSettings
+from teacher.config import DpoSettings, PreferenceSettings, SftSettings
 
 Model = TypeVar("Model", bound=Settings)
 

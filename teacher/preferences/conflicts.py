@@ -14,8 +14,8 @@ import numpy as np
 from scipy.special import softmax
 
 from cluster.base.stage_folder import digest
-from mpcot.config import PreferenceSettings
 from mpcot.schemes.scheme import Scheme
+from teacher.config import PreferenceSettings
 
 LEAST_PROBABILITY = 1e-9  # keeps the logarithm finite for a label that was ruled out
 

@@ -31,8 +31,8 @@ from cluster.gpus.speed import (
 )
 from cluster.models.size import ModelSize, model_size
 from distill.config import TargetSettings
-from mpcot.config import AnswerSettings, PreferenceSettings, VllmEngine
-from teacher.config import Lora, Tuning
+from mpcot.config import AnswerSettings, VllmEngine
+from teacher.config import Lora, PreferenceSettings, Tuning
 from workflows.config import RunConfig
 from workflows.gpu_plan.work import (
     Work,

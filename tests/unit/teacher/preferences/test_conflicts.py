@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mpcot.config import PreferenceSettings
 from mpcot.schemes.scheme import load_scheme
+from teacher.config import PreferenceSettings
 from teacher.preferences.conflicts import Candidate, Preference, conflicts, gold_probability, margin
 
 ESCI = load_scheme("esci")

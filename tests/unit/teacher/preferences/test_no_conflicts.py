@@ -10,11 +10,11 @@ import pytest
 from cluster.base.errors import UserError
 from cluster.base.stage_folder import StageFolder, read_manifest
 from cluster.base.tables import write_table
-from mpcot.config import PerspectiveSettings, PreferenceSettings, SampleSettings
+from mpcot.config import PerspectiveSettings, SampleSettings
 from mpcot.records import NOT_GOLD, PAIR, SEED, SORTED
 from mpcot.sources.config import LabelSettings
 from teacher import dpo
-from teacher.config import DpoSettings, DpoStage, PreferenceStage
+from teacher.config import DpoSettings, DpoStage, PreferenceSettings, PreferenceStage
 from teacher.preferences import stage as reference
 
 INPUTS = {name: "x" for name in ("1-pairs", "2-rationales", "3-sft", "4-samples", "5-preferences")}

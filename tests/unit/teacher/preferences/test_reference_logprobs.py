@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM
 from cluster.base.errors import UserError
 from cluster.config import TrainSettings
 from cluster.training.arrow_rows import write_rows
-from mpcot.config import PerspectiveSettings, PreferenceSettings, SampleSettings
+from mpcot.config import PerspectiveSettings, SampleSettings
 from mpcot.perspectives.perspective import joint, load_perspectives
 from mpcot.records import PREFERENCE
 from mpcot.sources.config import LabelSettings
 from teacher.answer_tokens import IGNORED, encode
-from teacher.config import DpoSettings, Lora, PreferenceStage
+from teacher.config import DpoSettings, Lora, PreferenceSettings, PreferenceStage
 from teacher.dpo import DpoTask
 from teacher.fitting import Fitting
 from teacher.losses import sequence_logprobs

@@ -1,8 +1,7 @@
-"""Readers of files: formats, column and label maps, the public data sets, and what a broken file says."""
+"""Readers of tables: formats, column and label maps, and what a broken file says."""
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
 from pathlib import Path
@@ -14,32 +13,10 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from cluster.base.errors import UserError
-from mpcot.schemes.scheme import load_scheme
-from mpcot.sources.clean_texts import attribute_map, bullets_text, clean_text, plain_text
-from mpcot.sources.config import ChorusSource, EsciSource, SourceSettings, TableSource, WandsSource
-from mpcot.sources.files import ESCI_EXAMPLES, ESCI_PRODUCTS
-from mpcot.sources.open_source import read_source
+from mpcot.sources.config import SourceSettings, TableSource, WandsSource
+from tests.helpers.source_files import put, read
 
-SHARED = Path(__file__).parents[4].parent / "shared" / "data"
 ROWS = [{"query": f"q{i}", "product_id": str(i), "title": f"Thing, {i}", "label": "E"} for i in range(5)]
-needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="the judged data sets are not beside the repository")
-
-
-def read(source: Any, scheme: str = "esci") -> list[dict[str, Any]]:
-    return read_source(source, load_scheme(scheme)).rows.to_pylist()
-
-
-def put(path: Path, rows: list[dict[str, Any]], delimiter: str = ",") -> Path:
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    elif path.suffix in (".csv", ".tsv"):
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else delimiter)
-            writer.writeheader()
-            writer.writerows(rows)
-    else:
-        path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
-    return path
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "tsv", "jsonl"])
@@ -164,77 +141,6 @@ def test_config_names_what_it_does_not_know():
             adapter.validate_python(bad)
 
 
-def test_cleaning():
-    assert clean_text("  a\u0000\tb\n\ufeff ") == "a b"
-    assert clean_text(float("nan")) is None
-    assert clean_text(3.0) == "3"
-    assert clean_text("\ud800x") == "x"
-    assert clean_text("grün".encode()) == "grün"
-    assert plain_text("x" * 3000, 2000) == "x" * 2000
-
-
-@pytest.mark.parametrize(
-    ("given", "plain"),
-    [
-        ("<p>Soft<br/>and <b>warm</b>.</p>", "Soft and warm."),
-        ("H<sub>2</sub>O &amp; CO&#8322; &ndash; Caf&eacute;", "H2O & CO₂ – Café"),
-        ("&lt;ul&gt;&lt;li&gt;one&lt;/li&gt;&lt;/ul&gt;", "one"),
-        (
-            "<85 Hz, 5 < 6 > 4, adapter <for iPhone>, AT&T &copy2",
-            "<85 Hz, 5 < 6 > 4, adapter <for iPhone>, AT&T &copy2",
-        ),
-        ('a<script type="x">if (a < b) {}</script><!-- note --><style>p {}</style> b', "a b"),
-        ('<a href="x">link</a><img src="y"/>', "link"),
-        ("<BR>a</BR>b < br", "a b < br"),
-        ("<p></p>&nbsp;", None),
-        (["one", None, "two"], "one two"),
-        ("<!--" * 100_000 + "<b" * 100_000, "<!--" * 100_000 + "<b" * 100_000),
-    ],
-)
-def test_html_goes_and_what_only_looks_like_it_stays(given: Any, plain: str | None):
-    assert plain_text(given) == plain
-
-
-@pytest.mark.parametrize(
-    ("given", "text"),
-    [
-        (["Waterproof", None, " ", "it's <b>light</b>"], "Waterproof • it's light"),
-        ("Waterproof\nlight\n\n", "Waterproof • light"),
-        ("<ul><li>Waterproof</li><li>light</li></ul>", "Waterproof • light"),
-        ('["Waterproof", "light"]', "Waterproof • light"),
-        ("[2 pack] light", "[2 pack] light"),
-        ("[" * 100_000, "[" * 2000),
-        (None, None),
-        ([], None),
-    ],
-)
-def test_bullets_from_lists_lines_and_html(given: Any, text: str | None):
-    assert bullets_text(given) == text
-    assert bullets_text(text) == text
-
-
-@pytest.mark.parametrize(
-    ("given", "attributes"),
-    [
-        ('{"colour": "r&eacute;d", "hdmi": true, "weight": 2.0, "none": null, "": "x"}', "colour hdmi weight"),
-        ({"colour": "réd", "hdmi": True, "weight": 2.0, "none": None}, "colour hdmi weight"),
-        ([("colour", "réd"), ("hdmi", "yes"), ("weight", "2")], "colour hdmi weight"),
-        ({"colour": "réd", "long": "x" * 4000}, "colour"),
-        ("{}", None),
-        (" ", None),
-        (None, None),
-        ([], None),
-    ],
-)
-def test_attributes_from_objects_json_and_arrow(given: Any, attributes: str | None):
-    known = {"colour": "réd", "hdmi": "yes", "weight": "2"}
-    assert attribute_map(given) == (attributes and {name: known[name] for name in attributes.split()})
-    assert attribute_map({"ports": ["usb", "hdmi"], "size": {"w": 2, "h": None}}) == {
-        "ports": "usb, hdmi",
-        "size": "w: 2",
-    }
-
-
 @pytest.mark.parametrize("given", ["red, small", '{"colour": "re', '["red"]', 7, '{"n": ' + "9" * 5000 + "}"])
 def test_what_is_no_object_is_no_attributes(tmp_path: Path, given: Any):
     path = put(tmp_path / "t.jsonl", [*ROWS, ROWS[0] | {"product_id": "bad", "attributes": given}])
@@ -259,95 +165,6 @@ def test_a_map_column_of_parquet_is_read(tmp_path: Path):
     assert [row["attributes"] for row in rows] == [[("colour", "red")], None, None, [("a", "1")], None]
 
 
-def test_official_esci_is_joined_by_product_and_locale(tmp_path: Path):
-    def example(i: int, locale: str, label: str, split: str, small: int = 1) -> dict[str, Any]:
-        keys = {
-            "query": f"q{i}",
-            "query_id": i,
-            "product_id": "P1",
-            "product_locale": locale,
-            "esci_label": label,
-        }
-        return keys | {"split": split, "small_version": small, "large_version": 1}
-
-    examples = [
-        example(0, "us", "E", "train"),
-        example(1, "es", "S", "test"),
-        example(2, "us", "I", "train", 0),
-    ]
-    examples.append(example(3, "jp", "E", "test"))
-    products = [
-        {"product_id": "P1", "product_locale": loc, "product_title": f"Title {loc}", "product_color": "red"}
-        | {"product_description": "<b>soft</b>", "product_bullet_point": "one\ntwo", "product_brand": "B"}
-        for loc in ("es", "us")
-    ]
-    put(tmp_path / ESCI_EXAMPLES, examples)
-    with pytest.raises(UserError, match=ESCI_PRODUCTS):
-        read(EsciSource(path=str(tmp_path)))
-    put(tmp_path / ESCI_PRODUCTS, products)
-    rows = read(EsciSource(path=str(tmp_path), version="small"))
-    assert [(r["query"], r["title"], r["split"]) for r in rows[:2]] == [
-        ("q0", "Title us", "train"),
-        ("q1", "Title es", "test"),
-    ]
-    assert [rows[0][name] for name in ("description", "bullets", "attributes")] == [
-        "soft", "one • two", [("colour", "red")]
-    ]  # fmt: skip
-    assert rows[2]["error"] == "product not in the products file"
-    assert [r["query"] for r in read(EsciSource(path=str(tmp_path), locales=("us",)))] == ["q0", "q2"]
-
-
-def test_wands_labels_are_mapped(tmp_path: Path):
-    put(tmp_path / "query.tsv", [{"query_id": 1, "query": "blue sofa", "query_class": "Sofas"}])
-    put(
-        tmp_path / "product.tsv",
-        [
-            {"product_id": i, "product_name": f"Sofa {i}", "product_class": "Sofas"}
-            | {"product_description": "Soft", "product_features": "color : blue|legs : 4|color : red|sturdy"}
-            for i in range(3)
-        ],
-    )
-    labels = ("Exact", "Partial", "Irrelevant")
-    put(
-        tmp_path / "label.tsv",
-        [{"id": i, "query_id": 1, "product_id": i, "label": x} for i, x in enumerate(labels)],
-    )
-    for path in tmp_path.glob("*.tsv"):
-        path.rename(path.with_suffix(".csv"))
-    rows = read(WandsSource(path=str(tmp_path)), "graded")
-    assert [r["label"] for r in rows] == ["3", "1", "0"]
-    assert {r["query"] for r in rows} == {"blue sofa"}
-    assert rows[0]["title"] == "Sofa 0"
-    assert rows[0]["description"] == "Soft"
-    assert dict(rows[0]["attributes"]) == {"class": "Sofas", "color": "blue, red", "legs": "4", "features": "sturdy"}
-    binary = read(
-        WandsSource(path=str(tmp_path), label_map={"Exact": "1", "Partial": "0", "Irrelevant": "0"}), "binary"
-    )
-    assert {r["error"] for r in binary} == {None}
-
-
-def test_chorus_attributes_are_kept_and_a_lost_product_a_failed_row(tmp_path: Path):
-    judged = [
-        {"query": "tv", "product_id": "1", "rating": 3, "rater_ratings": [2.0, 3.0, 3.0]},
-        {"query": "tv", "product_id": "9", "rating": 0},
-    ]
-    attributes = {"t_product_colour": "Black", "b_hdmi": True, "n_weight": 2.0, "t_none": None}
-    product = {
-        "product_id": "1",
-        "title": "TV",
-        "brand": "LG",
-        "short_description": "Nice",
-        "attributes": attributes,
-    }
-    put(tmp_path / "judgments.jsonl", judged)
-    put(tmp_path / "products.jsonl", [product])
-    rows = read(ChorusSource(path=str(tmp_path)), "graded")
-    assert rows[0]["description"] == "Nice"
-    assert rows[0]["attributes"] == [("product colour", "Black"), ("hdmi", "yes"), ("weight", "2")]
-    assert [(r["label"], r["ratings"]) for r in rows] == [("3", ["2", "3", "3"]), ("0", None)]
-    assert rows[1]["error"] == "product not in the products file"
-
-
 @pytest.mark.parametrize(("suffix", "given"), [("jsonl", ["2", 3]), ("parquet", ["2", "3"]), ("csv", "2; 3")])
 def test_the_ratings_of_several_people_are_kept_as_labels(tmp_path: Path, suffix: str, given: Any):
     path = put(tmp_path / f"t.{suffix}", [ROWS[0] | {"label": "3", "ratings": given}])
@@ -355,21 +172,3 @@ def test_the_ratings_of_several_people_are_kept_as_labels(tmp_path: Path, suffix
     assert (row["label"], row["ratings"], row["error"]) == ("E", ["S", "E"], None)
     (row,) = read(TableSource(path=str(path), label_map={"3": "E"}))
     assert row["error"] == "unknown rating: '2', the scheme has E, S, C, I"
-
-
-@needs_data
-@pytest.mark.parametrize(("locales", "count"), [(None, 2306), (("us",), 1551)])
-def test_esci_sample_reads_whole(locales: tuple[str, ...] | None, count: int):
-    rows = read(EsciSource(path=str(SHARED / "esci" / "pairs.jsonl"), locales=locales))
-    assert len(rows) == count
-    assert {r["error"] for r in rows} == {None}
-    assert {r["label"] for r in rows} == set("ESCI")
-
-
-@needs_data
-def test_chorus_reads_whole():
-    rows = read(ChorusSource(path=str(SHARED / "chorus")), "graded")
-    assert len(rows) == 2680
-    assert {r["error"] for r in rows} == {None}
-    assert {r["label"] for r in rows} == set("0123")
-    assert sum(r["ratings"] is not None for r in rows) == 2323

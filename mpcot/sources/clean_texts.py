@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import html
-import json
 import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import Any
+
+from mpcot.sources.plain_json import load_json
 
 TEXT_LIMIT = 2_000  # characters; a longer description, or longer bullet points, are cut
 ATTRIBUTES_LIMIT = 4_000  # characters of all names and values; attributes beyond it are left out
 BULLET = " • "
 
-# Control characters other than white space, zero-width marks and lone surrogates.
-NOISE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff\u200b\u2060-\u2064\ud800-\udfff\ufffe\uffff]")
+# Control characters other than white space, soft hyphens, zero-width and direction marks, and lone surrogates.
+NOISE = re.compile(
+    "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u061c\ufeff\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ud800-\udfff"
+    "\ufffe\uffff]"
+)
+# What shows nothing by itself but changes its neighbours: joiners, fillers, variation selectors, tags, an empty Braille
+# cell. A text of nothing else is no text.
+_INVISIBLE = re.compile(
+    "[\\s\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200c\u200d\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]*"
+)
 
 # Only what HTML knows is taken for a tag: "<85 Hz" and "<for iPhone>" stay.
 _BREAK = re.compile(
@@ -38,9 +48,9 @@ _ENTITY = re.compile(r"&#?\w{1,31};")  # without the semicolon it is more often 
 
 
 def clean_text(value: Any) -> str | None:
-    """Return `value` as NFC text without control characters and with single spaces, or None if nothing is left."""
+    """Return `value` as NFC text without control characters and with single spaces, or None if nothing shows."""
     text = unicodedata.normalize("NFC", NOISE.sub("", _as_text(value)))
-    return " ".join(text.split()) or None
+    return None if _INVISIBLE.fullmatch(text) else " ".join(text.split())
 
 
 def plain_text(value: Any, limit: int | None = None) -> str | None:
@@ -114,8 +124,8 @@ def _from_json(value: Any, opening: str) -> Any:
     if not isinstance(value, str | bytes) or not _as_text(value).lstrip().startswith(opening):
         return value
     try:
-        return json.loads(_as_text(value))
-    except (ValueError, RecursionError):
+        return load_json(_as_text(value))
+    except ValueError:
         return value
 
 
@@ -124,6 +134,9 @@ def _as_text(value: Any) -> str:
         return ""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
+    if isinstance(value, Decimal):  # databases write 3 as 3.000000000, and 0 as 0E-9
+        whole, point, rest = format(value, "f").partition(".")
+        return f"{whole}{point}{rest}".rstrip("0").rstrip(".") if point else whole
     if isinstance(value, bytes):  # some writers of parquet do not mark text as text
         return value.decode("utf-8", errors="replace")
     if isinstance(value, list | tuple):

@@ -35,7 +35,7 @@ from mpcot.pairs.stage import check as check_source
 from mpcot.perspectives.perspective import Perspective, load_perspectives
 from mpcot.schemes.scheme import Scheme, load_scheme
 from mpcot.sources.config import PairsStage
-from mpcot.sources.filesets import state as file_state
+from mpcot.sources.places import state as file_state
 from workflows.config import RunConfig
 from workflows.stages import STAGES, Stage, asks, find_stage, stages_of
 

@@ -18,8 +18,8 @@ from mpcot.pairs.ids import query_id
 from mpcot.records import ATTRIBUTES, texts
 from mpcot.sources.clean_rows import Cleaning, make_row
 from mpcot.sources.clean_texts import clean_text
+from mpcot.sources.delimited import PARSE_ERROR
 from mpcot.sources.filesets import collect, find
-from mpcot.sources.parse_text import PARSE_ERROR
 
 PRODUCT_COLUMNS = ("product_id", "locale", "title", "brand", "description", "bullets", "attributes")
 FROM = ("product_id", "locale", "title", "brand", "description", "bullets", "attributes", "colour")

@@ -13,7 +13,7 @@ from mpcot.pairs.ids import pair_id
 from mpcot.records import texts
 from mpcot.sources.clean_rows import Cleaning
 from mpcot.sources.clean_texts import clean_text
-from mpcot.sources.parse_text import PARSE_ERROR
+from mpcot.sources.delimited import PARSE_ERROR
 
 FIELD = "source.overrides"
 NAMED = 20  # left out pairs that figures name
@@ -53,11 +53,9 @@ def identified(rows: Iterable[Row], cleaning: Cleaning, where: str) -> list[Row]
     found: list[Row] = []
     wrong: list[str] = []
     for number, row in enumerate(rows, start=1):
-        label = row["label"]
+        label = cleaning.verdict_of(row["label"])
         if label is None and not row.get("error"):
             continue  # people need not look at every row
-        if label not in cleaning.codes:  # an import writes codes of the scheme, people may write those of the source
-            label = cleaning.label_map.get(label or "", label)
         known = row["pair_id"] or (row["query"] and row["product_id"])
         if row.get("error") or not known or label not in cleaning.codes:
             wrong.append(f"row {number} ({named(row) if known else row.get('error') or 'no pair'}): label {label!r}")

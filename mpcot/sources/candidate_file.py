@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from mpcot.sources.clean_rows import Cleaning, SourceRows, make_row, rows_table
 from mpcot.sources.config import COLUMNS, REQUIRED
+from mpcot.sources.delimited import PARSE_ERROR
 from mpcot.sources.filesets import FileSet, collect, find
-from mpcot.sources.parse_text import PARSE_ERROR
 
 FIELD = "source.candidates"
 DECIDED = ("label", "split", "ratings")  # columns that a candidate cannot have: it follows its query

@@ -10,11 +10,12 @@ from typing import Any
 import pyarrow as pa
 
 from mpcot.records import ATTRIBUTES, texts
-from mpcot.sources.clean_texts import NOISE, TEXT_LIMIT, attribute_map, bullets_text, clean_text, plain_text
+from mpcot.sources.clean_texts import NOISE, attribute_map, clean_text, product_texts
 
 TITLE_LIMIT = 2_000  # characters; a longer title comes from a broken row
 QUERY_LIMIT = 500
 FAILED_ROW_LIMIT = 2_000  # characters of a failed row that are kept
+TEXTS = ("query", "product_id", "title", "locale", "label", "split")  # an object in one of these says nothing
 
 # `source_row` counts the rows of the source from 0. `error` is set if a row cannot become a pair, as "reason" or
 # "reason: detail". Only then `raw` has the row as JSON.
@@ -59,21 +60,32 @@ class Cleaning:
     default_locale: str
     locales: frozenset[str] | None = None
 
+    def code_of(self, label: str) -> str:
+        """Return the code for a label of the source, or the label itself if it has none.
+
+        `3.0` and `3` are one label: programs write whole numbers as `3.0` if another cell of the column is empty.
+        """
+        whole = label.removesuffix(".0")
+        found = (self.label_map[name] for name in (label, whole, f"{whole}.0") if name in self.label_map)
+        return next(found, whole if whole in self.codes else label)
+
+    def verdict_of(self, label: str | None) -> str | None:
+        """Return the code for a verdict, which is a code already if broadfast wrote it."""
+        return self.code_of(label) if label and label not in self.codes else label
+
 
 def make_row(source_row: int, raw: Mapping[str, Any], cleaning: Cleaning, error: str | None = None) -> dict[str, Any]:
     """Return a row of the schema `ROW` from a row of the source that has our column names."""
-    row: dict[str, Any] = {name: clean_text(raw.get(name)) for name in ("query", "product_id")}
-    row |= {name: plain_text(raw.get(name)) for name in ("title", "brand")}
+    row: dict[str, Any] = {name: clean_text(raw.get(name)) for name in ("query", "product_id")} | product_texts(raw)
     row["locale"] = (clean_text(raw.get("locale")) or cleaning.default_locale).lower()
-    row["description"] = plain_text(raw.get("description"), TEXT_LIMIT)
-    row["bullets"] = bullets_text(raw.get("bullets"))
+    error = error or _no_text(raw)
     try:
         row["attributes"] = _attributes(raw)
     except ValueError as wrong:
         error = error or f"attributes not a JSON object: {wrong}"
     label = clean_text(raw.get("label"))
-    row["label"] = cleaning.label_map.get(label, label) if label else None
-    row["ratings"] = _ratings(raw.get("ratings"), cleaning.label_map)
+    row["label"] = cleaning.code_of(label) if label else None
+    row["ratings"] = _ratings(raw.get("ratings"), cleaning)
     split = clean_text(raw.get("split"))
     row["split"] = SPLIT_NAMES.get(split.lower(), split) if split else None
     row["source_row"], row["error"] = source_row, error or _problem(row, cleaning.codes)
@@ -83,11 +95,21 @@ def make_row(source_row: int, raw: Mapping[str, Any], cleaning: Cleaning, error:
     return row
 
 
-def _ratings(given: Any, label_map: Mapping[str, str]) -> list[str] | None:
+def _no_text(raw: Mapping[str, Any]) -> str | None:
+    """Return which field has parts with names, such as a title per language, where one text is asked for; or None."""
+    for name in TEXTS:
+        value = raw.get(name)
+        parts = value if isinstance(value, list) else [value]
+        if any(isinstance(part, Mapping | tuple) for part in parts):  # Arrow gives a map as a list of tuples
+            return f"{name} not a text: {failed_json({name: value})[:60]}"
+    return None
+
+
+def _ratings(given: Any, cleaning: Cleaning) -> list[str] | None:
     """Return the labels that several people gave, from a list or from a text such as `3; 2; 3`."""
     each = given if isinstance(given, list) else (clean_text(given) or "").split(";")
     labels = (clean_text(one) for one in each)
-    return [label_map.get(label, label) for label in labels if label] or None
+    return [cleaning.code_of(label) for label in labels if label] or None
 
 
 def _attributes(raw: Mapping[str, Any]) -> dict[str, str] | None:

@@ -84,6 +84,15 @@ def bullets_text(value: Any) -> str | None:
     return BULLET.join(line for line in lines if line)[:TEXT_LIMIT].rstrip() or None
 
 
+def product_texts(raw: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return title, brand, description and bullet points of a product, cleaned as the student learns them."""
+    return {
+        **{name: plain_text(raw.get(name)) for name in ("title", "brand")},
+        "description": plain_text(raw.get("description"), TEXT_LIMIT),
+        "bullets": bullets_text(raw.get("bullets")),
+    }
+
+
 def attribute_map(value: Any) -> dict[str, str] | None:
     """Return a product's attributes as texts, or None if it has none. Empty values are left out.
 

@@ -60,7 +60,7 @@ class FileSource(AnySource):
 
 
 class EsciSource(FileSource):
-    """Shopping Queries Dataset: a folder with the two official parquet files, or one jsonl file."""
+    """Shopping Queries Dataset: a folder with the two official parquet files, or one flat table of any format."""
 
     kind: Literal["esci"] = "esci"
     version: Literal["small", "large"] | None = Field(None, description="version of the data set; empty keeps both")

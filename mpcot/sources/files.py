@@ -13,8 +13,9 @@ from mpcot.sources import joined
 from mpcot.sources.clean_rows import SOURCE_SEED, Cleaning, SourceRows, make_row, rows_table
 from mpcot.sources.clean_texts import clean_text
 from mpcot.sources.config import COLUMNS, REQUIRED, EsciSource, FileSource, TableSource
-from mpcot.sources.filesets import FileSet, collect, exists, find
-from mpcot.sources.parse_text import PARSE_ERROR
+from mpcot.sources.delimited import PARSE_ERROR
+from mpcot.sources.filesets import MAPPED, FileSet, collect, find
+from mpcot.sources.places import exists
 
 ESCI_EXAMPLES = "shopping_queries_dataset_examples.parquet"
 ESCI_PRODUCTS = "shopping_queries_dataset_products.parquet"
@@ -43,11 +44,18 @@ def read_files(source: FileSource, cleaning: Cleaning) -> SourceRows:
     return SourceRows(rows, _read_seeds(source, cleaning) if source.seeds else None)
 
 
-def _to_rows(batch: list[dict[str, Any]], columns: Mapping[str, str], cleaning: Cleaning) -> pa.Table:
-    """Return the rows of a flat file as `ROW` rows; `columns` maps our names to those in the file."""
+def _to_rows(
+    batch: list[dict[str, Any]], columns: Mapping[str, str], cleaning: Cleaning, version: str | None
+) -> pa.Table:
+    """Return the rows of a flat file as `ROW` rows; `columns` maps our names to those in the file.
+
+    Rows that do not belong to the version of the data set are left out, as those of other locales are.
+    """
     rows = []
     for raw in batch:
         error = raw.get(PARSE_ERROR)
+        if not error and not joined.in_version(raw, version):
+            continue
         named = {ours: raw.get(theirs) for ours, theirs in columns.items()}
         row = make_row(0, named | ({"line": raw.get("line")} if error else {}), cleaning, error)
         # A line that could not be parsed has no locale to go by. It is kept, to be counted as failed.
@@ -56,16 +64,18 @@ def _to_rows(batch: list[dict[str, Any]], columns: Mapping[str, str], cleaning: 
     return rows_table(rows)
 
 
-def _flat(files: FileSet, columns: Mapping[str, str], source: FileSource, cleaning: Cleaning) -> pa.Table:
-    transform = partial(_to_rows, columns=columns, cleaning=cleaning)
-    return collect(files, transform, list(columns.values()), source.limit)
+def _flat(
+    files: FileSet, columns: Mapping[str, str], source: FileSource, cleaning: Cleaning, version: str | None = None
+) -> pa.Table:
+    transform = partial(_to_rows, columns=columns, cleaning=cleaning, version=version)
+    return collect(files, transform, [*columns.values(), *([version] if version else [])], source.limit)
 
 
 def _read_table(source: TableSource, cleaning: Cleaning) -> pa.Table:
     files = find(source.path, source.format)
-    files.need(list(source.columns.values()), "source.columns")
+    files.need(list(source.columns.values()), "source.columns", MAPPED)
     columns = {name: source.columns.get(name, name) for name in COLUMNS}
-    files.need([columns[name] for name in REQUIRED], "source.path")
+    files.need([columns[name] for name in REQUIRED], "source.path", MAPPED)
     return _flat(files, columns, source, cleaning)
 
 
@@ -80,17 +90,17 @@ def _read_esci(source: EsciSource, cleaning: Cleaning) -> pa.Table:
         return joined.read_esci(examples, products, source, cleaning)
     files = find(source.path)
     locale = "product_locale" if "product_locale" in files.columns else "query_locale"
-    files.need([ESCI_COLUMNS[name] for name in REQUIRED], "source.path")
-    return _flat(files, ESCI_COLUMNS | {"locale": locale}, source, cleaning)
+    advice = "Correct the file, or read it with source.kind = 'table' and name yours in source.columns"
+    files.need([ESCI_COLUMNS[name] for name in REQUIRED], "source.path", advice)
+    version = joined.version_column(source, files)
+    return _flat(files, ESCI_COLUMNS | {"locale": locale}, source, cleaning, version)
 
 
 def _to_seeds(batch: list[dict[str, Any]], cleaning: Cleaning) -> pa.Table:
     """Return the rows of a file of seed rationales as `SOURCE_SEED` rows."""
     seeds = [{name: clean_text(raw.get(name)) for name in SOURCE_SEED.names} for raw in batch]
     for seed in seeds:
-        verdict = seed["verdict"]
-        if verdict and verdict not in cleaning.codes:  # `broadfast seeds` writes codes of the scheme, others may not
-            seed["verdict"] = cleaning.label_map.get(verdict, verdict) or None
+        seed["verdict"] = cleaning.verdict_of(seed["verdict"])
         seed["locale"] = (seed["locale"] or cleaning.default_locale).lower()
         seed["origin"] = seed["origin"] or "file"
     return pa.Table.from_pylist(seeds, schema=SOURCE_SEED)

@@ -1,19 +1,17 @@
-"""Finds, checks and reads the files of a source, local or on any pyarrow filesystem.
+"""Checks and reads the files of a source, local or on any pyarrow filesystem.
 
-Where Ray is connected, its Data readers do the work, one task for each text file or parquet fragment. Without Ray the
-same functions run in this process, so that readers can be tested alone. A text file is read as a whole, so large data
-should come as parquet or in several files. On a cluster every node must see a local path.
+Where Ray is connected, its Data does the work, one task for each text file or some row groups of a parquet file.
+Without Ray the same functions run in this process, so that readers can be tested alone. A text file is read as a whole,
+so large data should come as parquet or in several files. On a cluster every node must see a local path.
 """
 
 from __future__ import annotations
 
-import codecs
 import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -21,30 +19,55 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from cluster.base.errors import UserError
-from mpcot.sources.parse_text import DELIMITERS, PARSE_ERROR, TEXT_FORMATS, parse_text
+from cluster.base.progress import console
+from mpcot.sources.delimited import DELIMITERS, PARSE_ERROR, Layout, layout_of
+from mpcot.sources.encoding import check_encoding
+from mpcot.sources.parse_text import parse_text
+from mpcot.sources.places import files_in, format_of, keys_of, resolve
 
-SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 BATCH = 4096  # rows handed to a transform at a time
-PROBE_BYTES = 1 << 22  # how much of a text file is read to learn its columns
+TASK_ROWS = 65_536  # at least so many rows of a parquet file are read by one task
+PROBE_BYTES = 1 << 22  # how much of a jsonl file is read to learn its columns
+MAPPED = "Correct the file, or name yours in source.columns"
 Transform = Callable[[list[dict[str, Any]]], pa.Table]
 
 
 @dataclass(frozen=True)
+class Part:
+    """One file: its columns, what its folders say of all its rows, and how it is written if it is csv or tsv."""
+
+    path: str
+    columns: tuple[str, ...]
+    keys: dict[str, str | None]
+    layout: Layout | None = None
+
+
+@dataclass(frozen=True)
 class FileSet:
-    """Files of one format on one filesystem. `columns` are those of the first file."""
+    """Files of one format on one filesystem, and the setting that names them."""
 
     filesystem: pafs.FileSystem
-    paths: tuple[str, ...]
+    parts: tuple[Part, ...]
     format: str
-    columns: tuple[str, ...]
+    field: str
 
-    def need(self, columns: Sequence[str], field: str) -> None:
-        """Raise a `UserError` that names the missing columns and those that the file has."""
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(part.path for part in self.parts)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of all files, as later ones may have more, and the keys of their folders."""
+        names = (name for part in self.parts for name in (*part.columns, *part.keys))
+        return tuple(dict.fromkeys(name for name in names if name))
+
+    def need(self, columns: Sequence[str], field: str, advice: str = "Correct the file") -> None:
+        """Raise a `UserError` that names the columns which no file has, those that there are, and the way out."""
         missing = [name for name in columns if name not in self.columns and not self._mention(name)]
         if missing:
             raise UserError(
                 f"{field}: {self.paths[0]} has no column {', '.join(map(repr, missing))}; it has "
-                f"{', '.join(self.columns) or 'none'}. Correct the file, or name yours in source.columns"
+                f"{', '.join(self.columns) or 'none'}. {advice}"
             )
 
     def _mention(self, name: str) -> bool:
@@ -64,43 +87,61 @@ def find(path: str, form: str = "auto", field: str = "source.path") -> FileSet:
     Raises:
         UserError: there is nothing at `path`, the format is unknown or mixed, or a file is not UTF-8, empty or broken.
     """
-    filesystem, found = _resolve(path, field)
-    files = _files(filesystem, found, path, form, field)
-    formats = {form if form != "auto" else _format(file, field) for file in files}
+    filesystem, found = resolve(path, field)
+    files = files_in(filesystem, found, path, form, field)
+    formats = {form if form != "auto" else format_of(file, field) for file in files}
     if len(formats) > 1:
         raise UserError(f"{field}: {path} mixes {', '.join(sorted(formats))}. Give a folder of one format")
     (form,) = formats
-    if form in TEXT_FORMATS:
-        blank = [_check_encoding(filesystem, file, field) for file in files]
+    if form == "parquet":
+        parts = _parquet_parts(filesystem, files, found, field)
+    else:
+        blank = [check_encoding(filesystem, file, field) for file in files]
         if all(blank):
             raise UserError(f"{field}: {files[0]} is empty")
-    columns = _columns(filesystem, files, form, field)
-    return FileSet(filesystem, tuple(files), form, columns)
+        parts = (_delimited_parts if form in DELIMITERS else _json_parts)(filesystem, files, found, form, field)
+    return FileSet(filesystem, parts, form, field)
 
 
-def check_path(path: str, field: str) -> None:
-    """Raise a `UserError` if there is nothing at `path`."""
-    _resolve(path, field)
+def _parquet_parts(filesystem: pafs.FileSystem, files: Sequence[str], root: str, field: str) -> tuple[Part, ...]:
+    rows, parts = 0, []
+    for path in files:
+        try:
+            meta = pq.ParquetFile(path, filesystem=filesystem)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{field}: {path} is not a readable parquet file: {error}") from error
+        rows += meta.metadata.num_rows
+        parts.append(Part(path, tuple(meta.schema_arrow.names), keys_of(path, root)))
+        meta.close()
+    if rows == 0:
+        raise UserError(f"{field}: {files[0]} has no rows")
+    return tuple(parts)
 
 
-def state(path: str, field: str) -> list[tuple[str, int, int]]:
-    """Return name, size in bytes and modification time in nanoseconds of the file, or of all files in the folder.
+def _delimited_parts(
+    filesystem: pafs.FileSystem, files: Sequence[str], root: str, form: str, field: str
+) -> tuple[Part, ...]:
+    parts = []
+    for path in files:
+        layout = layout_of(_text(filesystem, path), form)
+        parts.append(Part(path, layout.header, keys_of(path, root), layout))
+    if not any(part.layout and part.layout.rows for part in parts):
+        raise UserError(f"{field}: {files[0]} has no rows, only a header")
+    return tuple(parts)
 
-    Raises:
-        UserError: there is nothing at `path`.
-    """
-    filesystem, found = _resolve(path, field)
-    info = filesystem.get_file_info(found)
-    inside = [info] if info.is_file else filesystem.get_file_info(pafs.FileSelector(found, recursive=True))
-    files = sorted((one for one in inside if one.is_file), key=lambda one: one.path)
-    return [(one.base_name, one.size, one.mtime_ns) for one in files]
 
-
-def exists(path: str, name: str, field: str = "source.path") -> str | None:
-    """Return the path of file `name` in folder `path`, or None if there is no such file."""
-    filesystem, found = _resolve(path, field)
-    inside = f"{found.rstrip('/')}/{name}"
-    return f"{path.rstrip('/')}/{name}" if filesystem.get_file_info(inside).is_file else None
+def _json_parts(
+    filesystem: pafs.FileSystem, files: Sequence[str], root: str, form: str, field: str
+) -> tuple[Part, ...]:
+    """Return the files with the columns that the first lines of each have."""
+    parts = []
+    for path in files:
+        with filesystem.open_input_stream(path) as stream:
+            head = stream.read(PROBE_BYTES).decode("utf-8", errors="ignore")
+        rows = itertools.islice(parse_text(head, None), 200)
+        names = dict.fromkeys(name for row in rows if PARSE_ERROR not in row for name in row)
+        parts.append(Part(path, tuple(names), keys_of(path, root)))
+    return tuple(parts)
 
 
 def collect(files: FileSet, transform: Transform, columns: Sequence[str], limit: int | None = None) -> pa.Table:
@@ -110,156 +151,112 @@ def collect(files: FileSet, transform: Transform, columns: Sequence[str], limit:
         transform: a pure function that can be pickled, from a list of plain rows to a table.
         columns: the columns to read of a parquet file.
         limit: stop after this many rows of the result.
+
+    Raises:
+        UserError: one of the columns comes twice in a file, or a file cannot be read to its end.
     """
+    for part in files.parts:
+        if doubled := [name for name in columns if part.columns.count(name) > 1]:
+            raise UserError(f"{files.field}: {part.path} has the column {doubled[0]!r} twice. Rename one of them")
+    _say_layouts(files)
     ray = sys.modules.get("ray")
     tables = _ray_tables if ray is not None and ray.is_initialized() else _local_tables
-    result = pa.concat_tables(tables(files, transform, [c for c in columns if c in files.columns], limit))
+    result = pa.concat_tables(tables(files, transform, columns, limit))
     return result if limit is None else result.slice(0, limit)
 
 
-def _resolve(path: str, field: str) -> tuple[pafs.FileSystem, str]:
-    try:
-        if "://" in path:
-            filesystem, found = pafs.FileSystem.from_uri(path)
-        else:
-            filesystem, found = pafs.LocalFileSystem(), str(Path(path).expanduser().absolute())
-        info = filesystem.get_file_info(found)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{field}: cannot open {path!r}: {error}. Check the address and the credentials") from error
-    if info.type == pafs.FileType.NotFound:
-        raise UserError(f"{field}: {path!r} does not exist. Give a file, a folder or a URI such as s3://bucket/folder")
-    return filesystem, found
+def _say_layouts(files: FileSet) -> None:
+    """Print how files are read that are not written as the format says: other separators, or quotes as text."""
+    usual = DELIMITERS.get(files.format), "doubled"
+    first: dict[str, str] = {}
+    for part in files.parts:
+        if part.layout and (part.layout.delimiter, part.layout.quoting) != usual:
+            first.setdefault(str(part.layout), part.path)
+    for layout, path in first.items():
+        console().print(f"{path} is read so: {layout}", markup=False, highlight=False)
 
 
-def _files(filesystem: pafs.FileSystem, found: str, path: str, form: str, field: str) -> list[str]:
-    if filesystem.get_file_info(found).is_file:
-        return [found]
-    inside = filesystem.get_file_info(pafs.FileSelector(found, recursive=True))
-    names = sorted(info.path for info in inside if info.is_file and not info.base_name.startswith((".", "_")))
-    if form == "auto":
-        names = [name for name in names if _suffix(name) in SUFFIXES]
-    if not names:
-        raise UserError(f"{field}: folder {path!r} has no file that ends in {', '.join(SUFFIXES)}")
-    return names
-
-
-def _suffix(path: str) -> str:
-    return Path(path.removesuffix(".gz")).suffix.lower()
-
-
-def _format(path: str, field: str) -> str:
-    if _suffix(path) not in SUFFIXES:
-        raise UserError(
-            f"{field}: {path} does not end in {', '.join(SUFFIXES)}, so its format is unknown. "
-            "Rename it or set source.format"
-        )
-    return SUFFIXES[_suffix(path)]
-
-
-def _check_encoding(filesystem: pafs.FileSystem, path: str, field: str) -> bool:
-    """Decode a text file block by block, to name a wrong byte before any work starts; return whether it is blank."""
-    decoder, offset, blank = codecs.getincrementaldecoder("utf-8")(), 0, True
-    with filesystem.open_input_stream(path) as stream:
-        while block := stream.read(1 << 22):
-            pending = len(decoder.getstate()[0])
-            try:
-                blank = not decoder.decode(block).strip() and blank
-            except UnicodeDecodeError as error:
-                place = offset - pending + error.start
-                raise UserError(_encoding_message(path, place, block, field)) from error
-            offset += len(block)
-    if decoder.getstate()[0]:
-        raise UserError(_encoding_message(path, offset, b"", field))
-    return blank
-
-
-def _encoding_message(path: str, offset: int, block: bytes, field: str) -> str:
-    wide = offset == 0 and block[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    guess = "UTF-16" if wide else "LATIN1"
-    name = Path(path).name
-    return (
-        f"{field}: {path} is not UTF-8: byte {offset} cannot be decoded"
-        f"{' (it looks like UTF-16)' if wide else ''}. Convert it, for instance: "
-        f"iconv -f {guess} -t UTF-8 {name} > new-{name}"
-    )
-
-
-def _columns(filesystem: pafs.FileSystem, files: Sequence[str], form: str, field: str) -> tuple[str, ...]:
-    if form == "parquet":
-        return _parquet_columns(filesystem, files, field)
-    for file in files:  # Spark may write files without rows
-        with filesystem.open_input_stream(file) as stream:
-            head = stream.read(PROBE_BYTES).decode("utf-8", errors="ignore")
-        if rows := list(itertools.islice(parse_text(head, form), 200)):
-            parsed = [row for row in rows if PARSE_ERROR not in row or form in DELIMITERS]
-            names = dict.fromkeys(name for row in parsed for name in row)
-            names.pop(PARSE_ERROR, None)
-            return tuple(names)
-    raise UserError(f"{field}: {files[0]} has no rows{', only a header' if form in DELIMITERS else ''}")
-
-
-def _parquet_columns(filesystem: pafs.FileSystem, files: Sequence[str], field: str) -> tuple[str, ...]:
-    rows, names = 0, ()
-    for path in files:
-        try:
-            meta = pq.ParquetFile(path, filesystem=filesystem)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{field}: {path} is not a readable parquet file: {error}") from error
-        rows, names = rows + meta.metadata.num_rows, names or tuple(meta.schema_arrow.names)
-        meta.close()
-    if rows == 0:
-        raise UserError(f"{field}: {files[0]} has no rows")
-    return names
-
-
-def _local_tables(files: FileSet, transform: Transform, columns: list[str], limit: int | None) -> list[pa.Table]:
+def _local_tables(files: FileSet, transform: Transform, columns: Sequence[str], limit: int | None) -> list[pa.Table]:
     tables, have = [], 0
-    for path in files.paths:
-        for rows in _local_batches(files, path, columns):
+    for part in files.parts:
+        for rows in batches(files, part, columns):
             tables.append(transform(rows))
             have += tables[-1].num_rows
             if limit is not None and have >= limit:
                 return tables
-    return tables
+    return tables or [transform([])]
 
 
-def _local_batches(files: FileSet, path: str, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
-    if files.format == "parquet":
-        with pq.ParquetFile(path, filesystem=files.filesystem) as file:
-            for batch in file.iter_batches(BATCH, columns=columns):
+def batches(
+    files: FileSet, part: Part, columns: Sequence[str], groups: Sequence[int] | None = None
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of one file, `BATCH` at a time. What a file has not, its rows have not.
+
+    Args:
+        columns: those to read of a parquet file.
+        groups: the row groups to read of a parquet file; None reads all.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    found = _parquet_rows(files, part, columns, groups) if files.format == "parquet" else _text_rows(files, part)
+    for rows in found:
+        yield [part.keys | row for row in rows] if part.keys else rows
+
+
+def _parquet_rows(
+    files: FileSet, part: Part, columns: Sequence[str], groups: Sequence[int] | None
+) -> Iterator[list[dict[str, Any]]]:
+    # Without any column Arrow would give no rows.
+    wanted = [name for name in part.columns if name in columns] or list(part.columns[:1])
+    try:
+        with pq.ParquetFile(part.path, filesystem=files.filesystem) as file:
+            for batch in file.iter_batches(BATCH, row_groups=groups, columns=wanted):
                 yield batch.to_pylist()
-        return
-    with files.filesystem.open_input_stream(path) as stream:
-        yield from _batches(stream.read(), files.format)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{files.field}: {part.path} cannot be read: {error}. Write the file again") from error
 
 
-def _batches(content: bytes, form: str) -> Iterator[list[dict[str, Any]]]:
-    rows = parse_text(content.decode("utf-8"), form)
+def _text_rows(files: FileSet, part: Part) -> Iterator[list[dict[str, Any]]]:
+    rows = parse_text(_text(files.filesystem, part.path), part.layout)
     while batch := list(itertools.islice(rows, BATCH)):
         yield batch
 
 
-def _ray_tables(files: FileSet, transform: Transform, columns: list[str], limit: int | None) -> list[pa.Table]:
+def _text(filesystem: pafs.FileSystem, path: str) -> str:
+    with filesystem.open_input_stream(path) as stream:
+        return stream.readall().decode("utf-8")
+
+
+def _tasks(files: FileSet) -> Iterator[dict[str, int]]:
+    """Yield what one task reads: the place of a file and, of a parquet file, the first row group and the one after."""
+    for place, part in enumerate(files.parts):
+        if files.format != "parquet":
+            yield {"part": place, "first": 0, "end": 0}
+            continue
+        meta = pq.read_metadata(part.path, filesystem=files.filesystem)
+        first = rows = 0
+        for group in range(meta.num_row_groups):
+            rows += meta.row_group(group).num_rows
+            if rows >= TASK_ROWS or group == meta.num_row_groups - 1:
+                yield {"part": place, "first": first, "end": group + 1}
+                first, rows = group + 1, 0
+
+
+def _ray_tables(files: FileSet, transform: Transform, columns: Sequence[str], limit: int | None) -> list[pa.Table]:
     import ray
 
-    form = files.format
+    def read(tasks: pa.Table) -> Iterator[pa.Table]:
+        for task in tasks.to_pylist():
+            groups = range(task["first"], task["end"]) if files.format == "parquet" else None
+            yield from map(transform, batches(files, files.parts[task["part"]], columns, groups))
 
-    def typed(batch: pa.Table) -> pa.Table:
-        return transform(batch.to_pylist())
-
-    def parsed(batch: pa.Table) -> Iterator[pa.Table]:
-        for content in batch["bytes"].to_pylist():
-            yield from map(transform, _batches(content, form))
-
+    tasks = list(_tasks(files))
     options = ray.data.DataContext.get_current().execution_options
     ordered, options.preserve_order = options.preserve_order, True  # source_row counts in the files' order
     try:
-        if form == "parquet":
-            read = ray.data.read_parquet(list(files.paths), filesystem=files.filesystem, columns=columns)
-            made = read.map_batches(typed, batch_format="pyarrow", batch_size=BATCH)
-        else:
-            read = ray.data.read_binary_files(list(files.paths), filesystem=files.filesystem)
-            made = read.map_batches(parsed, batch_format="pyarrow", batch_size=1)
+        given = ray.data.from_items(tasks, override_num_blocks=len(tasks))
+        made = given.map_batches(read, batch_format="pyarrow", batch_size=1)
         blocks = ray.get((made if limit is None else made.limit(limit)).to_arrow_refs())
     finally:
         options.preserve_order = ordered

@@ -18,8 +18,8 @@ from mpcot.records import texts
 from mpcot.sources.clean_rows import Cleaning, make_row, rows_table
 from mpcot.sources.clean_texts import NOISE, TEXT_LIMIT, bullets_text, clean_text, plain_text
 from mpcot.sources.config import ChorusSource, EsciSource, WandsSource
+from mpcot.sources.delimited import PARSE_ERROR
 from mpcot.sources.filesets import BATCH, FileSet, collect, find
-from mpcot.sources.parse_text import PARSE_ERROR
 
 JUDGED = pa.schema(
     [
@@ -39,12 +39,14 @@ def _to_table(batch: list[Raw], schema: pa.Schema, pick: Callable[[Raw], Raw], k
         if PARSE_ERROR in raw and "error" in schema.names:
             rows.append({"error": raw[PARSE_ERROR], "line": clean_text(raw.get("line") or str(raw))})
         elif PARSE_ERROR not in raw and keep(raw):
-            rows.append({key: _stored(value) for key, value in pick(raw).items()})
+            rows.append({key: _stored(value, key) for key, value in pick(raw).items()})
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-def _stored(value: Any) -> Any:
+def _stored(value: Any, name: str) -> Any:
     if isinstance(value, Mapping):
+        if name != "attributes":  # a title per language, for instance, is none; its row will say that it is missing
+            return None
         return NOISE.sub("", json.dumps(value, ensure_ascii=False, default=str))
     return [clean_text(one) for one in value] if isinstance(value, list) else clean_text(value)
 
@@ -69,9 +71,7 @@ def read_esci(examples: str, products: str, source: EsciSource, cleaning: Cleani
     files, shop = find(examples), find(products)
     files.need(("query", "product_id", "product_locale", "esci_label"), "source.path")
     shop.need(("product_id", "product_locale", "product_title"), "source.path")
-    version = f"{source.version}_version" if source.version else None
-    if version:
-        files.need((version,), "source.version")
+    version = version_column(source, files)
     keep = partial(_esci_keep, locales=cleaning.locales, version=version)
     to_judged = partial(_to_table, schema=JUDGED, pick=_esci_judged, keep=keep)
     judged = collect(files, to_judged, files.columns, source.limit)
@@ -79,9 +79,26 @@ def read_esci(examples: str, products: str, source: EsciSource, cleaning: Cleani
     return _join(judged, _judged_products(shop, _esci_product, judged, on), tuple(on), cleaning)
 
 
+def version_column(source: EsciSource, files: FileSet) -> str | None:
+    """Return the column that marks the rows of `source.version`, or None if all are wanted.
+
+    Raises:
+        UserError: the files do not have it.
+    """
+    if source.version is None:
+        return None
+    files.need((f"{source.version}_version",), "source.version", "Correct the file, or take source.version out")
+    return f"{source.version}_version"
+
+
+def in_version(raw: Raw, column: str | None) -> bool:
+    """Return whether a row is marked in this column, by a number or a text."""
+    return column is None or clean_text(raw.get(column)) in ("1", "True", "true")
+
+
 def _esci_keep(raw: Raw, locales: frozenset[str] | None, version: str | None) -> bool:
     locale = (clean_text(raw.get("product_locale")) or "").lower()
-    return (locales is None or locale in locales) and (not version or raw[version] == 1)
+    return (locales is None or locale in locales) and in_version(raw, version)
 
 
 def _esci_judged(raw: Raw) -> Raw:

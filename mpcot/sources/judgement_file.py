@@ -16,8 +16,8 @@ from mpcot.records import texts
 from mpcot.schemes.scheme import filled_up
 from mpcot.sources.clean_rows import SOURCE_SEED, Cleaning, failed_json
 from mpcot.sources.clean_texts import clean_text
+from mpcot.sources.delimited import PARSE_ERROR
 from mpcot.sources.filesets import collect, find
-from mpcot.sources.parse_text import PARSE_ERROR
 
 NEEDED = ("query", "product_id", "verdict")
 TOLERANCE = 0.01  # of a sum of probabilities that somebody rounded
@@ -49,7 +49,7 @@ def make_judgement(raw: Mapping[str, Any], cleaning: Cleaning) -> dict[str, Any]
     row: dict[str, Any] = {name: clean_text(raw.get(name)) for name in SOURCE_SEED.names}
     row["locale"] = (row["locale"] or cleaning.default_locale).lower()
     row["origin"] = row["origin"] or "file"
-    row["verdict"] = _code(row["verdict"], cleaning)
+    row["verdict"] = cleaning.verdict_of(row["verdict"])
     row["raw"] = failed_json(raw)
     try:
         _check(raw, row, cleaning)
@@ -57,10 +57,6 @@ def make_judgement(raw: Mapping[str, Any], cleaning: Cleaning) -> dict[str, Any]
     except ValueError as error:
         row["error"] = str(error)
     return row
-
-
-def _code(label: str | None, cleaning: Cleaning) -> str | None:
-    return label if label in cleaning.codes else cleaning.label_map.get(label or "", label)
 
 
 def _check(raw: Mapping[str, Any], row: Mapping[str, Any], cleaning: Cleaning) -> None:
@@ -87,7 +83,7 @@ def probabilities(confidence: Any, by_label: Any, verdict: str, cleaning: Cleani
         ValueError: a number is none or outside 0 to 1, a label is unknown, or they sum to something else than 1.
     """
     given = dict(by_label or {}) if isinstance(by_label, Mapping | list | None) else {verdict: by_label}
-    named = {_code(clean_text(label), cleaning): share for label, share in given.items() if share is not None}
+    named = {cleaning.verdict_of(clean_text(label)): share for label, share in given.items() if share is not None}
     if not named:
         if clean_text(confidence) is None:
             return None

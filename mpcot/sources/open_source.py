@@ -8,7 +8,7 @@ from mpcot.schemes.scheme import Scheme
 from mpcot.sources.catalogue.source import LOCALE as CATALOGUE_LOCALE
 from mpcot.sources.catalogue.source import read_catalogue
 from mpcot.sources.clean_rows import Cleaning, SourceRows
-from mpcot.sources.config import CatalogueSource, SourceSettings
+from mpcot.sources.config import CatalogueSource, EsciSource, SourceSettings
 
 
 def preflight(source: SourceSettings) -> None:
@@ -19,7 +19,7 @@ def preflight(source: SourceSettings) -> None:
     """
     for name in ("path", "seeds", "judgements", "overrides", "candidates"):
         if path := getattr(source, name, None):
-            from mpcot.sources.filesets import check_path
+            from mpcot.sources.places import check_path
 
             check_path(path, f"source.{name}")
 
@@ -28,8 +28,14 @@ def cleaning_of(source: SourceSettings, scheme: Scheme) -> Cleaning:
     """Return what cleaning needs to know of the source and the label scheme."""
     if isinstance(source, CatalogueSource):
         return Cleaning(scheme.codes, source.label_map, CATALOGUE_LOCALE)
+    label_map = _esci_names(scheme) | source.label_map if isinstance(source, EsciSource) else source.label_map
     locales = None if source.locales is None else frozenset(name.lower() for name in source.locales)
-    return Cleaning(scheme.codes, source.label_map, source.default_locale.lower(), locales)
+    return Cleaning(scheme.codes, label_map, source.default_locale.lower(), locales)
+
+
+def _esci_names(scheme: Scheme) -> dict[str, str]:
+    """Return the codes by the names that a copy of ESCI on the Hub has instead."""
+    return {label.name: label.code for label in scheme.labels} if scheme.name == "esci" else {}
 
 
 def read_source(source: SourceSettings, scheme: Scheme) -> SourceRows:

@@ -40,7 +40,15 @@ def files(folder: Path) -> list[TableSource | ChorusSource]:
     shop = ({"product_id": r["product_id"], "title": r["title"], "attributes": {"n_size": 2.0}} for r in rows)
     (folder / "chorus" / "judgments.jsonl").write_text("\n".join(json.dumps(r) for r in judged))
     (folder / "chorus" / "products.jsonl").write_text("\n".join(json.dumps(r) for r in shop))
+    for place, ids in enumerate(([1, 2, 3], ["4", "5", "6"])):  # parts that differ in a type and in columns
+        part = folder / "unlike" / f"locale={('es', 'us')[place]}" / "part.parquet"
+        part.parent.mkdir(parents=True)
+        late = {"label": ["0", "1", "2"]} if place else {}
+        pq.write_table(pa.table({"query": ["q"] * 3, "product_id": ids, "title": ["T"] * 3} | late), part)
+    (folder / "quotes.tsv").write_text('query\tproduct_id\ttitle\nq\t1\t"Twin" Sofa\nq\t2\t"Queen\nq\t3\tRug\n')
     return [
+        TableSource(path=str(folder / "unlike")),
+        TableSource(path=str(folder / "quotes.tsv")),
         TableSource(path=str(folder / "lines")),
         TableSource(path=str(folder / "lines"), locales=("us",), limit=7),
         TableSource(path=str(folder / "table")),

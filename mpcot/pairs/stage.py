@@ -5,8 +5,8 @@ Every row of the source ends in `pairs.parquet` or, with a reason, in `failed.pa
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,20 +17,14 @@ from cluster.base.stage_folder import StageFolder
 from cluster.base.tables import write_table
 from mpcot.config import GivenPairsStage
 from mpcot.pairs.given_judgements import write_given
-from mpcot.pairs.ids import pair_id, query_id
-from mpcot.pairs.overrides import correct, read_overrides
-from mpcot.pairs.splits import LABELLED, QuerySplits, split_queries, unit_hash
+from mpcot.pairs.ids import pair_id
+from mpcot.pairs.settle_rows import KEYS, Row, assign_splits, identify, reasons, refuse_failed
+from mpcot.pairs.splits import LABELLED, unit_hash
 from mpcot.records import FAILED_ROW, PAIR, SEED, SPLITS
 from mpcot.schemes.scheme import Scheme, load_scheme
-from mpcot.sources.clean_rows import SourceRows, failed_json, reason_of
-from mpcot.sources.config import CatalogueSource, PairsStage, SourceSettings, SplitSettings
-from mpcot.sources.open_source import cleaning_of, preflight, read_source
-
-Row = dict[str, Any]  # the columns KEYS of a source row, then query_id and pair_id
-HELD_OUT = "unlabelled row of a held-out query"
-KNOWN = "candidate that the source has already"
-NO_FAULT = (HELD_OUT, KNOWN)  # these rows are left out, but the data is not at fault
-KEYS = ["source_row", "query", "product_id", "locale", "label", "split", "error"]
+from mpcot.sources.clean_rows import SourceRows, failed_json
+from mpcot.sources.config import CatalogueSource, PairsStage, SourceSettings
+from mpcot.sources.open_source import preflight, read_source
 
 
 def run(config: PairsStage, folder: StageFolder) -> None:
@@ -42,14 +36,10 @@ def run(config: PairsStage, folder: StageFolder) -> None:
     scheme = load_scheme(config.labels.scheme)
     source = read_source(config.source, scheme)
     rows = source.rows.select(KEYS).to_pylist()
-    if not rows:
-        raise UserError(f"source: {_where(config)} has no rows. Check the file and source.locales")
-    _identify(rows)
-    corrected = _corrected(rows, config, scheme)
     own = len(rows) - source.candidates
-    _fail_duplicates(rows, own)
+    corrected = identify(rows, own, config, scheme)
     _settle_failed(config, source.rows, rows, folder)
-    _assign_splits(rows, config.split, config.seed)
+    assign_splits(rows, config)
     failed = _settle_failed(config, source.rows, rows, folder)
     pairs = [row for row in rows if not row["error"]]
     if not any(row["split"] == "train" for row in pairs):
@@ -98,83 +88,6 @@ def _candidates(source: SourceSettings) -> int | None:
     return count_candidates(source.candidates)
 
 
-def _where(config: PairsStage) -> str:
-    return str(getattr(config.source, "path", config.source.kind))
-
-
-def _identify(rows: Iterable[Row]) -> None:
-    for row in rows:
-        if not row["error"]:
-            row["query_id"] = query_id(row["locale"], row["query"])
-            row["pair_id"] = pair_id(row["locale"], row["query"], row["product_id"])
-
-
-def _corrected(rows: list[Row], config: PairsStage, scheme: Scheme) -> dict[str, Any] | None:
-    """Put corrected labels in the place of the source's own; return what became of them, or None without any."""
-    if config.source.overrides is None:
-        return None
-    return correct(rows, read_overrides(config.source.overrides, cleaning_of(config.source, scheme)))
-
-
-def _fail_duplicates(rows: Iterable[Row], own: int) -> None:
-    """Keep one row per pair, the first one with a label. If rows have different labels, all of them fail.
-
-    Args:
-        own: the number of the source's own rows; those after them are candidates.
-    """
-    groups: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        if not row["error"]:
-            groups[row["pair_id"]].append(row)
-    for group in groups.values():
-        labels = sorted({row["label"] for row in group if row["label"] is not None})
-        kept = None if len(labels) > 1 else next((row for row in group if row["label"]), group[0])
-        for row in group:
-            if kept is None:
-                row["error"] = f"conflicting labels: {', '.join(labels)} for one query and product"
-            elif row is not kept and row["source_row"] >= own > kept["source_row"]:
-                row["error"] = f"{KNOWN}: in source row {kept['source_row']}"
-            elif row is not kept:
-                row["error"] = f"duplicate: of source row {kept['source_row']}"
-
-
-def _assign_splits(rows: list[Row], settings: SplitSettings, seed: int) -> None:
-    """Set the `split` of every good row. Rows without a label, or whose label is not used, are unlabelled."""
-    good = [row for row in rows if not row["error"]]
-    given: dict[str, set[str]] = defaultdict(set)
-    for row in good:
-        if row["label"] is not None and row["split"] != "unlabelled":
-            given[row["query_id"]] |= {row["split"]} if row["split"] else set()
-    if not given and good:
-        raise UserError("source: no row has a label, which training needs. Name your column in source.columns.label")
-    dealt = split_queries(given, settings, seed)
-    if dealt.in_two and settings.query_in_two_splits == "stop":
-        raise UserError(_two_splits(dealt, good))
-    for row in good:
-        _assign(row, dealt)
-
-
-def _assign(row: Row, dealt: QuerySplits) -> None:
-    split = dealt.splits.get(row["query_id"], "unlabelled")
-    bare = row["label"] is None or row["split"] == "unlabelled"
-    if row["query_id"] in dealt.in_two:
-        row["error"] = "query in two splits"
-    elif bare and split in ("dev", "test"):
-        row["error"] = f"{HELD_OUT}: its query is in the {split} split"
-    else:
-        row["split"] = "unlabelled" if bare else split
-        row["label"] = None if row["split"] == "unlabelled" else row["label"]
-
-
-def _two_splits(dealt: QuerySplits, rows: Iterable[Row]) -> str:
-    names = sorted({row["query"] for row in rows if row["query_id"] in dealt.in_two})
-    shown = ", ".join(repr(name) for name in names[:5]) + (" ..." if len(names) > 5 else "")
-    return (
-        f"source column split: {len(names)} queries are in two splits: {shown}. A query must be in one; "
-        "correct the column, leave it out, or set split.query_in_two_splits = 'fail' to fail their rows"
-    )
-
-
 def _source_rows(source: pa.Table, rows: list[Row]) -> pa.Table:
     """Return the texts of the rows, which have the order of the source. `take` would join the chunks of columns."""
     wanted = np.zeros(len(source), bool)
@@ -205,24 +118,11 @@ def _pair_table(source: pa.Table, pairs: list[Row]) -> pa.Table:
     return pa.table(arrays, schema=PAIR)
 
 
-def _reasons(failed: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    return dict(Counter(reason_of(row["error"]) for row in failed).most_common())
-
-
 def _settle_failed(config: PairsStage, source: pa.Table, rows: list[Row], folder: StageFolder) -> list[Row]:
     """Write and return the failed rows. If they are too many, stop, so that the user can look at them."""
     failed = [row for row in rows if row["error"]]
     write_table(folder.path / "failed.parquet", _failed_table(source, failed))
-    share = sum(reason_of(row["error"]) not in NO_FAULT for row in failed) / len(rows)
-    reasons = "; ".join(f"{reason}: {count}" for reason, count in _reasons(failed).items())
-    if len(failed) == len(rows):
-        raise UserError(f"source: all {len(rows)} rows of {_where(config)} failed ({reasons}). Correct the data")
-    if share > config.source.max_failed_share:
-        raise UserError(
-            f"source: {len(failed)} of {len(rows)} rows of {_where(config)} failed ({reasons}), more than "
-            f"source.max_failed_share = {config.source.max_failed_share}. See failed.parquet; correct "
-            "the data or raise that share"
-        )
+    refuse_failed(rows, config)
     return failed
 
 
@@ -282,6 +182,6 @@ def _figures(pairs: list[Row], failed: list[Row], refused: Counter[str], scheme:
     return {
         "labels": {split: {code: mix[split][code] for code in scheme.codes} for split in LABELLED},
         "queries": {split: len({r["query_id"] for r in pairs if r["split"] == split}) for split in SPLITS},
-        "failed_reasons": _reasons(failed),
+        "failed_reasons": reasons(failed),
         "seeds_left_out": dict(refused),
     }

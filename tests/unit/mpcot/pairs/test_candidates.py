@@ -13,7 +13,8 @@ from cluster.base.stage_folder import StageFolder
 from mpcot.asking.generate import select_pairs
 from mpcot.config import JudgeSettings
 from mpcot.pairs.ids import pair_id
-from mpcot.pairs.stage import KNOWN, check, plan_rows, run
+from mpcot.pairs.settle_rows import KNOWN
+from mpcot.pairs.stage import check, plan_rows, run
 from mpcot.sources.config import CatalogueSource, PairsStage, SplitSettings, TableSource
 from tests.unit.mpcot.pairs.test_pairs import GOOD, write
 

@@ -17,6 +17,7 @@ from distill.study.config import StudyConfig
 from workflows.audit_command import add_audit
 from workflows.batch_commands import add_batches
 from workflows.candidates_command import add_candidates
+from workflows.check_source_command import add_check_source
 from workflows.config import RunConfig, load_config, load_study, validate
 from workflows.serve_commands import Changes, Verbose, add_serving
 from workflows.stages import STAGES, stages_of
@@ -259,6 +260,7 @@ def list_models() -> None:
 
 
 add_audit(app)
+add_check_source(app)
 add_candidates(app)
 add_serving(app)
 add_writing(app, _run)

@@ -12,7 +12,7 @@ from cluster.base.errors import UserError
 from mpcot.sources import joined
 from mpcot.sources.clean_rows import SOURCE_SEED, Cleaning, SourceRows, make_row, rows_table
 from mpcot.sources.clean_texts import clean_text
-from mpcot.sources.config import COLUMNS, REQUIRED, EsciSource, FileSource, TableSource
+from mpcot.sources.config import COLUMNS, REQUIRED, EsciSource, FileSource, TableSource, WandsSource
 from mpcot.sources.delimited import PARSE_ERROR
 from mpcot.sources.filesets import MAPPED, FileSet, collect, find
 from mpcot.sources.places import exists
@@ -42,6 +42,19 @@ def read_files(source: FileSource, cleaning: Cleaning) -> SourceRows:
     rows = _READERS[source.kind](source, cleaning)  # type: ignore[attr-defined]
     rows = rows.set_column(0, rows.schema.field(0), pa.array(range(rows.num_rows), pa.int64()))
     return SourceRows(rows, _read_seeds(source, cleaning) if source.seeds else None)
+
+
+def files_of(source: FileSource) -> list[FileSet]:
+    """Return the files that a source reads, without seeds, judgements and the like.
+
+    Raises:
+        UserError: they cannot be read (see `filesets.find`).
+    """
+    if isinstance(source, TableSource):
+        return [find(source.path, source.format)]
+    form = "tsv" if isinstance(source, WandsSource) else "auto"
+    known = [path for name in _FILES[source.kind] if (path := exists(source.path.rstrip("/"), name))]  # type: ignore[attr-defined]
+    return [find(path, form) for path in known] or [find(source.path)]
 
 
 def _to_rows(
@@ -113,6 +126,11 @@ def _read_seeds(source: FileSource, cleaning: Cleaning) -> pa.Table:
     return collect(files, partial(_to_seeds, cleaning=cleaning), SOURCE_SEED.names)
 
 
+_FILES = {
+    "esci": (ESCI_EXAMPLES, ESCI_PRODUCTS),
+    "chorus": ("judgments.jsonl", "products.jsonl"),
+    "wands": ("label.csv", "query.csv", "product.csv"),
+}
 _READERS: dict[str, Any] = {
     "table": _read_table,
     "esci": _read_esci,

@@ -93,6 +93,16 @@ def product_texts(raw: Mapping[str, Any]) -> dict[str, str | None]:
     }
 
 
+def served_pair(pair: Mapping[str, Any]) -> dict[str, Any]:
+    """Return query and product as a row of a source with these texts would have them. Ids are left out."""
+    texts = product_texts(pair)
+    return texts | {
+        "query": clean_text(pair["query"]) or "",
+        "title": texts["title"] or "",
+        "attributes": attribute_map(pair.get("attributes")),
+    }
+
+
 def attribute_map(value: Any) -> dict[str, str] | None:
     """Return a product's attributes as texts, or None if it has none. Empty values are left out.
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model, model_validator
 
+from mpcot.sources.clean_texts import clean_text
 from serve.config import LimitSettings
 from serve.http.schemas import NotBlank, ProductInput, ScoreInput, ScoreResponse
 
@@ -36,7 +37,7 @@ class DocumentInput(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> DocumentInput:
-        if not ((self.title or "").strip() or (self.text or "").strip()):
+        if clean_text(self.title) is None and clean_text(self.text) is None:
             raise ValueError("needs a text or a title that is not blank")
         if _depth(self.model_extra) > MAX_DEPTH:
             raise ValueError(f"has members nested deeper than {MAX_DEPTH}")
@@ -85,7 +86,7 @@ def rerank_type(limits: LimitSettings) -> type[RerankInput]:
         brand=(str | None, Field(None, max_length=limits.title_chars)),
         description=(str | None, Field(None, max_length=limits.description_chars)),
     )
-    plain = Annotated[str, Field(min_length=1, max_length=limits.document_chars, pattern=r"\S")]
+    plain = Annotated[NotBlank, Field(min_length=1, max_length=limits.document_chars, pattern=r"\S")]
     either = Annotated[Annotated[plain, Tag("string")] | Annotated[document, Tag("object")], Discriminator(_kind)]
     return create_model(
         "RerankRequest",
@@ -108,9 +109,9 @@ def to_score(request: RerankInput) -> ScoreInput:
 def _product(n: int, document: str | DocumentInput) -> ProductInput:
     if isinstance(document, str):
         return ProductInput(id=str(n), title=document)
-    title, text = ((value or "").strip() for value in (document.title, document.text))
-    description = document.description or (text if title and text else None)
-    return ProductInput(id=str(n), title=title or text, brand=document.brand, description=description)
+    title, text = clean_text(document.title), clean_text(document.text)
+    description = document.description or (text if title else None)
+    return ProductInput(id=str(n), title=title or text or "", brand=document.brand, description=description)
 
 
 def ranked(request: RerankInput, response: ScoreResponse, request_id: str) -> RerankResponse:

@@ -8,13 +8,14 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
+from mpcot.sources.clean_texts import clean_text
 from serve.config import LimitSettings
 
 
 def not_blank(value: str) -> str:
-    """Return `value`, or raise a ValueError where it holds only white space."""
-    if not value.strip():
-        raise ValueError("must hold more than white space")
+    """Return `value`, or raise a ValueError where it holds only white space and what cannot be seen."""
+    if clean_text(value) is None:
+        raise ValueError("must hold more than white space and invisible characters")
     return value
 
 

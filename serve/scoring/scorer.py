@@ -19,6 +19,7 @@ from cluster.base.errors import UserError
 from cluster.base.processor import inference_precision
 from cluster.base.stage_folder import read_manifest
 from distill.student.model import Student, StudentOutput, load_tokenizer, read_student_config
+from mpcot.sources.clean_texts import served_pair
 from serve.config import ServeSettings
 from serve.http.schemas import Explanation, LabelInfo, ModelInfo, Result, ScoreInput, Verdict
 from serve.scoring.explain import Explainer, load_explainer
@@ -112,9 +113,12 @@ class Scorer:
         )
 
     def score(self, pairs: Sequence[Mapping[str, Any]]) -> Scores:
-        """Score pairs with `query`, `title` and whatever else the student reads, in the given order."""
+        """Score pairs with `query`, `title` and whatever else the student reads, in the given order.
+
+        Texts are cleaned as those of its training were.
+        """
         assert pairs, "score needs at least one pair"
-        ids = self.tokens(pairs)
+        ids = self.tokens([served_pair(pair) for pair in pairs])
         lengths = np.array([self.tokens.length(pair) for pair in ids])
         order = np.argsort(-lengths, kind="stable")
         parts = [self._forward([ids[i] for i in chosen]) for chosen in self._batches(order, lengths)]

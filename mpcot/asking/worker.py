@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import sys
 import time
@@ -144,11 +143,12 @@ class AnswerWorker:
             row = answer_row(Reply("", None, 0, 0, f"{STOPS_ENGINE}: {str(stopped)[:200]}"), self.plan.scheme)
             self._add(row | {"key": key, "tries": self.plan.ask.retries + 1} | one.owner)
             self.parts.flush()
+        self.engine.kill()  # Ray ends the children of this process and not theirs, which hold the GPUs
         used, restarts = self.poison.add(list(suspects), poison, search, idle), self.plan.engine.replicas.restarts
         if used <= restarts:
             why = f"the request {next(iter(suspects))} stopped it" if poison else f"restart {used} of {restarts}"
             print(f"An engine stopped: {stopped}. Starting another ({why}).", file=sys.stderr, flush=True)
-            end_process()
+            os._exit(1)
 
     def _check_moving(self) -> None:
         stalled_s = self.plan.engine.replicas.stalled_s
@@ -224,13 +224,6 @@ class AnswerWorker:
             raise
         except Exception as error:
             return Reply("", None, 0, 0, f"{ENGINE_ERROR}: {type(error).__name__}: {str(error)[:200]}")
-
-
-def end_process() -> None:
-    """End this process and those of the engine at once."""
-    for child in multiprocessing.active_children():
-        child.kill()
-    os._exit(1)
 
 
 def requests_of(plan: GenerationPlan, pair: dict[str, Any]) -> list[tuple[Perspective, int, Ask]]:

@@ -69,3 +69,7 @@ class AnswerEngine(Protocol):
             StageStopped: nor could another one.
         """
         ...
+
+    def kill(self) -> None:
+        """End the engine's own processes at once, hung ones too."""
+        ...

@@ -118,6 +118,9 @@ class BehindAddress:
                 chars //= 2  # how many tokens are too many is known to the server alone
                 chat = ask.shorter(chars)
 
+    def kill(self) -> None:
+        """The server has its processes elsewhere."""
+
     async def _until_answered(self, chat: list[Message], tried: int) -> Reply:
         """Ask until there is an answer, or an error that does not pass."""
         waits = faults = 0

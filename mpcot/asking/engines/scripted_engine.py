@@ -37,6 +37,9 @@ class Scripted:
         logprobs = [-0.2 if code == verdict else -2.5 for code in codes]
         return Reply(answer(rationale, verdict), logprobs, 60, 20)
 
+    def kill(self) -> None:
+        """There is no process but this one."""
+
     async def _misbehave(self, ask: Ask) -> None:
         """Do what the settings ask for: log the request, take time, hang, or stop."""
         script = self.engine

@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.base.processor import cores, inference_precision
 from mpcot.asking.engines.engine import Ask, EngineStopped, Reply
+from mpcot.asking.engines.processes import descendants, kill_all
 from mpcot.asking.failure_reasons import too_long
 from mpcot.asking.parsing import LabelTokens
 from mpcot.asking.prompt_length import longest_that_fits
@@ -109,6 +110,11 @@ class Vllm:
         arguments = AsyncEngineArgs(**engine_arguments(engine, model, gpu))
         # In the class for many prompts at once it prefills more of them in a step than in the one for a server.
         self.engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
+        self.processes = descendants()
+
+    def kill(self) -> None:
+        """End vLLM's processes at once, hung ones too."""
+        kill_all(self.processes)
 
     def _sampling(self, ask: Ask) -> Any:
         # On a CPU, vLLM's generators per request fail if a prompt is prefilled in pieces (they have no offset).

@@ -19,6 +19,7 @@ from mpcot.asking import worker as worker_module
 from mpcot.asking.answer_parts import Tries
 from mpcot.asking.answers import TooManyFailed
 from mpcot.asking.engines.engine import EngineStopped
+from mpcot.asking.engines.scripted_engine import Scripted
 from mpcot.asking.generate import MISSING_PAIR
 from mpcot.asking.poison_requests import PoisonRequests
 from mpcot.asking.worker import STOPPED, AnswerWorker
@@ -96,13 +97,16 @@ class ProcessEnded(BaseException):
     """In place of the end of this process."""
 
 
+def end(_code: int) -> None:
+    raise ProcessEnded
+
+
 def test_an_engine_that_is_gone_ends_its_process_as_often_as_it_may(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def end() -> None:
-        raise ProcessEnded
-
-    monkeypatch.setattr(worker_module, "end_process", end)
+    monkeypatch.setattr("os._exit", end)
+    killed: list[int] = []
+    monkeypatch.setattr(Scripted, "kill", lambda _: killed.append(1))
     # The second and the third narrow down what the first was asked, but the culprit is never the same.
     for number, counted in enumerate((1, 1, 1, 2)):
         made = make(tmp_path, stops_after=2, replicas={"restarts": 2})
@@ -115,13 +119,11 @@ def test_an_engine_that_is_gone_ends_its_process_as_often_as_it_may(
     with pytest.raises(EngineStopped, match="its processes are gone"):
         answer(last, batch(last, 5))
     assert len(written(tmp_path)) == len(set(written(tmp_path))) == 6
+    assert len(killed) == 5, "what is left of the last one would hold its GPU too"
 
 
 def test_a_request_that_stops_every_engine_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def end() -> None:
-        raise ProcessEnded
-
-    monkeypatch.setattr(worker_module, "end_process", end)
+    monkeypatch.setattr("os._exit", end)
     script = {"stops_on": "Product: poison", "replicas": {"restarts": 1}}
 
     def poisoned(made: Any) -> pa.Table:
@@ -147,7 +149,7 @@ def test_a_request_that_stops_every_engine_fails_alone(tmp_path: Path, monkeypat
 def test_an_engine_that_cannot_answer_an_easy_question_stops_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "end_process", lambda: (_ for _ in ()).throw(ProcessEnded))
+    monkeypatch.setattr("os._exit", end)
     script = {"stops_after": 0, "replicas": {"restarts": 2}}
     for _ in range(2):
         made = make(tmp_path, **script)

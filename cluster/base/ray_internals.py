@@ -29,6 +29,18 @@ def with_version(deployment: Any, version: str) -> Any:
     return deployment.options(version=version, _internal=True)
 
 
+def head_address(address: str) -> str | None:
+    """Return host and port of the head that `ray.init(address)` would connect to, or None where it starts a local Ray.
+
+    Raises:
+        ConnectionError: "auto" finds none.
+        ValueError: it is not HOST:PORT.
+    """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    return canonicalize_bootstrap_address(address)
+
+
 def training_failed_error() -> type[Exception]:
     """Return what a Ray Train run raises when its workers fail; it has no public name yet."""
     from ray.train.v2.api.exceptions import TrainingFailedError

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.base.errors import UserError
+from cluster.base.ray_internals import head_address
 from cluster.config import ClusterSettings
 
 if TYPE_CHECKING:
@@ -27,6 +29,10 @@ LOCAL_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
     "RAY_worker_niceness": "0",
 }
+# Both sides of an HTTP/2 connection, on which gRPC rests, begin with a settings frame (RFC 9113, section 3.4).
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+FRAME_HEADER, SETTINGS_FRAME = 9, 4
+PATIENCE_S = 8.0
 QUIET = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
 
 
@@ -46,10 +52,9 @@ def ray_session(settings: ClusterSettings) -> Iterator[dict[str, float]]:
         yield ray.cluster_resources()
         return
     os.environ.update({k: os.environ.get(k, v) for k, v in (QUIET | LOCAL_ENVIRONMENT).items()})
-    try:
-        ray.init(**init_arguments(settings))
-    except ConnectionError as error:
-        raise UserError(f"cluster.address {settings.address!r}: no Ray cluster answers there ({error}).") from error
+    if address := ray_address(settings):
+        check_head(address, "cluster.address" if settings.address else "RAY_ADDRESS")
+    ray.init(**init_arguments(settings))
     context = ray.data.DataContext.get_current()  # this project shows its own progress
     context.enable_progress_bars = context.print_on_execution_start = False
     try:
@@ -61,6 +66,43 @@ def ray_session(settings: ClusterSettings) -> Iterator[dict[str, float]]:
 def ray_address(settings: ClusterSettings) -> str | None:
     """Return the address of the cluster that is used, or None where a local Ray starts on this machine."""
     return settings.address or os.environ.get("RAY_ADDRESS")
+
+
+def check_head(address: str, named: str) -> None:
+    """Check that a Ray answers at an address, for which `ray.init` itself would wait in silence for minutes.
+
+    Args:
+        named: the setting that holds the address.
+
+    Raises:
+        UserError: nothing answers there, or something that is no Ray.
+    """
+    try:
+        found = address.removeprefix("ray://") if "://" in address else head_address(address)
+        if found is not None:
+            _greet(found)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{named} {address!r}: no Ray cluster answers there ({error}). Check that its head runs (`ray status` on "
+            "it) and that its port can be reached from here, or leave the address out for a local Ray."
+        ) from error
+
+
+def _greet(found: str) -> None:
+    """Connect to HOST:PORT and wait until it greets as a gRPC server does.
+
+    Raises:
+        OSError: nobody greets within the time.
+        ValueError: this is no HOST:PORT.
+    """
+    host, _, port = found.rpartition(":")
+    with socket.create_connection((host.strip("[]"), int(port)), PATIENCE_S) as connection:
+        if os.environ.get("RAY_USE_TLS", "0") not in ("0", ""):  # a TLS handshake comes first
+            return
+        connection.sendall(GREETING)
+        said = connection.recv(FRAME_HEADER, socket.MSG_WAITALL)
+    if len(said) < FRAME_HEADER or said[3] != SETTINGS_FRAME:
+        raise ConnectionError("what listens there is no Ray head")
 
 
 def init_arguments(settings: ClusterSettings) -> dict[str, Any]:

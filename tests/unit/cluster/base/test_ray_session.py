@@ -1,0 +1,73 @@
+"""Connecting to Ray: an address where none answers is refused at once."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from cluster.base.errors import UserError
+from cluster.base.ray_session import GREETING, check_head, ray_session
+from cluster.config import ClusterSettings
+from tests.helpers.free_port import free_port
+
+SETTINGS_FRAME = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("", 0)) as server:
+        yield server
+
+
+def address_of(server: socket.socket) -> str:
+    return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def answer(server: socket.socket, said: bytes) -> list[bytes]:
+    """Let the server answer one caller; return the list that gets what the caller said."""
+    heard: list[bytes] = []
+
+    def serve() -> None:
+        caller, _ = server.accept()
+        with caller:
+            heard.append(caller.recv(len(GREETING), socket.MSG_WAITALL))
+            caller.sendall(said)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return heard
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_closed_port_is_refused_by_the_name_of_its_setting(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = f"{scheme}127.0.0.1:{free_port()}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError, match=f"^RAY_ADDRESS '{address}': no Ray cluster answers there .*refused"):
+        ray_session(ClusterSettings()).__enter__()
+    with pytest.raises(UserError, match=r"^cluster\.address .*Check that its head runs"):
+        ray_session(ClusterSettings(address=address)).__enter__()
+
+
+def test_a_port_that_says_nothing_is_given_up_soon(listener: socket.socket) -> None:
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"no Ray cluster answers there \(timed out\)"):
+        check_head(address_of(listener), "RAY_ADDRESS")
+    assert time.monotonic() - began < 30
+
+
+def test_what_is_no_ray_is_refused_and_what_greets_like_one_is_not(listener: socket.socket) -> None:
+    answer(listener, b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    with pytest.raises(UserError, match="what listens there is no Ray head"):
+        check_head(address_of(listener), "RAY_ADDRESS")
+    heard = answer(listener, SETTINGS_FRAME)
+    check_head(address_of(listener), "RAY_ADDRESS")
+    assert heard == [GREETING]
+
+
+def test_an_address_without_a_port_is_refused() -> None:
+    for address in ("ray://head", "head"):
+        with pytest.raises(UserError, match=f"RAY_ADDRESS '{address}': no Ray cluster answers there"):
+            check_head(address, "RAY_ADDRESS")

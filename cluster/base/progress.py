@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from cluster.base.ray_session import on_this_node
 from cluster.base.waiting import Waiting
 
 PLAIN_EVERY_S = 10.0
@@ -158,7 +159,7 @@ class Board:
         """
         import ray
 
-        actor = ray.remote(num_cpus=0)(_BoardActor).remote()
+        actor = ray.remote(**on_this_node())(_BoardActor).remote()
         board = cls(actor, bar, threading.Event(), waits_for)
         board.thread = threading.Thread(target=board._poll, args=(every_s,), daemon=True)
         board.thread.start()

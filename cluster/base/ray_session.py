@@ -63,6 +63,18 @@ def ray_session(settings: ClusterSettings) -> Iterator[dict[str, float]]:
         ray.shutdown()
 
 
+def on_this_node() -> dict[str, Any]:
+    """Return the options of an actor that takes no CPU and lives on the driver's node, with which the run ends anyway.
+
+    Elsewhere it would be lost with a node that the run could do without.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
+
+
 def ray_address(settings: ClusterSettings) -> str | None:
     """Return the address of the cluster that is used, or None where a local Ray starts on this machine."""
     return settings.address or os.environ.get("RAY_ADDRESS")

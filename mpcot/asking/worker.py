@@ -32,6 +32,7 @@ from mpcot.votes import logprobs_of
 TOKENS = ("prompt_tokens", "cached_tokens", "output_tokens")
 NOTHING = Reply("", None, 0, 0)
 TICK_S = 1.0
+BOARD_S = 5.0  # the longest wait for the board, in which nobody looks whether the engine hangs
 STOPPED = "stopped"
 
 
@@ -165,7 +166,8 @@ class AnswerWorker:
         if self.engine.spent is not None:
             figures["spent"] = self.engine.spent
         try:
-            newest = await self.board.put.remote(self.name, self.done, None, figures)
+            put = self.board.put.remote(self.name, self.done, None, figures)
+            newest = await asyncio.wait_for(put, BOARD_S)
         except Exception:  # the board's node may fail, which must not end the work
             return
         # The worker that found a poison request ended at once, so the board does not have it.

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from cluster.base.ray_session import on_this_node
 from cluster.base.tables import batches_of
 from mpcot.asking.answers import ANSWERS, OF_BATCH, USAGE
 from mpcot.asking.engines.config import OpenAiEngine, Price
@@ -98,7 +99,7 @@ class SharedMeter:
         """Start the actor on the connected Ray."""
         import ray
 
-        return cls(ray.remote(num_cpus=0)(Meter).remote(engine, spent))
+        return cls(ray.remote(**on_this_node())(Meter).remote(engine, spent))
 
     async def reserve(self, prompt_tokens: int, output_tokens: int) -> Grant:
         """See `Meter`."""

@@ -1,4 +1,4 @@
-"""Connecting to Ray: an address where none answers is refused at once."""
+"""Connecting to Ray: an address where none answers is refused at once, and what a run rests on is on its own node."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
+import ray
 
 from cluster.base.errors import UserError
-from cluster.base.ray_session import GREETING, check_head, ray_session
+from cluster.base.ray_session import GREETING, check_head, on_this_node, ray_session
 from cluster.config import ClusterSettings
 from tests.helpers.free_port import free_port
 
@@ -71,3 +73,11 @@ def test_an_address_without_a_port_is_refused() -> None:
     for address in ("ray://head", "head"):
         with pytest.raises(UserError, match=f"RAY_ADDRESS '{address}': no Ray cluster answers there"):
             check_head(address, "RAY_ADDRESS")
+
+
+def test_helpers_of_a_run_are_on_the_node_of_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = "ab" * 28
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: here))
+    options = on_this_node()
+    where = options["scheduling_strategy"]
+    assert (options["num_cpus"], where.node_id, where.soft) == (0, here, False)

@@ -86,6 +86,14 @@ def test_an_engine_that_hangs_is_given_up_and_what_it_finished_is_written(tmp_pa
     assert len(written(tmp_path)) == 7
 
 
+def test_a_board_that_does_not_answer_hides_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "BOARD_S", 0.05)
+    made = make(tmp_path, hangs_after=7, replicas={"stalled_s": 1})
+    made.board.put.remote = lambda *_: asyncio.Event().wait()
+    with pytest.raises(EngineStopped, match="it finished no answer for 1 s"):
+        answer(made, batch(made, 5))
+
+
 def test_an_engine_that_is_gone_loses_nothing_finished(tmp_path: Path) -> None:
     made = make(tmp_path, stops_after=7)
     with pytest.raises(EngineStopped, match="its processes are gone after 7 answers"):

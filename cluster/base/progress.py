@@ -16,7 +16,7 @@ from cluster.base.ray_session import on_this_node
 from cluster.base.waiting import Waiting
 
 PLAIN_EVERY_S = 10.0
-ADDED = {"failed"}
+ADDED = {"failed", "in flight"}
 _console = Console(soft_wrap=True)
 
 

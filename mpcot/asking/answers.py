@@ -15,6 +15,7 @@ from mpcot.asking.join_answers import AnsweredPairs, join_by_pair, split_answers
 
 ANSWERS, JOINED = "answers", "joined"
 OF_BATCH = "batch-"  # how the names of parts begin that hold answers of an offline batch
+ENOUGH_ASKED = 500
 USAGE = ("prompt_tokens", "cached_tokens", "output_tokens")
 
 
@@ -90,10 +91,29 @@ def asked_figures(rounds: Sequence[Answers]) -> dict[str, Any]:
 
 
 class TooManyFailed(RuntimeError):
-    """Too many answers have failed already, whatever comes."""
+    """Too many answers have failed already, whatever comes, or too many for the others to make up for."""
 
 
-def too_many_failed(share: float, most: float, reasons: Counter[str]) -> str:
-    """Return the message about failed answers, with the most frequent reasons."""
+def least_share(failed: int, asked: int) -> float:
+    """Return the least share of failures that the first requests prove for all, 0 while there are too few of them.
+
+    It is the lower bound of Wilson's score interval (1927, Journal of the American Statistical Association 22,
+    209-212), which the true share is below with a probability of 0.1 %.
+    """
+    from scipy.stats import binomtest
+
+    if asked < ENOUGH_ASKED:
+        return 0.0
+    return float(binomtest(failed, asked, alternative="greater").proportion_ci(0.999, "wilson").low)
+
+
+def too_many_failed(share: float, most: float, reasons: Counter[str], first: int | None = None) -> str:
+    """Return the message about failed answers, with the most frequent reasons.
+
+    Args:
+        first: how many requests the share is of, if the others are not waited for.
+    """
     why = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
-    return f"{share:.0%} of the answers failed, more than max_failed_share {most:.0%}: {why}."
+    asked = "answers" if first is None else f"first {first:,} requests"
+    said = f"{share:.0%} of the {asked} failed, more than max_failed_share {most:.0%}: {why}."
+    return said if first is None else f"{said} What was answered is kept. Mend the cause, or raise max_failed_share."

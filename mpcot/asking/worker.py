@@ -17,7 +17,7 @@ import pyarrow as pa
 from cluster.base.errors import UserError
 from cluster.base.shared_folder import SharedFolder
 from mpcot.asking.answer_parts import PartWriter, Tries
-from mpcot.asking.answers import TooManyFailed, too_many_failed
+from mpcot.asking.answers import TooManyFailed, least_share, too_many_failed
 from mpcot.asking.engines.engine import Ask, EngineStopped, Reply, StageStopped
 from mpcot.asking.engines.openai_engine import AnyMeter
 from mpcot.asking.engines.start import start_engine
@@ -75,7 +75,7 @@ class AnswerWorker:
         self.inside: dict[str, Inside] = {}
         self.done = self.tokens = 0
         self.works = False
-        self.stop: StageStopped | None = None
+        self.stop: StageStopped | TooManyFailed | None = None
         self.reasons: Counter[str] = Counter()
         began = time.monotonic()
         self.engine = start_engine(plan.engine, plan.model, plan.scheme, plan.ask, meter)
@@ -104,7 +104,8 @@ class AnswerWorker:
 
         Raises:
             EngineStopped: the engine is gone, or has finished no answer for `stalled_s` seconds.
-            TooManyFailed: more answers have failed than may, whatever the others will be.
+            TooManyFailed: more answers have failed than may, or so many of the first ones that the others will hardly
+                make up for them.
             StageStopped: no engine can answer; what was on its way has come and is written.
         """
         self.moved = time.monotonic()
@@ -117,6 +118,8 @@ class AnswerWorker:
                 self.parts.flush_old()
                 self._check_moving()
                 await self._show()
+                if isinstance(self.stop, TooManyFailed):
+                    waiting.cancel()
             if self.stop is not None:
                 self.parts.flush()
                 await asyncio.sleep(2 * TICK_S)  # Ray ends the other workers with this one: let them write theirs
@@ -157,12 +160,12 @@ class AnswerWorker:
             raise EngineStopped(f"it finished no answer for {stalled_s:g} s (engine.replicas.stalled_s)")
 
     async def _show(self) -> None:
-        """Put this worker's counts on the board, and stop if all workers together have too many failures."""
+        """Put this worker's counts on the board, and see whether all workers together have too many failures."""
         if time.monotonic() - self.shown < TICK_S:
             return
         self.shown = time.monotonic()
         speed = self.tokens / (self.shown - self.started)
-        figures = {"tokens/s": round(speed, 1), "failed": self.reasons.total()}
+        figures = {"tokens/s": round(speed, 1), "in flight": len(self.inside), "failed": self.reasons.total()}
         if self.engine.spent is not None:
             figures["spent"] = self.engine.spent
         try:
@@ -172,10 +175,14 @@ class AnswerWorker:
             return
         # The worker that found a poison request ended at once, so the board does not have it.
         poison = self.poison.found
-        share = (sum(told["failed"] for _, _, told in newest.values()) + poison + self.failed) / self.requested
-        if share > self.plan.ask.max_failed_share:
-            reasons = self.reasons + Counter({STOPS_ENGINE: poison})
-            raise TooManyFailed(too_many_failed(share, self.plan.ask.max_failed_share, reasons))
+        failed = sum(int(told["failed"]) for _, _, told in newest.values()) + poison
+        # What fails at once is answered first, so requests on their way count too, as if they were good.
+        asked = sum(done + int(told["in flight"]) for done, _, told in newest.values()) + poison
+        most, reasons = self.plan.ask.max_failed_share, self.reasons + Counter({STOPS_ENGINE: poison})
+        if (share := (failed + self.failed) / self.requested) > most:
+            self.stop = TooManyFailed(too_many_failed(share, most, reasons))
+        elif least_share(failed, asked) > most:
+            self.stop = TooManyFailed(too_many_failed(failed / asked, most, reasons, asked))
 
     async def _enter(self, pair: dict[str, Any], perspective: Perspective, sample: int, ask: Ask) -> Reply:
         """Ask as soon as there is room in the engine."""

@@ -17,7 +17,7 @@ from cluster.base.shared_folder import SharedFolder
 from cluster.base.tables import read_table, write_table
 from mpcot.asking import worker as worker_module
 from mpcot.asking.answer_parts import Tries
-from mpcot.asking.answers import TooManyFailed
+from mpcot.asking.answers import TooManyFailed, least_share
 from mpcot.asking.engines.engine import EngineStopped
 from mpcot.asking.engines.scripted_engine import Scripted
 from mpcot.asking.generate import MISSING_PAIR
@@ -227,14 +227,47 @@ def test_a_file_begun_twice_keeps_its_first_mark(tmp_path: Path) -> None:
 
 
 def test_what_failed_in_earlier_runs_counts_too(tmp_path: Path) -> None:
-    made = make(tmp_path, {"other": (50, None, {"failed": 8.0})}, {"max_failed_share": 0.2, "retries": 0}, delay_s=0.1)
+    made = make(
+        tmp_path,
+        {"other": (50, None, {"in flight": 0, "failed": 8.0})},
+        {"max_failed_share": 0.2, "retries": 0},
+        delay_s=0.1,
+    )
     made.failed = 13
     with pytest.raises(TooManyFailed, match="21% of the answers failed"):
         answer(made, batch(made, 4))
 
 
+def test_a_stage_whose_first_answers_fail_is_stopped_and_they_are_kept(tmp_path: Path) -> None:
+    made = make(tmp_path, ask={"retries": 0}, failure_share=1.0, delay_s=0.1, replicas={"flush_rows": 10**6})
+    made.requested = 300_000_000
+    answer(made, batch(made, 160))
+    said = r"^\d+% of the first 900 requests failed, more than max_failed_share 20%: \d+ x unparsable.* is kept\. Mend"
+    with pytest.raises(TooManyFailed, match=said):
+        answer(made, batch(made, 140, "000001"))
+    assert made.done == len(written(tmp_path)) >= 480
+
+
+def test_early_failures_prove_little_while_more_requests_are_on_their_way(tmp_path: Path) -> None:
+    """What fails at once is answered first."""
+    others = {"other": (500, None, {"in flight": 2000, "failed": 500})}
+    patient = make(tmp_path, others, {"max_failed_share": 0.2}, delay_s=0.1)
+    strict = make(tmp_path, others, {"max_failed_share": 0.15}, delay_s=0.1)
+    patient.requested = strict.requested = 10**6
+    assert answer(patient, batch(patient, 1))[0]["answers"] == [ASKS]
+    with pytest.raises(TooManyFailed, match="20% of the first 2,503 requests failed"):
+        answer(strict, batch(strict, 1, "000001"))
+
+
+def test_how_many_failures_prove_too_many() -> None:
+    """By hand, with z = 3.0902: (0.24 + 0.00955 - 0.05979) / 1.0191 for 120 of 500."""
+    assert least_share(120, 500) == pytest.approx(0.1862, abs=1e-4)
+    assert least_share(499, 499) == 0
+    assert least_share(0, 1000) == 0
+
+
 def test_failures_of_all_workers_stop_the_work_once_the_share_is_passed(tmp_path: Path) -> None:
-    others = {"other": (50, None, {"failed": 18.0})}
+    others = {"other": (50, None, {"in flight": 0, "failed": 18.0})}
     settings = {"failure_share": 1.0, "delay_s": 0.1, "replicas": {"stalled_s": 60}}
     few = make(tmp_path, others, {"max_failed_share": 0.21, "retries": 0}, **settings)
     assert answer(few, batch(few, 1))[0]["answers"] == [ASKS]
@@ -246,7 +279,7 @@ def test_failures_of_all_workers_stop_the_work_once_the_share_is_passed(tmp_path
 
 
 def test_requests_that_stop_engines_count_as_failures(tmp_path: Path) -> None:
-    board = {"other": (50, None, {"failed": 10.0})}
+    board = {"other": (50, None, {"in flight": 0, "failed": 10.0})}
     made = make(tmp_path, board, {"max_failed_share": 0.11, "retries": 0}, delay_s=0.1)
     for number in range(2):
         stopped = PoisonRequests(SharedFolder.at(tmp_path / "tried" / STOPPED), f"gone{number}", ASKS)

@@ -16,13 +16,15 @@ from cluster.base.stage_folder import read_manifest
 from cluster.config import ClusterSettings
 from workflows.behind_address import estimates
 from workflows.config import RunConfig
+from workflows.resources import Nodes, lacking
 from workflows.runner import own_folder
 from workflows.stages import Stage
 
 
 def print_dry_run(config: RunConfig, run_dir: Path, stages: Sequence[Stage], redo: bool = False) -> None:
     """Print the plan as a table, without writing or loading anything; with `redo`, finished stages are made again."""
-    have = available(config.cluster)
+    nodes = available(config.cluster)
+    have = {kind: sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU")}
     table = Table("stage", "reads", "state", "rows", "model", "CPUs", "GPUs", title=f"{config.name} -> {run_dir}")
     for stage in stages:
         need = stage.need(config)
@@ -36,18 +38,21 @@ def print_dry_run(config: RunConfig, run_dir: Path, stages: Sequence[Stage], red
             marked(need.gpus, have["GPU"]),
         )
     console().print(table)
+    for stage in stages:
+        if (redo or state(config, run_dir, stage) != "finished") and (problem := lacking(config, stage, nodes)):
+            console().print(problem, style="red", highlight=False)
     for line in estimates(config, run_dir, stages):
         console().print(line, highlight=False)
     where = f"the cluster at {config.cluster.address}" if config.cluster.address else "a local Ray"
     console().print(f"{where} has {have['CPU']:g} CPUs and {have['GPU']:g} GPUs")
 
 
-def available(settings: ClusterSettings) -> dict[str, float]:
-    """Return the CPUs and GPUs of the cluster, or of this machine where a local Ray would start."""
+def available(settings: ClusterSettings) -> Nodes:
+    """Return what each node of the cluster has, or this machine where a local Ray would start."""
     if ray_address(settings) is None:
-        return {"CPU": float(settings.num_cpus or len(cores())), "GPU": float(local_gpus())}
-    with ray_session(settings) as resources:
-        return {"CPU": resources.get("CPU", 0.0), "GPU": resources.get("GPU", 0.0)}
+        return [{"CPU": float(settings.num_cpus or len(cores())), "GPU": float(local_gpus())}]
+    with ray_session(settings) as nodes:
+        return nodes
 
 
 def marked(count: float, have: float) -> str:

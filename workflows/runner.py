@@ -37,6 +37,7 @@ from mpcot.schemes.scheme import Scheme, load_scheme
 from mpcot.sources.config import PairsStage
 from mpcot.sources.places import state as file_state
 from workflows.config import RunConfig
+from workflows.resources import check_resources
 from workflows.stages import STAGES, Stage, asks, find_stage, stages_of
 
 STARTED = "started.json"
@@ -65,10 +66,10 @@ def run_stages(config: RunConfig, run_dir: Path, stages: Sequence[Stage], redo: 
     check_writable(run_dir)
     preflight(config, stages)
     warn_of_others(config, run_dir, stages[0])
-    with locked(run_dir), ray_session(config.cluster) as resources:
+    with locked(run_dir), ray_session(config.cluster) as nodes:
         left = _left_of_redo(config, run_dir, stages) if redo else unfinished(config, run_dir, stages)
         again = redo and not left
-        check_resources(config, stages if again else left, resources)
+        check_resources(config, stages if again else left, nodes)
         if isinstance(config.engine, OpenAiEngine) and any(
             asks(config, stage) for stage in (stages if again else left)
         ):
@@ -126,22 +127,6 @@ def unfinished(config: RunConfig, run_dir: Path, stages: Sequence[Stage]) -> Seq
         if not own_folder(config, run_dir, stage).manifest():
             return stages[place:]
     return ()
-
-
-def check_resources(config: RunConfig, stages: Sequence[Stage], resources: dict[str, float]) -> None:
-    """Compare the needs of the stages to be made with the cluster before a model loads.
-
-    Raises:
-        UserError: a stage asks for more CPUs or GPUs than there are.
-    """
-    for stage in stages:
-        need = stage.need(config)
-        for kind, asked in (("CPU", need.cpus), ("GPU", need.gpus)):
-            if asked > resources.get(kind, 0):
-                raise UserError(
-                    f"{stage.name} asks for {asked:g} {kind}s and the cluster has {resources.get(kind, 0):g}. "
-                    f"Lower its workers or replicas, or raise cluster.num_{kind.lower()}s."
-                )
 
 
 @contextmanager

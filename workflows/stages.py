@@ -33,11 +33,15 @@ from workflows.config import RunConfig
 
 @dataclass(frozen=True)
 class Need:
-    """What a stage takes of the cluster at a time, and the model that it loads."""
+    """What a stage takes of the cluster at a time, the model that it loads, and among how many processes.
+
+    Each of the `count` engines or workers takes an equal part, all of it on one node.
+    """
 
     cpus: float = 1
     gpus: float = 0
     model: str = ""
+    count: int = 1
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,12 @@ def _engine(config: RunConfig, model: str) -> Need:
     if isinstance(config.engine, VllmEngine) and gpus:
         gpus = max(gpus, config.engine.tensor_parallel)
     asked = config.engine.model if isinstance(config.engine, OpenAiEngine) else model
-    return Need(replicas.min * replicas.cpus, replicas.min * gpus, asked)
+    return Need(replicas.min * replicas.cpus, replicas.min * gpus, asked, replicas.min)
 
 
 def _workers(workers: Workers | EncoderWorkers, model: str) -> Need:
-    return Need(workers.count * workers.cpus_per_worker, workers.count * workers.gpus_per_worker, model)
+    count = workers.count
+    return Need(count * workers.cpus_per_worker, count * workers.gpus_per_worker, model, count)
 
 
 # By `teacher.tuning`: the stage whose model judges, if any, and the stages that the run does not have.

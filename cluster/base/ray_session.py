@@ -37,8 +37,8 @@ QUIET = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_DISABLE_IMPORT_WARNING"
 
 
 @contextmanager
-def ray_session(settings: ClusterSettings) -> Iterator[dict[str, float]]:
-    """Connect while the block runs, and yield the cluster's resources.
+def ray_session(settings: ClusterSettings) -> Iterator[list[dict[str, float]]]:
+    """Connect while the block runs, and yield what each node has, by Ray's names of resources.
 
     A Ray that is already connected, as in a submitted job or a test, is used and left running.
 
@@ -49,7 +49,7 @@ def ray_session(settings: ClusterSettings) -> Iterator[dict[str, float]]:
     import ray.data
 
     if ray.is_initialized():
-        yield ray.cluster_resources()
+        yield _nodes()
         return
     os.environ.update({k: os.environ.get(k, v) for k, v in (QUIET | LOCAL_ENVIRONMENT).items()})
     if address := ray_address(settings):
@@ -58,9 +58,15 @@ def ray_session(settings: ClusterSettings) -> Iterator[dict[str, float]]:
     context = ray.data.DataContext.get_current()  # this project shows its own progress
     context.enable_progress_bars = context.print_on_execution_start = False
     try:
-        yield ray.cluster_resources()
+        yield _nodes()
     finally:
         ray.shutdown()
+
+
+def _nodes() -> list[dict[str, float]]:
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def on_this_node() -> dict[str, Any]:

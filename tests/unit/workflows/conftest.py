@@ -50,8 +50,8 @@ def answer_here(
 
 
 @contextmanager
-def no_ray(settings: Any) -> Iterator[dict[str, float]]:
-    yield {"CPU": 2.0}
+def no_ray(settings: Any) -> Iterator[list[dict[str, float]]]:
+    yield [{"CPU": 2.0}]
 
 
 @pytest.fixture

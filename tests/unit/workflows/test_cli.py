@@ -205,6 +205,13 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert files(tmp_path) == before and not (tmp_path / "runs").exists()
 
 
+def test_a_dry_run_names_an_engine_that_fits_on_no_node(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workflows.dry_run.available", lambda _: [{"CPU": 8.0, "GPU": 4.0}] * 2)
+    engine = 'engine={kind = "vllm", tensor_parallel = 8, replicas = {gpus = 1}}'
+    said = text(broadfast("run", config_file, "--dry-run", "--set", engine))
+    assert "2-rationales: a single engine takes 8 GPUs" in said and "has 16 CPUs and 8 GPUs" in said
+
+
 def test_a_dry_run_knows_what_is_done(config_file: Path, run_dir: Path, wide: None) -> None:
     (run_dir / "7-judgements" / MANIFEST).unlink()
     before = files(run_dir)

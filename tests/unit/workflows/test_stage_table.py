@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,8 @@ from cluster.config import Workers
 from mpcot.config import Replicas, VllmEngine
 from tests.unit.workflows.test_run_config import LEAST
 from workflows.config import RunConfig
-from workflows.runner import check_resources, select, stage_folder
+from workflows.resources import check_resources
+from workflows.runner import select, stage_folder
 from workflows.stages import STAGES, Need, Stage, find_stage
 
 CONFIG = RunConfig(**LEAST)
@@ -115,17 +117,43 @@ def test_needs_are_workers_and_replicas() -> None:
         }
     )
     config = CONFIG.model_copy(update={"engine": engine, "sft": sft})
-    assert find_stage("rationales").need(config) == Need(6, 6, "m")
-    assert find_stage("judgements").need(config) == Need(6, 6, "6-dpo")
-    assert find_stage("sft").need(config) == Need(12, 4, "m")
+    assert find_stage("rationales").need(config) == Need(6, 6, "m", 3)
+    assert find_stage("judgements").need(config) == Need(6, 6, "6-dpo", 3)
+    assert find_stage("sft").need(config) == Need(12, 4, "m", 4)
 
 
 def test_more_than_the_cluster_has_is_refused_before_anything_runs() -> None:
     workers = CONFIG.dpo.train.model_copy(update={"workers": Workers(count=3)})
     config = CONFIG.model_copy(update={"dpo": CONFIG.dpo.model_copy(update={"train": workers})})
-    check_resources(config, STAGES, {"CPU": 3.0})
+    check_resources(config, STAGES, [{"CPU": 3.0}])
     with pytest.raises(UserError, match="6-dpo asks for 3 CPUs and the cluster has 2"):
-        check_resources(config, STAGES, {"CPU": 2.0})
+        check_resources(config, STAGES, [{"CPU": 2.0}])
     gpus = CONFIG.model_copy(update={"engine": VllmEngine(replicas=Replicas(gpus=1))})
     with pytest.raises(UserError, match="2-rationales asks for 1 GPUs and the cluster has 0"):
-        check_resources(gpus, STAGES, {"CPU": 8.0})
+        check_resources(gpus, STAGES, [{"CPU": 8.0}])
+
+
+def refusal(nodes: list[dict[str, float]], **engine: Any) -> str:
+    """Return why the rationales find no room on these nodes."""
+    config = CONFIG.model_copy(update={"engine": VllmEngine(**engine)})
+    with pytest.raises(UserError) as refused:
+        check_resources(config, [find_stage("rationales")], nodes)
+    return str(refused.value)
+
+
+def test_an_engine_that_fits_on_no_node_is_refused_with_the_way_out() -> None:
+    nodes = [{"CPU": 16.0, "GPU": 4.0}] * 2
+    said = refusal(nodes, tensor_parallel=8, replicas=Replicas(gpus=1))
+    assert said.startswith("2-rationales: a single engine takes 8 GPUs and 1 CPUs, and no node has as many")
+    assert "engine.tensor_parallel" in said and "data parallel" in said and "--pipeline-parallel-size" in said
+    assert refusal(nodes, replicas=Replicas(gpus=1, cpus=20)).endswith("Lower what each engine takes.")
+
+
+def test_engines_that_fit_but_not_all_at_a_time_are_refused() -> None:
+    """Two nodes of 4 GPUs have 8, but room for 2 engines of 3 only; the head has no GPU."""
+    nodes = [{"CPU": 16.0}, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}]
+    engine = {"tensor_parallel": 3, "replicas": Replicas(gpus=3, min=2, max=3)}
+    config = CONFIG.model_copy(update={"engine": VllmEngine(**engine)})
+    check_resources(config, [find_stage("rationales")], nodes)
+    said = refusal([*nodes, {"GPU": 1.0}], **engine | {"replicas": Replicas(gpus=3, min=3, max=3)})
+    assert "asks for 3 engines of 3 GPUs and 1 CPUs each, and the nodes have room for 2" in said

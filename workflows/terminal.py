@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
+import re
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ from cluster.base.errors import UsageError, UserError
 from cluster.base.progress import console, use_console
 
 LOG = "broadfast.log"
+SECRET_NAME = re.compile("KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+LEAST_SECRET_CHARS = 8  # shorter values are switches, as of TOKENIZERS_PARALLELISM
+PASSWORD = re.compile(r"://[^/@\s]+@")
 
 
 @contextmanager
@@ -73,16 +77,26 @@ def clear_errors(log: Path | None = None) -> Iterator[None]:
 
 def _say(message: str) -> None:
     Console(stderr=True).print("[bold red]error:[/bold red] ", end="")
-    Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
+    Console(stderr=True).print(without_secrets(message), markup=False, highlight=False, soft_wrap=True)
 
 
 def _keep_traceback(log: Path | None) -> str:
-    if log is None or not log.parent.is_dir():
-        logging.getLogger("broadfast").debug("unexpected failure", exc_info=True)
-        return ". Run again with -v for more."
+    """Append the traceback to the log, or write it to a file of its own where there is none, and say where it is."""
     try:
+        if log is None or not log.parent.is_dir():
+            handle, name = tempfile.mkstemp(prefix="broadfast-", suffix=".log")
+            os.close(handle)
+            log = Path(name)
         with log.open("a", encoding="utf-8") as file:
-            traceback.print_exc(file=file)
+            file.write(without_secrets(traceback.format_exc()))
     except OSError:  # a full disk must not hide the error itself
         return "."
     return f". The full traceback is in {log}."
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without passwords in addresses and without what variables hold that are named like a secret."""
+    for name, value in os.environ.items():
+        if SECRET_NAME.search(name) and len(value.strip()) >= LEAST_SECRET_CHARS:
+            text = text.replace(value.strip(), f"${name}")
+    return PASSWORD.sub("://***@", text)

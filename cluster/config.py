@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+NAME_OF_FOLDER = r"^\.*[\w-][\w.-]*$"  # not of dots alone
 Fields = Mapping[str, tuple[str, ...]]
 
 

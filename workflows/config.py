@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import Field, ValidationError, model_validator
 
 from cluster.base.errors import UsageError
-from cluster.config import ClusterSettings, Settings
+from cluster.config import NAME_OF_FOLDER, ClusterSettings, Settings
 from distill.config import EmbeddedControl, ExportSettings, StudentSettings, TargetSettings
 from distill.report.config import ReportSettings
 from distill.study.config import StudyConfig
@@ -35,7 +35,7 @@ Model = TypeVar("Model", bound=Settings)
 class RunConfig(Settings):
     """A run, with one section per concern; a stage depends on the sections that its own settings class names."""
 
-    name: str = Field(pattern=r"^[\w.-]+$", description="name of the run, whose folder is runs/NAME")
+    name: str = Field(pattern=NAME_OF_FOLDER, description="name of the run, whose folder is runs/NAME")
     seed: int = Field(
         13, description="seed of every random choice: splits, sampling, order of training, initial weights"
     )
@@ -209,7 +209,8 @@ def _line(error: Any, root: type[Settings]) -> str:
     if error["type"] == "extra_forbidden":
         return f"  {place}: no such setting. {_nearest(str(error['loc'][-1]), holder, root)}"
     if error["type"] == "union_tag_not_found":
-        kinds = _kinds(holder.model_fields[error["loc"][-1]].annotation)
+        last = error["loc"][-1]
+        kinds = _kinds(holder if isinstance(last, int) else holder.model_fields[last].annotation)
         return f"  {place}: choose one by kind = {' or '.join(repr(kind) for kind in kinds)}"
     return f"  {place}: {error['msg']} (given: {error.get('input')!r})" if place else f"  {error['msg']}"
 
@@ -226,15 +227,22 @@ def _setting(loc: tuple[Any, ...], root: type[Settings]) -> tuple[str, Any]:
             continue
         names.append(str(part))
         holder = inside
+        if isinstance(part, int):  # of a list, whose annotation stands for each of its values
+            continue
         fields = getattr(holder, "model_fields", {})
         inside = fields[part].annotation if part in fields else None
     return ".".join(names), holder
 
 
 def _kinds(annotation: Any) -> dict[str, Any]:
-    """Return the classes of a union by their `kind`, and none for anything else."""
-    choices = [choice for choice in get_args(annotation) if "kind" in getattr(choice, "model_fields", {})]
-    return {choice.model_fields["kind"].default: choice for choice in choices}
+    """Return the classes of a union, or of a list of them, by their `kind`, and none for anything else."""
+    found = {}
+    for choice in get_args(annotation):
+        if "kind" in getattr(choice, "model_fields", {}):
+            found[choice.model_fields["kind"].default] = choice
+        else:
+            found |= _kinds(choice)
+    return found
 
 
 def _nearest(name: str, holder: Any, root: type[Settings]) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from cluster.config import ClusterSettings, Resources, Settings, TrainSettings
+from cluster.config import NAME_OF_FOLDER, ClusterSettings, Resources, Settings, TrainSettings
 from distill.config import StudentSettings
 
 # The settings of `student.train` that a study's own training loop reads; `tuning` sets two more.
@@ -37,7 +37,7 @@ class Comparison(Settings):
 class DataSet(Settings):
     """One data set of the study: a run folder in which 1-pairs, 7-judgements and 8-targets have finished."""
 
-    name: str = Field(pattern=r"^[\w.-]+$", description="names its records and its part of the table")
+    name: str = Field(pattern=NAME_OF_FOLDER, description="names its records and its part of the table")
     run: Path = Field(description="the run folder")
     rows: tuple[str, ...] = Field((), description="names of its rows; if empty, those of the study")
     primary: Comparison | None = Field(None, description="its primary test; if empty, the study's")
@@ -76,7 +76,7 @@ class StudyWorkers(Resources):
 class StudyConfig(Settings):
     """A study: rows share what is tuned, and each is trained on every data set for each fold and seed."""
 
-    name: str = Field("study", pattern=r"^[\w.-]+$", description="names the folder runs/NAME")
+    name: str = Field("study", pattern=NAME_OF_FOLDER, description="names the folder runs/NAME")
     seed: int = Field(13, description="assigns queries to folds; runs have their own `seeds`")
     cluster: ClusterSettings = ClusterSettings()
     data: tuple[DataSet, ...] = Field(min_length=1, description="finished runs whose pairs are trained on and tested")

@@ -90,6 +90,12 @@ def test_a_config_is_shipped() -> None:
         ({"sft": {"train": {"epochs": "many"}}}, "sft.train.epochs: Input should be a valid integer"),
         ({"sft": {"train": {"epochs": 0}}}, "sft.train.epochs: Input should be greater than 0 (given: 0)"),
         ({"sft": {"tuning": {"rank": 4}}}, "sft.tuning: choose one by kind = 'lora' or 'full'"),
+        ({"rationales": {"filters": [{"min_words": 3}]}}, "rationales.filters.0: choose one by kind = 'verdict' or"),
+        (
+            {"rationales": {"filters": ["form", {"kind": "length", "min_word": 3}]}},
+            "rationales.filters.1.min_word: no such setting. Did you mean 'min_words'?",
+        ),
+        ({"name": ".."}, "name: String should match pattern"),
         ({"engine": {"replicas": {"max": 2}}}, "engine: choose one by kind = 'vllm' or 'scripted'"),
         ({"judge": {"samples": 5}}, "samples 5 at temperature 0 are all the same"),
         ({"samples": {"min_chars": 500}}, "min_chars 500 is above max_chars 400"),

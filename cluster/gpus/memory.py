@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import PositiveFloat
+from pydantic import Field, PositiveFloat
 
 from cluster.base.errors import UsageError
 from cluster.config import Offload, Settings, TrainSettings
@@ -31,11 +31,15 @@ GROUP_BYTES = 4 * GB  # of gradients that stage 3 casts at a time, in DeepSpeed'
 
 
 class Gpu(Settings):
-    """A GPU as its data sheet describes it. A GB is 1e9 bytes, and TFLOP/s are those of dense products."""
+    """A GPU as its data sheet describes it. A GB is 1e9 bytes, and TFLOP/s are those of dense products.
+
+    `generation_share` is the share of its TFLOP/s that an engine reaches, an assumption where nobody has measured it.
+    """
 
     memory_gb: PositiveFloat
     bf16_tflops: PositiveFloat
     bandwidth_gb_s: PositiveFloat
+    generation_share: float = Field(0.4, gt=0, le=1)
     about: str
 
     @property

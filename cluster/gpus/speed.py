@@ -14,13 +14,18 @@ from cluster.models.size import ModelSize
 COMPUTE_SHARE = 0.4
 BANDWIDTH_SHARE = 0.6
 FORWARD = 2
-FORMULAS = (
-    f"prompt: s per token = 2 x parameters / (GPUs x TFLOP/s x {COMPUTE_SHARE:g})",
-    "answer: s per token = max((weights + sequences x context x KV per token) / (GPUs x bandwidth x "
-    f"{BANDWIDTH_SHARE:g}), sequences x 2 x parameters / (GPUs x TFLOP/s x {COMPUTE_SHARE:g})) / sequences",
-    f"training: tokens/s = GPUs x TFLOP/s x {COMPUTE_SHARE:g} / (parameters x (2 forward + 4 backward, 2 of them for "
-    "frozen weights, + 2 for recomputation))",
-)
+
+
+def formulas(gpu: Gpu) -> tuple[str, ...]:
+    """Return the formulas as text, with the shares that count for this GPU."""
+    share = f"{gpu.generation_share:g}"
+    return (
+        f"prompt: s per token = 2 x parameters / (GPUs x TFLOP/s x {share})",
+        "answer: s per token = max((weights + sequences x context x KV per token) / (GPUs x bandwidth x "
+        f"{BANDWIDTH_SHARE:g}), sequences x 2 x parameters / (GPUs x TFLOP/s x {share})) / sequences",
+        f"training: tokens/s = GPUs x TFLOP/s x {COMPUTE_SHARE:g} / (parameters x (2 forward + 4 backward, 2 of them "
+        "for frozen weights, + 2 for recomputation))",
+    )
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,14 @@ class Generation:
 
 
 def compute_rate(gpu: Gpu, count: int = 1) -> float:
-    """Return the operations per second that `count` GPUs are assumed to reach."""
+    """Return the operations per second that `count` GPUs are assumed to reach in a training or forward passes."""
     return count * gpu.bf16_tflops * 1e12 * COMPUTE_SHARE
+
+
+def _multiplying_seconds(model: ModelSize, gpu: Gpu, work: Generation, tokens: float) -> float:
+    """Return how long the products for so many tokens take in a generation."""
+    reached = work.tensor_parallel * gpu.bf16_tflops * 1e12 * gpu.generation_share
+    return tokens * FORWARD * model.multiplied / reached
 
 
 def step_seconds(model: ModelSize, gpu: Gpu, work: Generation) -> float:
@@ -44,13 +55,12 @@ def step_seconds(model: ModelSize, gpu: Gpu, work: Generation) -> float:
     context = work.prompt_tokens + work.answer_tokens / 2
     read = model.multiplied * work.width + work.sequences * context * kv_bytes_per_token(model, work.width)
     by_memory = read / (work.tensor_parallel * gpu.bandwidth_gb_s * 1e9 * BANDWIDTH_SHARE)
-    by_compute = work.sequences * FORWARD * model.multiplied / compute_rate(gpu, work.tensor_parallel)
-    return max(by_memory, by_compute)
+    return max(by_memory, _multiplying_seconds(model, gpu, work, work.sequences))
 
 
 def answers_per_second(model: ModelSize, gpu: Gpu, work: Generation) -> float:
     """Return one replica's answers per second, as if no prefix of a prompt were cached."""
-    prefill = work.prompt_tokens * FORWARD * model.multiplied / compute_rate(gpu, work.tensor_parallel)
+    prefill = _multiplying_seconds(model, gpu, work, work.prompt_tokens)
     decode = work.answer_tokens * step_seconds(model, gpu, work) / work.sequences
     return 1 / (prefill + decode)
 

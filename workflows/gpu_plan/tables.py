@@ -9,7 +9,7 @@ from rich.table import Column, Table
 from cluster.base.errors import UserError
 from cluster.base.progress import console
 from cluster.gpus.memory import GB, RESERVE, find_gpu
-from cluster.gpus.speed import FORMULAS
+from cluster.gpus.speed import formulas
 from mpcot.asking.engines.config import OpenAiEngine
 from workflows.config import RunConfig
 from workflows.dry_run import marked
@@ -48,7 +48,7 @@ def print_gpu_plan(
     for plan in plans:
         if plan.note:
             console().print(f"{plan.stage}: {plan.note}", highlight=False)
-    for line in (MEMORY, *FORMULAS):
+    for line in (MEMORY, *formulas(fleet.gpu)):
         console().print(f"[dim]{line}[/dim]", highlight=False)
     if wrong := [f"{plan.stage}: {plan.problem}." for plan in plans if plan.problem]:
         raise UserError("this cannot fit:\n" + "\n".join(wrong))

@@ -173,6 +173,18 @@ def test_an_answer_takes_its_prompt_and_its_share_of_the_steps() -> None:
     assert answers_per_second(model, CARD, work) == pytest.approx(1 / (prefill + 50 * step / 4))
 
 
+@pytest.mark.parametrize(("gpu", "least", "most"), [("A100-80G", 5967, 7474), ("H100-80G", 10597, 14764)])
+def test_generation_is_as_fast_as_others_have_measured(gpu: str, least: float, most: float) -> None:
+    """Tokens of prompts and answers per second, of engines as they are and at their best; see cards.toml."""
+    card = find_gpu(gpu)
+    cache = generation_memory(QWEN, card, 2, 1, 0.9).kv_cache
+    sequences = int(cache / kv_bytes_per_token(QWEN, 2, 1) / 2100)
+    work = Generation(tensor_parallel=1, sequences=sequences, prompt_tokens=2000, answer_tokens=100)
+    assert least < 2100 * answers_per_second(QWEN, card, work) < most
+    if gpu.startswith("A100"):
+        assert 312e12 * card.generation_share / (2 * QWEN.multiplied) > most, "the ceiling, with answers for nothing"
+
+
 def test_training_counts_six_operations_fewer_where_weights_are_frozen_and_more_to_recompute() -> None:
     model = ZERO_PAPER.model_copy(update={"parameters": 1_000_000_800})
     assert training_tokens_per_second(model, CARD, 1, False, False) == pytest.approx(40e12 / 6e9)

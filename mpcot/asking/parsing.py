@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -141,16 +141,17 @@ class LabelTokens:
         single = all(len(t) == 1 for t in bare) and len({t[0] for t in bare}) == len(bare)
         return cls(tuple(ids), tuple(t[0] for t in bare) if single else ())
 
-    def logprobs(self, steps: Sequence[tuple[int, Mapping[int, float]]]) -> list[float] | None:
+    def logprobs(self, steps: Iterable[tuple[int, Mapping[int, float]]]) -> list[float] | None:
         """Read the log-probabilities of the labels at the verdict.
 
         Args:
-            steps: for each output token its id, and the known log-probabilities at that place by token id.
+            steps: for each output token, from the last one on, its id, and the known log-probabilities at that place
+                by token id.
 
         Returns:
             One value per label in the order of the scheme, or None if the verdict was written with other tokens.
         """
-        for token, known in reversed(steps):
+        for token, known in steps:
             for ids in (self.ids, self.spelt):
                 if token in ids:
                     return [max(known.get(i, -1e4), -1e4) for i in ids]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cluster.base.processor import cores, inference_precision
@@ -72,7 +72,10 @@ def engine_environment(engine: VllmEngine, gpu: bool, cores: list[int], shared_n
 
 
 def sampling(ask: AnswerSettings, regex: str, labels: list[int], seed: int | None, tried: int = 0) -> Any:
-    """Return vLLM's parameters for a request, with the enforced form and log-probabilities of `labels`."""
+    """Return vLLM's parameters for a request, with the enforced form and log-probabilities of `labels`.
+
+    The engine writes no text: at every token it would spell all labels too, on the one thread that serves all requests.
+    """
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     return SamplingParams(
@@ -82,8 +85,20 @@ def sampling(ask: AnswerSettings, regex: str, labels: list[int], seed: int | Non
         seed=seed,
         structured_outputs=StructuredOutputsParams(regex=regex),
         logprob_token_ids=labels,
+        flat_logprobs=True,
+        detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
+
+
+def steps_from_end(said: Any) -> Iterator[tuple[int, dict[int, float]]]:
+    """Yield each token of an answer from the last one on, with the log-probabilities at its place by token id.
+
+    They are looked up as they are asked for, and the verdict is at the end.
+    """
+    known = said.logprobs or ()
+    for place in reversed(range(min(len(known), len(said.token_ids)))):
+        yield said.token_ids[place], {token: one.logprob for token, one in known[place].items()}
 
 
 class Vllm:
@@ -117,6 +132,8 @@ class Vllm:
         kill_all(self.processes)
 
     def _sampling(self, ask: Ask) -> Any:
+        # With its own seed an answer can be repeated. On GPUs, vLLM reads the seeds in the kernel that draws for all,
+        # and loses nothing but its fused top_p, where that is below 1 (vllm/v1/worker/gpu/sample/sampler.py).
         # On a CPU, vLLM's generators per request fail if a prompt is prefilled in pieces (they have no offset).
         own = ask.seed if self.gpu and self.ask.temperature_after(ask.tried) else None
         return sampling(self.ask, self.regex, self.labels.all, own, ask.tried)
@@ -170,8 +187,12 @@ class Vllm:
             raise EngineStopped(str(dead)) from dead
         assert final is not None
         said = final.outputs[0]
-        known = [{i: p.logprob for i, p in step.items()} for step in said.logprobs or []]
-        logprobs = self.labels.logprobs(list(zip(said.token_ids, known, strict=False)))
+        logprobs = self.labels.logprobs(steps_from_end(said))
         error = "too long: the answer met max_tokens" if said.finish_reason == "length" else None
-        written = thoughts + len(said.token_ids)
-        return Reply(said.text, logprobs, len(prompt) - thoughts, written, error, final.num_cached_tokens or 0)
+        written, cached = thoughts + len(said.token_ids), final.num_cached_tokens or 0
+        return Reply(self._text(said), logprobs, len(prompt) - thoughts, written, error, cached)
+
+    def _text(self, said: Any) -> str:
+        """Return what vLLM itself would write: no control tokens, and not the token that ended the answer."""
+        ids = list(said.token_ids[:-1] if said.finish_reason == "stop" else said.token_ids)
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

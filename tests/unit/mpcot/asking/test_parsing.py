@@ -145,7 +145,7 @@ def test_longer_codes_that_begin_differently_are_told_apart() -> None:
 def test_log_probabilities_are_read_at_the_verdict() -> None:
     labels = LabelTokens((10, 11, 12))
     steps = [(11, {11: -9.0}), (3, {3: -0.1}), (12, {10: -2.0, 11: -3.0, 12: -0.5}), (1, {1: 0.0})]
-    assert labels.logprobs(steps) == [-2.0, -3.0, -0.5]
+    assert labels.logprobs(reversed(steps)) == [-2.0, -3.0, -0.5]
 
 
 def test_a_label_that_the_engine_did_not_report_or_ruled_out_is_all_but_impossible() -> None:
@@ -182,9 +182,9 @@ class SpelledOut:
 def test_a_verdict_spelt_with_its_space_apart_still_has_log_probabilities() -> None:
     tokens = LabelTokens(ids=(10, 11), spelt=(20, 21))
     known = {20: -0.1, 21: -2.0, 10: -9.0, 11: -9.0}
-    assert tokens.logprobs([(5, {}), (21, known), (2, {})]) == [-0.1, -2.0]
-    assert tokens.logprobs([(11, {10: -1.5, 11: -0.3}), (2, {})]) == [-1.5, -0.3]
-    assert tokens.logprobs([(5, {}), (2, {})]) is None
+    assert tokens.logprobs([(2, {}), (21, known), (5, {})]) == [-0.1, -2.0]
+    assert tokens.logprobs([(2, {}), (11, {10: -1.5, 11: -0.3})]) == [-1.5, -0.3]
+    assert tokens.logprobs([(2, {}), (5, {})]) is None
 
 
 @pytest.mark.parametrize(

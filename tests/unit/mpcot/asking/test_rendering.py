@@ -73,7 +73,10 @@ class ThinkingEngine:
         self.asked.append((self.tokenizer.decode(prompt["prompt_token_ids"]), sampling))
         text = answer("It is a drill.", "E") if sampling.structured_outputs else "Let me see. " * 9
         ids = self.tokenizer.encode(text)[: sampling.max_tokens]
-        said = SimpleNamespace(text=self.tokenizer.decode(ids), token_ids=ids, logprobs=None, finish_reason="stop")
+        if sampling.structured_outputs:
+            ids.append(self.tokenizer.eos_token_id)
+        text = self.tokenizer.decode(ids) if sampling.detokenize else ""
+        said = SimpleNamespace(text=text, token_ids=ids, logprobs=None, finish_reason="stop")
         yield SimpleNamespace(outputs=[said], num_cached_tokens=0)
 
 
@@ -90,7 +93,7 @@ def test_a_model_that_may_think_does_so_within_its_budget_and_only_its_answer_is
     assert ended.startswith(opened + "Let me see.") and ended.endswith("\n</think>\n\n")
     assert len(tokenizer.encode(ended)) - len(tokenizer.encode(opened)) <= 40
     assert reply.text == answer("It is a drill.", "E") and bound.structured_outputs.regex == vllm.regex
-    assert reply.output_tokens == freely.max_tokens + len(tokenizer.encode(reply.text))
+    assert reply.output_tokens == freely.max_tokens + len(tokenizer.encode(reply.text)) + 1
 
 
 def tokenizer_folder(folder: Path, template: str) -> str:

@@ -21,8 +21,10 @@ from scipy.special import log_softmax, softmax
 LEAST, MOST = 0.2, 20.0
 MOST_BIAS = 3.0  # of a label that hardly occurs where it is fitted: at most e^3, about 20, times less or more odds
 TINY = 1e-12
+GROUPS = 5
 
 CalibrationKind = Literal["none", "temperature", "temperature+bias"]
+WITHOUT_AND_WITH_BIAS: tuple[CalibrationKind, CalibrationKind] = ("temperature", "temperature+bias")
 
 
 def scaled(probabilities: np.ndarray, temperature: float, bias: Sequence[float] = ()) -> np.ndarray:
@@ -74,6 +76,37 @@ def fit_temperature_and_bias(gold: Sequence[int], probabilities: np.ndarray) -> 
         nll, np.r_[1.0, np.zeros(labels)], jac=True, bounds=bounds, method="L-BFGS-B", options={"ftol": 1e-12}
     )
     return 1 / float(best.x[0]), tuple(float(value) for value in best.x[1:])
+
+
+def fit_over_queries(
+    gold: Sequence[int], probabilities: np.ndarray, queries: Sequence[str]
+) -> tuple[float, tuple[float, ...]] | None:
+    """Return a temperature, and a bias per label (else no bias) where it serves queries that it was not fitted on.
+
+    Labels have other shares under other queries. With many pairs of few queries a bias fits these queries and nothing
+    else, so both fits are tried on held-out queries first (cross-validation over five groups of them).
+
+    Args:
+        gold: N label numbers.
+        probabilities: NxC.
+        queries: N query ids.
+
+    Returns: None without pairs.
+    """
+    both = fit_temperature_and_bias(gold, probabilities)
+    alone = fit_temperature(gold, probabilities)
+    if both is None or alone is None:
+        return None
+    truth, group = np.asarray(gold), np.unique(np.asarray(queries), return_inverse=True)[1] % GROUPS
+    losses = np.zeros(2)
+    for held in np.unique(group):
+        out = group == held
+        fits = (
+            fit_served(kind, truth[~out].tolist(), probabilities[~out]) for kind in ("temperature", "temperature+bias")
+        )
+        found = [scaled(probabilities[out], *fit)[np.arange(out.sum()), truth[out]] for fit in fits]
+        losses += [-np.log(np.maximum(own, TINY)).sum() for own in found]
+    return both if losses[1] < losses[0] else (alone, ())
 
 
 def fit_served(

@@ -22,7 +22,7 @@ from distill.lrkd.unlabelled import dev_temperature, judged_on_dev, surplus, vot
 from distill.targets.donors import Matched, nearest_donors, random_donors, ring_donors
 from distill.targets.vector_table import TargetTable, positions
 from mpcot.schemes.scheme import Scheme
-from mpcot.temperature import fit_temperature_and_bias, scaled
+from mpcot.temperature import fit_over_queries, scaled
 
 # Without the rationales, which are most of the file.
 JUDGED = ["pair_id", "vote", "agreement", "soft", "verdicts", "perspective_soft"]
@@ -213,13 +213,13 @@ def voters(pair_id: str, judgement: Mapping[str, Any], scheme: Scheme) -> list[i
 
 
 def with_calibrated_labels(settings: RowSettings) -> RowSettings:
-    """Return the settings with the temperature and biases that fit the teacher's soft labels to the gold ones of dev.
+    """Return the settings with the temperature, or that and biases, that fit the soft labels to the gold ones of dev.
 
     Without judged dev pairs they stay as they are, and a line says so.
     """
-    pairs = read_table(settings.pairs, ["pair_id", "label", "split"])
+    pairs = read_table(settings.pairs, ["pair_id", "query_id", "label", "split"])
     judgements = read_table(settings.judgements, ["pair_id", "soft"])
-    found = fit_temperature_and_bias(*judged_on_dev(pairs, judgements, settings.scheme))
+    found = fit_over_queries(*judged_on_dev(pairs, judgements, settings.scheme))
     if found is None:
         reason = "no labelled dev pair was judged, so the teacher's soft labels stay raw"
         console().print(f"  student.soft_labels: {reason}", style="yellow", highlight=False)

@@ -45,15 +45,18 @@ def dev_temperature(pairs: pa.Table, judgements: pa.Table, scheme: Scheme) -> fl
 
     It is None if no labelled dev pair was judged (see `mpcot.temperature`).
     """
-    return fit_temperature(*judged_on_dev(pairs, judgements, scheme))
+    gold, soft, _ = judged_on_dev(pairs, judgements, scheme)
+    return fit_temperature(gold, soft)
 
 
-def judged_on_dev(pairs: pa.Table, judgements: pa.Table, scheme: Scheme) -> tuple[list[int], np.ndarray]:
-    """Return the label numbers (N) and the teacher's soft labels (NxC) of the labelled dev pairs that it judged."""
+def judged_on_dev(pairs: pa.Table, judgements: pa.Table, scheme: Scheme) -> tuple[list[int], np.ndarray, list[str]]:
+    """Return label numbers (N), soft labels (NxC) and query ids (N) of the labelled dev pairs that were judged."""
     dev = pairs.filter(pc.and_(pc.equal(pairs["split"], "dev"), pc.is_valid(pairs["label"])))
-    gold = dict(zip(dev["pair_id"].to_pylist(), dev["label"].to_pylist(), strict=True))
-    known = judgements.filter(pc.is_in(judgements["pair_id"], value_set=pa.array([*gold], pa.string())))
-    return [scheme.index(gold[i]) for i in known["pair_id"].to_pylist()], np.array(known["soft"].to_pylist())
+    labelled = {row["pair_id"]: row for row in dev.to_pylist()}
+    known = judgements.filter(pc.is_in(judgements["pair_id"], value_set=pa.array([*labelled], pa.string())))
+    rows = [labelled[pair_id] for pair_id in known["pair_id"].to_pylist()]
+    gold = [scheme.index(row["label"]) for row in rows]
+    return gold, np.array(known["soft"].to_pylist()), [row["query_id"] for row in rows]
 
 
 def vote_weight(judgement: Mapping[str, Any], temperature: float | None, scheme: Scheme) -> float:

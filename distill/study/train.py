@@ -34,7 +34,7 @@ from distill.student.predict import predict
 from distill.study.data import READS, fold_folder, hashed_id
 from mpcot.config import PerspectiveSettings
 from mpcot.sources.config import LabelSettings
-from mpcot.temperature import fit_temperature_and_bias, scaled
+from mpcot.temperature import fit_over_queries, scaled
 
 CALIBRATED = ("accuracy", "macro_f1", "auc")
 
@@ -144,7 +144,8 @@ def dev_figures(task: LrkdTask, student: Student) -> dict[str, float]:
 def answers(task: LrkdTask, student: Student, *, test: bool) -> dict[str, Any]:
     """Return figures of calibrated probabilities on `dev`, where they are fitted, and with `test` those of test pairs.
 
-    Returns: `dev`, `calibration` (`temperature` and `bias` by label) and, with `test`, `probabilities`.
+    Returns: `dev`, `calibration` (`temperature`, and `bias` by label, 0 where none is fitted) and, with `test`,
+        `probabilities`.
     """
     splits = ("dev", "test") if test else ("dev",)
     pairs = [row for row in read_table(task.rows.pairs).to_pylist() if row["split"] in splits]
@@ -153,10 +154,10 @@ def answers(task: LrkdTask, student: Student, *, test: bool) -> dict[str, Any]:
     on_dev = np.array([pair["split"] == "dev" for pair in pairs])
     dev = [pair for pair in pairs if pair["split"] == "dev"]
     numbers = [scheme.index(pair["label"]) for pair in dev]
-    fit = fit_temperature_and_bias(numbers, raw[on_dev])
+    gold, queries = [pair["label"] for pair in dev], [pair["query_id"] for pair in dev]
+    fit = fit_over_queries(numbers, raw[on_dev], queries)
     assert fit is not None, "a study has dev pairs"
     probabilities = scaled(raw, *fit)
-    gold, queries = [pair["label"] for pair in dev], [pair["query_id"] for pair in dev]
     figures = evaluate(gold, probabilities[on_dev], queries, scheme)
     right = probabilities[on_dev][np.arange(len(dev)), numbers]
     said = {"log_loss": float(-np.log(right).mean())} | {n: figures[n] for n in CALIBRATED if figures[n] is not None}
@@ -164,7 +165,10 @@ def answers(task: LrkdTask, student: Student, *, test: bool) -> dict[str, Any]:
         "dev": {name: round(value, 5) for name, value in said.items()},
         "calibration": {
             "temperature": round(fit[0], 4),
-            "bias": {code: round(value, 4) for code, value in zip(scheme.codes, fit[1], strict=True)},
+            "bias": {
+                code: round(value, 4)
+                for code, value in zip(scheme.codes, fit[1] or (0.0,) * len(scheme.codes), strict=True)
+            },
         },
     }
     if test:

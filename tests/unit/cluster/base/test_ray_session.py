@@ -47,6 +47,7 @@ def answer(server: socket.socket, said: bytes) -> list[bytes]:
 def test_a_closed_port_is_refused_by_the_name_of_its_setting(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     address = f"{scheme}127.0.0.1:{free_port()}"
     monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # whatever tests before this one started
     with pytest.raises(UserError, match=f"^RAY_ADDRESS '{address}': no Ray cluster answers there .*refused"):
         ray_session(ClusterSettings()).__enter__()
     with pytest.raises(UserError, match=r"^cluster\.address .*Check that its head runs"):

@@ -15,6 +15,7 @@ ProductFields = Literal["title", "title+brand", "title+description"]
 # The controls that need more vectors than those of the rationales.
 EmbeddedControl = Literal["nearest_title", "query_title", "permuted", "template"]
 StudentPooling = Literal["cls", "mean"]
+LEAST_SKILL: Final = 0.1  # alignment skill on dev; below it the latent vectors did not learn the rationales
 STUDENT_FORMAT: Final = 2  # of `student.json`: raised when weights or settings of a saved student mean something else
 
 

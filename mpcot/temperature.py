@@ -24,7 +24,6 @@ TINY = 1e-12
 GROUPS = 5
 
 CalibrationKind = Literal["none", "temperature", "temperature+bias"]
-WITHOUT_AND_WITH_BIAS: tuple[CalibrationKind, CalibrationKind] = ("temperature", "temperature+bias")
 
 
 def scaled(probabilities: np.ndarray, temperature: float, bias: Sequence[float] = ()) -> np.ndarray:

@@ -51,6 +51,7 @@ def dev_temperature(pairs: pa.Table, judgements: pa.Table, scheme: Scheme) -> fl
 
 def judged_on_dev(pairs: pa.Table, judgements: pa.Table, scheme: Scheme) -> tuple[list[int], np.ndarray, list[str]]:
     """Return label numbers (N), soft labels (NxC) and query ids (N) of the labelled dev pairs that were judged."""
+    pairs = pairs.select(["pair_id", "query_id", "label", "split"])  # texts are not made Python objects
     dev = pairs.filter(pc.and_(pc.equal(pairs["split"], "dev"), pc.is_valid(pairs["label"])))
     labelled = {row["pair_id"]: row for row in dev.to_pylist()}
     known = judgements.filter(pc.is_in(judgements["pair_id"], value_set=pa.array([*labelled], pa.string())))

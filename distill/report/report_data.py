@@ -13,6 +13,7 @@ from cluster.base.stage_folder import StageFolder, read_manifest
 from cluster.base.tables import rows_of
 from cluster.training.best_weights import kept
 from cluster.training.driver import read_history
+from distill.config import LEAST_SKILL
 from distill.report.config import ReportStage
 from distill.report.quality import agreement, headline, stages_of_teacher, teacher
 from distill.report.segments import segments
@@ -29,7 +30,6 @@ Pairs = dict[str, dict[str, Any]]
 
 ASKING = ("2-rationales", "4-samples")
 STUDENTS = ("lrkd", "ce_only")
-LEARNT = 0.1  # skill of the alignment below which rationales count as not learnt
 
 
 def collect(config: ReportStage, folder: StageFolder) -> dict[str, Any]:
@@ -148,11 +148,10 @@ def alignment(history: Rows) -> dict[str, Any] | None:
     skill = kept(history).get("alignment_skill")
     if skill is None:
         return None
-    verdict = f"At {LEARNT} and above, the student counts as having learnt something of the rationales."
-    if skill < LEARNT:
-        verdict = (
-            f"Below {LEARNT}, the rationales were not learnt: what the student gained did not come from what they say."
-        )
+    verdict = f"At {LEAST_SKILL} and above, the student counts as having learnt something of the rationales."
+    if skill < LEAST_SKILL:
+        gained = "what the student gained did not come from what they say."
+        verdict = f"Below {LEAST_SKILL}, the rationales were not learnt: {gained}"
     return {"skill": skill, "says": f"On dev, the alignment skill of the saved LRKD student is {skill:.3f}. {verdict}"}
 
 

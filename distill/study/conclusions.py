@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from distill.config import LEAST_SKILL
 from distill.study.statistics import METRICS, SURE
-from distill.study.study import LEAST_SKILL
 
 NAMES = {"log_loss": "log-loss", "auc": "AUC", "macro_f1": "macro-F1", "accuracy": "accuracy"}
 KINDS = {

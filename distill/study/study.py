@@ -15,7 +15,7 @@ import numpy as np
 from cluster.base.errors import UserError
 from cluster.base.progress import progress
 from cluster.models.folders import check_model
-from distill.config import StudentSettings
+from distill.config import LEAST_SKILL, StudentSettings
 from distill.study.arms import Role, Rows, StudyRow, load_rows, named, primary_rows, student_of
 from distill.study.config import Comparison, DataSet, StudyConfig, StudyWorkers
 from distill.study.data import StudyData, open_data, reopen_data
@@ -34,7 +34,6 @@ from distill.targets.vector_table import TargetTable
 from mpcot.config import PerspectiveSettings
 
 SKILL = "alignment_skill"
-LEAST_SKILL = 0.1  # below it the latent vectors did not learn the rationales, so that nothing is said of these
 LOWER_IS_BETTER = frozenset({"log_loss"})
 
 Place = tuple[str, str]  # a data set and a row

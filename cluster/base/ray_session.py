@@ -33,6 +33,7 @@ LOCAL_ENVIRONMENT = {
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 FRAME_HEADER, SETTINGS_FRAME = 9, 4
 PATIENCE_S = 8.0
+LATE = "timed out during startup"  # what Ray says of a node whose daemons came too late
 QUIET = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
 
 
@@ -54,13 +55,38 @@ def ray_session(settings: ClusterSettings) -> Iterator[list[dict[str, float]]]:
     os.environ.update({k: os.environ.get(k, v) for k, v in (QUIET | LOCAL_ENVIRONMENT).items()})
     if address := ray_address(settings):
         check_head(address, "cluster.address" if settings.address else "RAY_ADDRESS")
-    ray.init(**init_arguments(settings))
+    _start(init_arguments(settings))
     context = ray.data.DataContext.get_current()  # this project shows its own progress
     context.enable_progress_bars = context.print_on_execution_start = False
     try:
         yield _nodes()
     finally:
         ray.shutdown()
+
+
+def _start(arguments: dict[str, Any], tries: int = 3) -> None:
+    """Connect, again if a local Ray's daemons took longer than the 30 s that Ray gives them, as on a busy machine.
+
+    Raises:
+        UserError: they took longer each time.
+    """
+    import ray
+
+    from cluster.base.progress import console  # which imports this module
+
+    for left in reversed(range(tries)):
+        try:
+            ray.init(**arguments)
+            return
+        except Exception as error:  # Ray raises no other kind here
+            if LATE not in str(error):
+                raise
+            if not left:
+                raise UserError(
+                    f"Ray did not start within 30 s, {tries} times. Other work may hold all cores of this machine: "
+                    "wait for it, or end it, and run the same command again."
+                ) from error
+        console().print("Ray did not start within 30 s, as on a busy machine. Trying again.", style="yellow")
 
 
 def _nodes() -> list[dict[str, float]]:

@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from cluster.base.errors import UserError
-from cluster.base.ray_session import GREETING, check_head, on_this_node, ray_session
+from cluster.base.ray_session import GREETING, _start, check_head, on_this_node, ray_session
 from cluster.config import ClusterSettings
 from tests.helpers.free_port import free_port
 
@@ -82,3 +82,28 @@ def test_helpers_of_a_run_are_on_the_node_of_its_driver(monkeypatch: pytest.Monk
     options = on_this_node()
     where = options["scheduling_strategy"]
     assert (options["num_cpus"], where.node_id, where.soft) == (0, here, False)
+
+
+def test_a_local_ray_that_came_too_late_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[bool] = []
+
+    def late(**_: object) -> None:
+        tried.append(True)
+        if len(tried) < 3:
+            raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(ray, "init", late)
+    _start({})
+    assert len(tried) == 3
+    with pytest.raises(UserError, match="Ray did not start within 30 s, 2 times"):
+        tried.clear()
+        _start({}, tries=2)
+
+
+def test_what_else_ends_the_start_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(**_: object) -> None:
+        raise ConnectionError("no shared memory")
+
+    monkeypatch.setattr(ray, "init", broken)
+    with pytest.raises(ConnectionError, match="no shared memory"):
+        _start({})

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from cluster.base.progress import console
 from mpcot.pairs.preview import SHOWN, Preview, preview
+from mpcot.pairs.settle_rows import overlap_warning
 from mpcot.sources.config import PairsStage
 from workflows.config import load_config
 from workflows.serve_commands import Changes
@@ -61,8 +62,15 @@ def _print(seen: Preview) -> None:
     good = sum(seen.labels.values())
     labels = ([label or "(none)", f"{count:,}", f"{count / good:.1%}"] for label, count in seen.labels.items())
     _show("labels of the others", ["label", "rows", "share"], labels)
-    queries = ([split, f"{count:,}"] for split, count in seen.queries.items())
-    _show("queries", ["split", "queries"], queries)
+    now = seen.overlap.get("now", {})
+    queries = ([split, f"{count:,}", *_learnt_too(now.get(split))] for split, count in seen.queries.items())
+    _show("queries", ["split", "queries", "of them learnt from as well", "of their products"], queries)
+    if seen.overlap and (said := overlap_warning(seen.overlap)):
+        console().print(f"warning: {said}", style="yellow", highlight=False)
+
+
+def _learnt_too(overlap: dict[str, float] | None) -> list[str]:
+    return [f"{overlap[name]:.1%}" for name in ("queries", "products")] if overlap else ["", ""]
 
 
 def _named(row: dict[str, object]) -> str:

@@ -115,7 +115,9 @@ def data(pairs: Pairs, folder: Path, scheme: Scheme) -> dict[str, Any]:
                 "labels": {code: labels[code] for code in scheme.codes},
             }
     failed, seeds = (rows_of(folder / f"{name}.parquet") for name in ("failed", "seeds"))
-    return {"splits": splits, "failed": count_by(failed, "reason", named=reason_of), "seeds": count_by(seeds, "origin")}
+    found = {"failed": count_by(failed, "reason", named=reason_of), "seeds": count_by(seeds, "origin")}
+    overlap = (read_manifest(folder) or {}).get("figures", {}).get("overlap")
+    return {"splits": splits, "overlap": overlap, **found}
 
 
 def kept_rates(found: dict[str, Rows], pairs: Pairs, names: list[str], scheme: Scheme) -> dict[str, Any]:

@@ -71,12 +71,12 @@ class KeptOfStage:
 
     def has_like(self, group: tuple[str, ...], said: Shingles) -> bool:
         """Return whether a remembered answer of the same perspective and verdict is a near-duplicate."""
-        near = (self.said[place] for place in self.index.query(_minhash(said)))
+        near = (self.said[place] for place in self.index.query(minhash(said)))
         return any(of == group[1:] and jaccard(said, other) >= self.step.similarity for of, other in near)
 
     def add(self, group: tuple[str, ...], said: Shingles) -> None:
         """Remember an answer, and forget the oldest one if there are more than `remembered`."""
-        self.index.insert(self.count, _minhash(said), check_duplication=False)
+        self.index.insert(self.count, minhash(said), check_duplication=False)
         self.said[self.count] = group[1:], said
         self.count += 1
         if len(self.said) > self.most:
@@ -84,7 +84,8 @@ class KeptOfStage:
             self.index.remove(oldest)
 
 
-def _minhash(said: Shingles) -> Any:
+def minhash(said: Shingles) -> Any:
+    """Return the MinHash of the runs, to find near-duplicates by."""
     from datasketch import MinHash
 
     made = MinHash(num_perm=PERMUTATIONS, hashfunc=int)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from typing import Any
 
 from cluster.base.errors import UserError
 from mpcot.pairs.settle_rows import KEYS, Row, assign_splits, identify, refuse_failed
@@ -24,6 +25,7 @@ class Preview:
         files: of each group of files the first name, their number, how they are written, and their columns with types.
         likely: our columns that are missing, with the column that is probably it.
         rows: the first rows as they will be read, with `split` as dealt and `error`.
+        overlap: how far the splits overlap, as `assign_splits` returns it.
         failed: why rows will fail, with their number and the first of them.
     """
 
@@ -34,6 +36,7 @@ class Preview:
     failed: dict[str, tuple[int, Row]] = field(default_factory=dict)
     labels: dict[str | None, int] = field(default_factory=dict)
     queries: dict[str, int] = field(default_factory=dict)
+    overlap: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None
 
 
@@ -50,7 +53,7 @@ def preview(config: PairsStage, shown: int) -> Preview:
         identify(rows, len(rows) - source.candidates, config, scheme)
         _tell(rows, source, shown, seen)
         refuse_failed(rows, config)
-        assign_splits(rows, config)
+        seen.overlap = assign_splits(rows, config)
         _tell(rows, source, shown, seen)
         refuse_failed(rows, config)
     except UserError as error:

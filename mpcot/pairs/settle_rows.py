@@ -9,7 +9,8 @@ from typing import Any
 from cluster.base.errors import UserError
 from mpcot.pairs.ids import pair_id, query_id
 from mpcot.pairs.overrides import correct, read_overrides
-from mpcot.pairs.splits import QuerySplits, split_queries
+from mpcot.pairs.splits import LABELLED, QuerySplits, split_queries
+from mpcot.pairs.twins import Twins, groups_of
 from mpcot.schemes.scheme import Scheme
 from mpcot.sources.clean_rows import reason_of
 from mpcot.sources.config import PairsStage, TableSource
@@ -18,6 +19,7 @@ from mpcot.sources.open_source import cleaning_of
 Row = dict[str, Any]  # the columns KEYS of a source row, then query_id and pair_id
 KEYS = ["source_row", "query", "product_id", "locale", "label", "split", "error"]
 HELD_OUT = "unlabelled row of a held-out query"
+HELD = ("dev", "test")
 KNOWN = "candidate that the source has already"
 NO_FAULT = (HELD_OUT, KNOWN)  # these rows are left out, but the data is not at fault
 
@@ -98,13 +100,16 @@ def refuse_failed(rows: list[Row], config: PairsStage) -> None:
         )
 
 
-def assign_splits(rows: list[Row], config: PairsStage) -> None:
+def assign_splits(rows: list[Row], config: PairsStage) -> dict[str, Any]:
     """Set the `split` of every good row. Rows without a label, or whose label is not used, are unlabelled.
+
+    Returns: how far the splits overlap, as `overlap_between` says.
 
     Raises:
         UserError: no row has a label, a query is in two splits, or there are too few queries.
     """
     good = [row for row in rows if not row["error"]]
+    own_splits = any(row["split"] in LABELLED for row in good)
     given: dict[str, set[str]] = defaultdict(set)
     for row in good:
         if row["label"] is not None and row["split"] != "unlabelled":
@@ -112,23 +117,61 @@ def assign_splits(rows: list[Row], config: PairsStage) -> None:
     if not given and good:
         advice = "Name your column in source.columns.label" if isinstance(config.source, TableSource) else "Add some"
         raise UserError(f"source: no row has a label, which training needs. {advice}")
-    dealt = split_queries(given, config.split, config.seed)
+    kept = config.split.kept_together
+    groups = groups_of([row for row in good if row["query_id"] in given], kept)
+    dealt = split_queries(given, config.split, config.seed, groups)
     if dealt.in_two and config.split.query_in_two_splits == "stop":
         raise UserError(_two_splits(dealt, good))
+    twins, alone = Twins.of(good), split_queries(given, config.split, config.seed)
+    before = [_split_of(row, alone) for row in good]
+    held_out = frozenset(twins.like([query for query, split in dealt.splits.items() if split in HELD]) if kept else ())
     for row in good:
-        _assign(row, dealt)
+        _assign(row, dealt, held_out)
+    now = [None if row["error"] else row["split"] for row in good]
+    moved = sum(alone.splits[query] != split for query, split in dealt.splits.items())
+    figures = {"own_splits": own_splits, "grouped_queries": len(groups), "moved_queries": moved}
+    return figures | {"by_query": overlap_between(twins, before), "now": overlap_between(twins, now)}
 
 
-def _assign(row: Row, dealt: QuerySplits) -> None:
-    split = dealt.splits.get(row["query_id"], "unlabelled")
-    bare = row["label"] is None or row["split"] == "unlabelled"
+def overlap_between(twins: Twins, splits: list[str | None]) -> dict[str, dict[str, float]]:
+    """Return for dev and test the shares of `queries` and `products` that the student also learns from."""
+    return {split: twins.overlap(splits, split, ("train", "unlabelled")) for split in HELD}
+
+
+def overlap_warning(overlap: dict[str, Any]) -> str | None:
+    """Return what to say where the splits of the source itself overlap."""
+    shares = {split: overlap["now"][split]["queries"] for split in HELD}
+    said = " and ".join(f"{share:.1%} of the {split} queries" for split, share in shares.items() if share)
+    if not said or not overlap["own_splits"]:
+        return None
+    return (
+        f"by the source's own splits, {said} are learnt from as well, in another locale, number or word order. Figures "
+        "on them are too good; leave the column split out to have queries dealt so that they are not"
+    )
+
+
+def _bare(row: Row) -> bool:
+    return row["label"] is None or row["split"] == "unlabelled"
+
+
+def _split_of(row: Row, dealt: QuerySplits) -> str | None:
+    """Return the split of a row, or None if its query is in two splits, or held out while the row has no label."""
+    split, bare = dealt.splits.get(row["query_id"], "unlabelled"), _bare(row)
+    if row["query_id"] in dealt.in_two or (bare and split in HELD):
+        return None
+    return "unlabelled" if bare else split
+
+
+def _assign(row: Row, dealt: QuerySplits, like_held_out: frozenset[str]) -> None:
+    split = _split_of(row, dealt)
     if row["query_id"] in dealt.in_two:
         row["error"] = "query in two splits"
-    elif bare and split in ("dev", "test"):
-        row["error"] = f"{HELD_OUT}: its query is in the {split} split"
+    elif split is None:
+        row["error"] = f"{HELD_OUT}: its query is in the {dealt.splits[row['query_id']]} split"
+    elif row["query_id"] in like_held_out and row["query_id"] not in dealt.splits:
+        row["error"] = f"{HELD_OUT}: a query with the same words is in dev or test"
     else:
-        row["split"] = "unlabelled" if bare else split
-        row["label"] = None if row["split"] == "unlabelled" else row["label"]
+        row["split"], row["label"] = split, None if split == "unlabelled" else row["label"]
 
 
 def _two_splits(dealt: QuerySplits, rows: Iterable[Row]) -> str:

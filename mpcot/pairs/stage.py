@@ -13,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.base.errors import UserError
+from cluster.base.progress import console
 from cluster.base.stage_folder import StageFolder
 from cluster.base.tables import write_table
 from mpcot.config import GivenPairsStage
 from mpcot.pairs.given_judgements import write_given
 from mpcot.pairs.ids import pair_id
-from mpcot.pairs.settle_rows import KEYS, Row, assign_splits, identify, reasons, refuse_failed
+from mpcot.pairs.settle_rows import KEYS, Row, assign_splits, identify, overlap_warning, reasons, refuse_failed
 from mpcot.pairs.splits import LABELLED, unit_hash
 from mpcot.records import FAILED_ROW, PAIR, SEED, SPLITS
 from mpcot.schemes.scheme import Scheme, load_scheme
@@ -39,7 +40,7 @@ def run(config: PairsStage, folder: StageFolder) -> None:
     own = len(rows) - source.candidates
     corrected = identify(rows, own, config, scheme)
     _settle_failed(config, source.rows, rows, folder)
-    assign_splits(rows, config)
+    overlap = assign_splits(rows, config)
     failed = _settle_failed(config, source.rows, rows, folder)
     pairs = [row for row in rows if not row["error"]]
     if not any(row["split"] == "train" for row in pairs):
@@ -52,7 +53,9 @@ def run(config: PairsStage, folder: StageFolder) -> None:
     counts |= {split: sum(row["split"] == split for row in pairs) for split in SPLITS}
     if config.source.candidates is not None:
         counts["candidates"] = sum(row["source_row"] >= own for row in pairs)
-    figures = _figures(pairs, failed, refused, scheme)
+    figures = _figures(pairs, failed, refused, scheme) | {"overlap": overlap}
+    if said := overlap_warning(overlap):
+        console().print(f"  warning: {said}", style="yellow", highlight=False)
     if source.judgements is not None:
         assert isinstance(config, GivenPairsStage), "the table of stages has it so where source.judgements is set"
         ids = {row["pair_id"] for row in pairs}

@@ -14,6 +14,8 @@ COLUMNS = (
     *REQUIRED, "label", "locale", "brand", "description", "bullets", "attributes", "colour", "split", "ratings",
 )  # fmt: skip
 
+# What keeps queries in one split.
+Kept = Literal["text", "near_duplicates", "products"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -114,12 +116,19 @@ class SplitSettings(Settings):
     test: Share = Field(0.15, description="share of the queries")
     unlabelled: Share = Field(0.0, description="share of the training queries whose labels are not used")
     query_in_two_splits: Literal["stop", "fail"] = Field("stop", description="stop, or fail the rows of the query")
+    kept_together: tuple[Kept, ...] = Field(
+        ("text",),
+        description="queries that lie in one split: of the same text up to locale, plural and word order, of nearly "
+        "the same text, with a product in common; [] deals each query on its own",
+    )
 
     @model_validator(mode="after")
     def _sum(self) -> SplitSettings:
         total = self.train + self.dev + self.test
         if abs(total - 1) > 1e-6:
             raise ValueError(f"split: train + dev + test must be 1, not {total:g}")
+        if self.kept_together and "text" not in self.kept_together:
+            raise ValueError("split.kept_together: near_duplicates and products need text as well; add it")
         if self.train == 0 or self.unlabelled == 1:
             raise ValueError("split: no labelled training pairs are left; raise train or lower unlabelled")
         return self

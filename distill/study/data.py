@@ -21,12 +21,12 @@ from cluster.models.folders import check_model, model_fingerprint
 from cluster.training.arrow_rows import ArrowRows
 from distill.report.segments import Pairs, agreement_of, asked_elsewhere
 from distill.study.config import DataSet, StudyConfig
-from distill.targets.linear_map import MAP, refit
+from distill.study.folds import assign_folds, kept_together
+from distill.targets.linear_map import MAP
 from mpcot.config import PerspectiveSettings
-from mpcot.pairs.splits import unit_hash
 from mpcot.records import PAIR
 from mpcot.schemes.scheme import Scheme, load_scheme
-from mpcot.sources.config import LabelSettings
+from mpcot.sources.config import Kept, LabelSettings
 
 READS = {"1-pairs": "pairs", "7-judgements": "judgements", "8-targets": "targets"}
 HEADER, TABLE = "pairs.json", "pairs.parquet"
@@ -52,8 +52,9 @@ class StudyPairs(Settings):
     """What the tables need of a data set, kept beside its records in `pairs.json` and, `tested`, in `pairs.parquet`.
 
     Together with the records it is enough to make every table on a machine that does not have the run folder.
-    `fingerprint` is a digest of the data's content and of the hidden labels, `model` one of the starting encoder.
-    `unlabelled` says whether a student trains on pairs without a label. `tested` holds `TESTED_PAIR` rows.
+    `fingerprint` is a digest of the data's content, of the hidden labels and of folds by more than the query, `model`
+    one of the starting encoder. `unlabelled` says whether a student trains on pairs without a label, `kept_together`
+    what kept queries in one fold. `tested` holds `TESTED_PAIR` rows.
     """
 
     fingerprint: str
@@ -65,6 +66,7 @@ class StudyPairs(Settings):
     seed: int
     hidden_labels: float = 0
     unlabelled: bool = False
+    kept_together: tuple[Kept, ...] = ()
     dev_pairs: int
     tested: list[dict[str, Any]]
 
@@ -114,15 +116,22 @@ def open_data(data: DataSet, config: StudyConfig) -> StudyData:
     settings = read_json(saved)
     labels = _with_absolute_path(LabelSettings(**settings["labels"]))
     names = PerspectiveSettings(**settings["perspectives"]).names
-    pairs = read_pairs(data, load_scheme(labels.scheme), names, config)
-    _check_records(config.records / data.name, pairs)
-    pairs.write(config.records / data.name)
+    folder = config.records / data.name
+    kept = kept_together(settings, read_json(folder / HEADER) if has_runs(folder) else None)
+    pairs = read_pairs(data, load_scheme(labels.scheme), names, config, kept)
+    _check_records(folder, pairs)
+    pairs.write(folder)
     return StudyData(data.name, data.run.resolve(), labels, pairs)
+
+
+def has_runs(folder: Path) -> bool:
+    """Return whether the records of a data set hold finished runs."""
+    return (folder / HEADER).is_file() and any(folder.glob("*.jsonl"))
 
 
 def _check_records(folder: Path, pairs: StudyPairs) -> None:
     """Refuse to add runs on these pairs to the records of other pairs, whose tables would be lost."""
-    if not (folder / HEADER).is_file() or not any(folder.glob("*.jsonl")):
+    if not has_runs(folder):
         return
     before = read_json(folder / HEADER)
     if (before["fingerprint"], Scheme(**before["scheme"])) != (pairs.fingerprint, pairs.scheme):
@@ -155,13 +164,15 @@ def reopen_data(data: DataSet, config: StudyConfig) -> StudyData:
     return StudyData(data.name, None, LabelSettings(), pairs)
 
 
-def read_pairs(data: DataSet, scheme: Scheme, perspectives: tuple[str, ...], config: StudyConfig) -> StudyPairs:
+def read_pairs(
+    data: DataSet, scheme: Scheme, perspectives: tuple[str, ...], config: StudyConfig, kept: tuple[Kept, ...] = ()
+) -> StudyPairs:
     """Return the tested pairs of a run folder with their folds; ids are hashed."""
     run, hidden = data.run, data.hidden_labels
     rows = read_table(run / "1-pairs" / "pairs.parquet").sort_by("pair_id").to_pylist()
     judgements = read_table(run / "7-judgements" / "judgements.parquet", ["pair_id", "vote", "verdicts"]).to_pylist()
     judged = {row["pair_id"]: row for row in judgements}
-    folds = assign_folds(rows, config.folds, config.seed)
+    folds = assign_folds(rows, config.folds, config.seed, kept)
     tested = [row for row in rows if row["query_id"] in folds and row["label"] is not None]
     dev_pairs = sum(row["split"] == "dev" for row in rows)
     if not tested or not dev_pairs:
@@ -171,6 +182,8 @@ def read_pairs(data: DataSet, scheme: Scheme, perspectives: tuple[str, ...], con
     seen = seen_by_teacher(run)
     unjudged = {"vote": None, "verdicts": [None] * len(perspectives)}
     fingerprint = content_digest(run)
+    if folds != assign_folds(rows, config.folds, config.seed):  # runs on these folds are not those on others
+        fingerprint = digest([fingerprint, "kept together", kept], 16)
     return StudyPairs(
         fingerprint=digest([fingerprint, "hidden", hidden, config.seed], 16) if hidden else fingerprint,
         model=model_fingerprint(check_model("student.model", config.student.model)),
@@ -181,6 +194,7 @@ def read_pairs(data: DataSet, scheme: Scheme, perspectives: tuple[str, ...], con
         seed=config.seed,
         hidden_labels=hidden,
         unlabelled=hidden > 0 or any(row["split"] == "unlabelled" for row in rows),
+        kept_together=kept,
         dev_pairs=dev_pairs,
         tested=[
             {
@@ -224,43 +238,6 @@ def seen_by_teacher(run: Path) -> set[str]:
 def hashed_id(pair_id: str) -> str:
     """Return a pair's id as the records hold it."""
     return digest(["pair", pair_id], 10)
-
-
-def assign_folds(rows: list[dict[str, Any]], folds: int, seed: int) -> dict[str, int]:
-    """Return the fold that tests each query: train and test queries are put in the order of a hash and take turns.
-
-    Dev queries are in no fold, so that nothing is chosen on tested pairs. A single fold is the run's own test split.
-    """
-    splits = ("test",) if folds == 1 else ("train", "test")
-    queries = {row["query_id"] for row in rows if row["split"] in splits}
-    ordered = sorted(queries, key=lambda query: (unit_hash("fold", query, seed), query))
-    return {query: i % folds for i, query in enumerate(ordered)}
-
-
-def fold_folder(run: Path, fold: int, folds: int, seed: int, folder: Path, hidden: float = 0) -> Path:
-    """Make `folder` look like a run folder with the fold's split; judgements and targets are links.
-
-    The map that transforms the targets, if the run has one, is fitted anew to the training pairs of the fold.
-
-    Args:
-        hidden: share of the queries whose training pairs become unlabelled: the same queries in every fold.
-    """
-    rows = read_table(run / "1-pairs" / "pairs.parquet").to_pylist()
-    tested = assign_folds(rows, folds, seed)
-    # The unlabelled pairs of a tested query are left out: training on them would show the student that query.
-    rows = [row for row in rows if folds == 1 or row["label"] is not None or tested.get(row["query_id"]) != fold]
-    for row in rows:
-        if folds > 1 and row["query_id"] in tested and row["label"] is not None:
-            row["split"] = "test" if tested[row["query_id"]] == fold else "train"
-        if row["split"] == "train" and unit_hash("hidden", row["query_id"], seed) < hidden:
-            row |= {"split": "unlabelled", "label": None}
-    write_table(folder / "1-pairs" / "pairs.parquet", pa.Table.from_pylist(rows, PAIR))
-    (folder / "7-judgements").symlink_to((run / "7-judgements").resolve(), target_is_directory=True)
-    (folder / "8-targets").mkdir()
-    for path in (run / "8-targets").iterdir():
-        (folder / "8-targets" / path.name).symlink_to(path.resolve())
-    refit(folder / "8-targets", [row["pair_id"] for row in rows if row["split"] == "train"])
-    return folder
 
 
 def content_digest(run: Path) -> str:

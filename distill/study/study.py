@@ -256,6 +256,7 @@ class Study:
             folds=config.folds,
             folds_seed=config.seed,
             hidden_labels=data.pairs.hidden_labels,
+            kept_together=data.pairs.kept_together,
             test=run.purpose == "final",
             threads=config.workers.cpus_per_run,
             gpus=config.workers.gpus_per_run,

@@ -31,9 +31,10 @@ from distill.lrkd.task import INPUTS, LrkdTask
 from distill.metrics import evaluate
 from distill.student.model import Student, load_tokenizer
 from distill.student.predict import predict
-from distill.study.data import READS, fold_folder, hashed_id
+from distill.study.data import READS, hashed_id
+from distill.study.folds import fold_folder
 from mpcot.config import PerspectiveSettings
-from mpcot.sources.config import LabelSettings
+from mpcot.sources.config import Kept, LabelSettings
 from mpcot.temperature import fit_over_queries, scaled
 
 CALIBRATED = ("accuracy", "macro_f1", "auc")
@@ -51,6 +52,7 @@ class Job(Settings):
     folds: int
     folds_seed: int
     hidden_labels: float = 0
+    kept_together: tuple[Kept, ...] = ()
     test: bool
     threads: int
     gpus: float = 0
@@ -67,7 +69,9 @@ def run_one(job: Job) -> dict[str, Any]:
     if not torch.cuda.is_available():
         torch.set_num_threads(job.threads)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = fold_folder(job.run, job.fold, job.folds, job.folds_seed, Path(scratch), job.hidden_labels)
+        folder = fold_folder(
+            job.run, job.fold, job.folds, job.folds_seed, Path(scratch), job.hidden_labels, job.kept_together
+        )
         student = job.student.model_copy(update={"baseline": False})
         stage = StudentStage(seed=job.seed, labels=job.labels, perspectives=job.perspectives, student=student)
         task = tasks(stage, StageFolder(folder, "9-student", inputs=dict.fromkeys(READS, "study")))["lrkd"]

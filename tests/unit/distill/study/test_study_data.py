@@ -16,13 +16,12 @@ from distill.study.config import StudyConfig
 from distill.study.data import (
     TESTED_PAIR,
     StudyPairs,
-    assign_folds,
     content_digest,
-    fold_folder,
     hashed_id,
     open_data,
     reopen_data,
 )
+from distill.study.folds import assign_folds, fold_folder
 from distill.study.records import Records
 from distill.targets.linear_map import MAP, fit_maps, load_maps, save_maps, training_pairs
 from mpcot.records import PAIR

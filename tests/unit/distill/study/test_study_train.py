@@ -15,7 +15,8 @@ from cluster.training.task import step_seed
 from distill.config import MlpExtractor, StudentSettings, StudentStage
 from distill.lrkd.stage import tasks
 from distill.lrkd.task import LrkdTask
-from distill.study.data import assign_folds, hashed_id
+from distill.study.data import hashed_id
+from distill.study.folds import assign_folds
 from distill.study.train import Job, accumulate, dev_figures, run_one, select_rows, train_student
 from mpcot.config import PerspectiveSettings
 from mpcot.sources.config import LabelSettings

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
@@ -22,13 +21,13 @@ from cluster.training.arrow_rows import ArrowRows
 from distill.report.segments import Pairs, agreement_of, asked_elsewhere
 from distill.study.config import DataSet, StudyConfig
 from distill.study.folds import assign_folds, kept_together
-from distill.targets.linear_map import MAP
 from mpcot.config import PerspectiveSettings
 from mpcot.records import PAIR
 from mpcot.schemes.scheme import Scheme, load_scheme
 from mpcot.sources.config import Kept, LabelSettings
 
 READS = {"1-pairs": "pairs", "7-judgements": "judgements", "8-targets": "targets"}
+JUDGED = ["pair_id", "vote", "agreement", "soft", "verdicts", "rationales", "perspective_soft"]
 HEADER, TABLE = "pairs.json", "pairs.parquet"
 
 # RECORDS/DATA/pairs.parquet: every tested pair without its text. Queries are numbered. The vote and the verdicts are
@@ -241,23 +240,30 @@ def hashed_id(pair_id: str) -> str:
 
 
 def content_digest(run: Path) -> str:
-    """Return a digest of everything that a student learns from or is judged by; equal content has an equal digest."""
+    """Return a digest of everything that a student learns from or is judged by; equal content has an equal digest.
+
+    Of the target vectors it takes what they are made from and how, and of probabilities six digits: processors differ
+    in the last bits of both, and records are to serve on all of them.
+    """
     sums = xxhash.xxh3_128()
     written = pq.read_schema(run / "1-pairs" / "pairs.parquet").names  # earlier versions wrote fewer columns
-    for stage, columns in (
-        ("1-pairs", [name for name in PAIR.names if name in written]),
-        ("7-judgements", ["pair_id", "vote", "agreement", "soft", "verdicts", "perspective_soft"]),
-        ("8-targets", ["pair_id", "vectors"]),
-    ):
+    for stage, columns in (("1-pairs", [name for name in PAIR.names if name in written]), ("7-judgements", JUDGED)):
         table = read_table(run / stage / f"{READS[stage]}.parquet", columns).sort_by("pair_id")
         for row in table.to_pylist():
-            vectors = row.pop("vectors", ())
-            sums.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode())
-            for vector in vectors:
-                sums.update(b"none" if vector is None else np.asarray(vector, np.float32).tobytes())
-    if (run / "8-targets" / MAP).is_file():
-        sums.update((run / "8-targets" / MAP).read_bytes())
+            sums.update(json.dumps(_rounded(row), sort_keys=True, ensure_ascii=False).encode())
+    made = read_json(run / "8-targets" / MANIFEST)["settings"]
+    how = {name: value for name, value in made["targets"].items() if name not in ("encoder", "controls")}
+    sums.update(digest([how, made["content"]["encoder"]]).encode())
     return sums.hexdigest()[:16]
+
+
+def _rounded(value: Any) -> Any:
+    """Return the value with all numbers in it rounded to six digits."""
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return {name: _rounded(one) for name, one in value.items()} if isinstance(value, dict) else value
 
 
 def _with_absolute_path(labels: LabelSettings) -> LabelSettings:

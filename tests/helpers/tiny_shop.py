@@ -77,14 +77,17 @@ def make_run(run_dir: Path) -> Path:
     return run_dir
 
 
+ENCODED = {"targets": {"text": "rationale"}, "content": {"encoder": "tiny"}}
+
+
 def write_stages(run_dir: Path, pairs: list[Row], judged: list[Row], targets: list[Row]) -> None:
     """Write what a student learns from as the finished folders 1-pairs, 7-judgements and 8-targets."""
-    for stage, name, rows, schema, figures in (
-        ("1-pairs", "pairs", pairs, PAIR, {}),
-        ("7-judgements", "judgements", judged, JUDGEMENT, {}),
-        ("8-targets", "targets", targets, TARGET, {"width": TARGET_WIDTH}),
+    for stage, name, rows, schema, settings, figures in (
+        ("1-pairs", "pairs", pairs, PAIR, {}, {}),
+        ("7-judgements", "judgements", judged, JUDGEMENT, {}, {}),
+        ("8-targets", "targets", targets, TARGET, ENCODED, {"width": TARGET_WIDTH}),
     ):
-        folder = StageFolder(run_dir, stage)
+        folder = StageFolder(run_dir, stage, settings)
         write_table(folder.path / f"{name}.parquet", pa.Table.from_pylist(rows, schema))
         folder.finish({"ok": len(rows)}, figures)
 

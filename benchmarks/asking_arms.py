@@ -175,12 +175,14 @@ async def _answer(
     data: str, model: str, plan: GenerationPlan, settings: VllmEngine, missing: list[Request], total: int
 ) -> None:
     chain = Chain([step for step in DEFAULT if step.kind != "verdict"], plan.scheme, plan.perspectives)
-    with progress(f"{data}, {model}", unit="answer", total=total) as bar, RECORDS.open("a", encoding="utf-8") as file:
+    known = total - len(missing)
+    bar_of = progress(f"{data}, {model}", unit="answer", total=total, done=known)
+    with bar_of as bar, RECORDS.open("a", encoding="utf-8") as file:
         bar.wait("vLLM to start and load the model")
         ours = Vllm(settings, plan.model, plan.scheme, plan.ask)
         engines = {"ours": ours, "short": short_engine(ours, plan.scheme)}
-        done, seats = count(total - len(missing) + 1), asyncio.Semaphore(IN_FLIGHT)
-        bar.update(total - len(missing))
+        done, seats = count(known + 1), asyncio.Semaphore(IN_FLIGHT)
+        bar.update(known)
 
         async def one(request: Request) -> None:
             async with seats:

@@ -80,9 +80,9 @@ class Bar:
 
 
 @contextmanager
-def progress(label: str, unit: str, total: int | None = None) -> Iterator[Bar]:
-    """Show a bar while the block runs."""
-    bar = Bar(label, unit, total)
+def progress(label: str, unit: str, total: int | None = None, done: int = 0) -> Iterator[Bar]:
+    """Show a bar while the block runs. What was `done` before does not count for the time left."""
+    bar = Bar(label, unit, total, done, before=done)
     if not console().is_terminal:
         yield bar
         console().print(bar.line(), highlight=False)
@@ -96,7 +96,7 @@ def progress(label: str, unit: str, total: int | None = None) -> Iterator[Bar]:
         TextColumn("{task.fields[figures]}"),
     )
     with Progress(*columns, console=console(), transient=True) as live:
-        live.add_task(label, total=total, figures="")
+        live.add_task(label, total=total, completed=done, figures="")
         bar.live = live
         yield bar
 

@@ -206,8 +206,8 @@ class Study:
         if not self.make:
             raise UserError(f"records: {len(missing)} of {len(runs)} {label} are missing. Run without --tables.")
         failed: list[str] = []
-        with progress(f"study {label}", unit="run", total=len(runs)) as bar:
-            done = len(runs) - len(missing)
+        done = len(runs) - len(missing)
+        with progress(f"study {label}", unit="run", total=len(runs), done=done) as bar:
             bar.update(done)
             for place, result in execute([self._job(run) for run in missing], self.config.workers):
                 run = missing[place]

@@ -32,6 +32,20 @@ def test_a_line_tells_rows_figures_and_time_left(monkeypatch: pytest.MonkeyPatch
     assert bar.line() == "sft: 10/40 steps, train loss 0.5, 30 s left"
 
 
+def test_what_an_earlier_run_has_done_is_no_part_of_the_speed(
+    monkeypatch: pytest.MonkeyPatch, said: io.StringIO
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(shown.time, "monotonic", lambda: clock[0])
+    with progress("study runs", unit="run", total=24, done=8) as bar:
+        bar.started = clock[0]
+        bar.update(8)
+        assert said.getvalue() == "study runs: 8/24 runs\n"
+        clock[0] += 100
+        bar.update(10)
+    assert said.getvalue().endswith("study runs: 10/24 runs, 700 s left\n")
+
+
 def test_no_total_no_estimate() -> None:
     assert Bar("pairs", "pair").line() == "pairs: 0 pairs"
 

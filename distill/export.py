@@ -139,8 +139,8 @@ products.
 | --- | --- | --- |
 {table}
 
-To use it, run `broadfast serve` with this folder, or call `distill.student.model.Student.load` in Python. The weights
-are float32.
+To use it, run `broadfast serve` with this folder, or `serve.Student.load` of it in Python. `broadfast
+export` writes it as ONNX or for sequence classification. The weights are float32.
 """
 
 

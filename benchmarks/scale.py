@@ -73,16 +73,16 @@ def stage() -> RationaleStage:
 class Memory(threading.Thread):
     """Watches the largest private memory of the workers; what they share is limited by the object store."""
 
-    def __init__(self) -> None:
+    def __init__(self, worker: str = WORKER) -> None:
         super().__init__(daemon=True)
-        self.workers = 0
+        self.worker, self.workers = worker, 0
         self.ended = threading.Event()
 
     def run(self) -> None:
         while not self.ended.wait(EVERY_S):
             for process in psutil.Process().children(recursive=True):
                 try:
-                    if any(WORKER in part for part in process.cmdline()):
+                    if any(self.worker in part for part in process.cmdline()):
                         memory = process.memory_info()
                         self.workers = max(self.workers, memory.rss - memory.shared)
                 except psutil.NoSuchProcess:

@@ -19,6 +19,7 @@ from workflows.batch_commands import add_batches
 from workflows.candidates_command import add_candidates
 from workflows.check_source_command import add_check_source
 from workflows.config import RunConfig, load_config, load_study, validate
+from workflows.score_command import add_score
 from workflows.serve_commands import Changes, Verbose, add_serving
 from workflows.stages import STAGES, stages_of
 from workflows.terminal import LOG, clear_errors, quiet
@@ -263,6 +264,7 @@ add_audit(app)
 add_check_source(app)
 add_candidates(app)
 add_serving(app)
+add_score(app)
 add_writing(app, _run)
 add_batches(app)
 

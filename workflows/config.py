@@ -25,7 +25,8 @@ from mpcot.config import (
     TeacherSettings,
     VllmEngine,
 )
-from mpcot.sources.config import LabelSettings, SourceSettings, SplitSettings
+from mpcot.sources.config import LabelSettings, SourceSettings, SplitSettings, TableSource
+from serve.bulk.config import BulkSettings
 from serve.config import ServeSettings
 from teacher.config import DpoSettings, PreferenceSettings, SftSettings
 
@@ -57,6 +58,7 @@ class RunConfig(Settings):
     export: ExportSettings = ExportSettings()
     report: ReportSettings = ReportSettings()
     serve: ServeSettings = ServeSettings()
+    bulk: BulkSettings = BulkSettings()
 
     def asking(self) -> tuple[str, ...]:
         """Return the sections that say how the teacher is asked, of the stages that the run has."""
@@ -190,6 +192,34 @@ def service_config(path: Path | None, changes: Iterable[str] = ()) -> ServiceCon
         return ServiceConfig(serve=config.serve, cluster=config.cluster)
     data.pop("name", None)
     return _checked(ServiceConfig, data, str(path or "serve"))
+
+
+class BulkConfig(Settings):
+    """What `broadfast score` reads of a config: how the columns of the table are called, and how to score it."""
+
+    source: TableSource
+    bulk: BulkSettings = BulkSettings()
+    cluster: ClusterSettings = ClusterSettings()
+
+
+def bulk_config(path: Path | None, table: str, changes: Iterable[str] = ()) -> BulkConfig:
+    """Return the settings to score `table` with, changed by `a.b=value`.
+
+    Args:
+        path: the config of a run, or a file with the sections source, bulk and cluster alone; None takes the defaults.
+
+    Raises:
+        UsageError: as `load_config`.
+    """
+    data = _read(path, changes)
+    name = data.pop("name", None)
+    if not data.keys() <= BulkConfig.model_fields.keys():
+        config = validate({"name": name} | data, str(path))
+        read = ("columns", "format", "default_locale")
+        given = {key: getattr(config.source, key) for key in read if hasattr(config.source, key)}
+        data = {"source": given, "bulk": config.bulk, "cluster": config.cluster}
+    data["source"] = {**data.get("source", {}), "kind": "table", "path": table}
+    return _checked(BulkConfig, data, str(path or "score"))
 
 
 def validate(data: Mapping[str, Any], where: str) -> RunConfig:

@@ -59,8 +59,50 @@ def plan_submission(
         UsageError: the config is not part of the repository, the run folder is not an absolute path, or a stage or an
             extra does not exist.
     """
-    if not (root / "pyproject.toml").is_file():
-        raise UsageError(f"{root} is not a clone of the repository, whose files the job needs: submit from a clone")
+    inside = _sent(config, root)
+    if out is None or not out.is_absolute():
+        raise UsageError(f"--out {out or 'is missing'}: give an absolute path on storage that every node mounts")
+    select(first, last, stages_of(load_config(config, changes)))
+    words = ["python", "-m", "workflows.cli", "run", str(inside), "--out", str(out)]
+    words += [word for change in changes for word in ("--set", change)]
+    words += [word for name, stage in (("--from", first), ("--to", last)) if stage for word in (name, stage)]
+    return _job(words, install, root)
+
+
+def plan_scoring(
+    export_dir: Path, table: str, out: str, config: Path | None, changes: Sequence[str], flags: Sequence[str],
+    root: Path = ROOT,
+) -> Submission:  # fmt: skip
+    """Return the job of `broadfast score` with these arguments, likewise.
+
+    Raises:
+        UsageError: the config is not part of the repository, or another place is not an absolute path or a URI.
+    """
+    _check_clone(root)
+    for name, place in (("EXPORT_DIR", str(export_dir)), ("FILE", table), ("--out", out)):
+        if "://" not in place and not Path(place).is_absolute():
+            raise UsageError(f"{name} {place}: give an absolute path on storage that every node mounts, or a URI")
+    words = ["python", "-m", "workflows.cli", "score", str(export_dir), table, "--out", out, *flags]
+    words += [word for change in changes for word in ("--set", change)]
+    if config is not None:
+        words += ["--config", str(_sent(config, root))]
+    return _job(words, None, root)
+
+
+def _job(words: Sequence[str], install: str | None, root: Path) -> Submission:
+    runtime_env: dict[str, Any] = {"working_dir": str(root), "excludes": list(EXCLUDES)}
+    if install:
+        runtime_env["pip"] = {"packages": requirements(install, root), "pip_check": False}
+    return Submission(shlex.join(words), runtime_env)
+
+
+def _sent(config: Path, root: Path) -> Path:
+    """Return the path of a config in the copy of the repository that the job gets.
+
+    Raises:
+        UsageError: it is not in that copy.
+    """
+    _check_clone(root)
     if not config.resolve().is_relative_to(root.resolve()):
         raise UsageError(f"{config} is outside the repository {root}, which is all that the job gets: copy it there")
     inside = config.resolve().relative_to(root.resolve())
@@ -68,16 +110,12 @@ def plan_submission(
         raise UsageError(f"{config} is in {inside.parts[0]}, which is not sent with the job: copy it elsewhere")
     if _ignored(inside, root):
         raise UsageError(f"{config} is not sent with the job, because .gitignore names it: copy it elsewhere")
-    if out is None or not out.is_absolute():
-        raise UsageError(f"--out {out or 'is missing'}: give an absolute path on storage that every node mounts")
-    select(first, last, stages_of(load_config(config, changes)))
-    words = ["python", "-m", "workflows.cli", "run", str(inside), "--out", str(out)]
-    words += [word for change in changes for word in ("--set", change)]
-    words += [word for name, stage in (("--from", first), ("--to", last)) if stage for word in (name, stage)]
-    runtime_env: dict[str, Any] = {"working_dir": str(root), "excludes": list(EXCLUDES)}
-    if install:
-        runtime_env["pip"] = {"packages": requirements(install, root), "pip_check": False}
-    return Submission(shlex.join(words), runtime_env)
+    return inside
+
+
+def _check_clone(root: Path) -> None:
+    if not (root / "pyproject.toml").is_file():
+        raise UsageError(f"{root} is not a clone of the repository, whose files the job needs: submit from a clone")
 
 
 def _ignored(inside: Path, root: Path) -> bool:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from cluster.base.errors import UserError
 from cluster.base.tables import write_table
-from cluster.base.whole_files import disk_error, whole_file
+from cluster.base.whole_files import disk_error, synced_file, whole_file
 
 COPIES = 16  # at a time
 
@@ -88,6 +88,25 @@ class SharedFolder:
         if self.local:
             Path(self.path(name)).parent.mkdir(parents=True, exist_ok=True)
         self._put(name, b"")
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a small file.
+
+        Raises:
+            UserError: there is no room or no permission.
+        """
+        if self.local:
+            with synced_file(Path(self.path(name))) as file:
+                file.write(content)
+            return
+        self._put(name, content)
+
+    def read(self, name: str) -> bytes | None:
+        """Return the content of a small file, or None if there is none."""
+        if not self.filesystem.get_file_info(self.path(name)).is_file:
+            return None
+        with self.filesystem.open_input_stream(self.path(name)) as stream:
+            return stream.read()
 
     def _put(self, name: str, content: bytes | pa.Buffer) -> None:
         try:

@@ -60,6 +60,12 @@ class Scheme(Settings):
     def gains(self) -> tuple[float, ...]:
         return tuple(label.gain for label in self.labels)
 
+    @property
+    def unit_gains(self) -> tuple[float, ...]:
+        """The gains, shifted and scaled so that an expected gain lies between 0 and 1 in any scheme."""
+        least, most = min(self.gains), max(self.gains)
+        return tuple((gain - least) / (most - least or 1.0) for gain in self.gains)
+
     def index(self, code: str) -> int:
         """Return the id of the label with this code.
 

@@ -57,8 +57,8 @@ def files_of(source: FileSource) -> list[FileSet]:
     return [find(path, form) for path in known] or [find(source.path)]
 
 
-def _to_rows(
-    batch: list[dict[str, Any]], columns: Mapping[str, str], cleaning: Cleaning, version: str | None
+def to_rows(
+    batch: list[dict[str, Any]], columns: Mapping[str, str], cleaning: Cleaning, version: str | None = None
 ) -> pa.Table:
     """Return the rows of a flat file as `ROW` rows; `columns` maps our names to those in the file.
 
@@ -80,7 +80,7 @@ def _to_rows(
 def _flat(
     files: FileSet, columns: Mapping[str, str], source: FileSource, cleaning: Cleaning, version: str | None = None
 ) -> pa.Table:
-    transform = partial(_to_rows, columns=columns, cleaning=cleaning, version=version)
+    transform = partial(to_rows, columns=columns, cleaning=cleaning, version=version)
     return collect(files, transform, [*columns.values(), *([version] if version else [])], source.limit)
 
 

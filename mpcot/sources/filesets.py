@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -228,19 +228,28 @@ def _text(filesystem: pafs.FileSystem, path: str) -> str:
         return stream.readall().decode("utf-8")
 
 
-def _tasks(files: FileSet) -> Iterator[dict[str, int]]:
-    """Yield what one task reads: the place of a file and, of a parquet file, the first row group and the one after."""
+def tasks_of(files: FileSet) -> Iterator[dict[str, int]]:
+    """Yield what one task reads: the place of a file and, of a parquet file, the first row group and the one after.
+
+    `row` is the number of its first row in the file.
+    """
     for place, part in enumerate(files.parts):
         if files.format != "parquet":
-            yield {"part": place, "first": 0, "end": 0}
+            yield {"part": place, "first": 0, "end": 0, "row": 0}
             continue
         meta = pq.read_metadata(part.path, filesystem=files.filesystem)
-        first = rows = 0
+        first = rows = before = 0
         for group in range(meta.num_row_groups):
             rows += meta.row_group(group).num_rows
             if rows >= TASK_ROWS or group == meta.num_row_groups - 1:
-                yield {"part": place, "first": first, "end": group + 1}
-                first, rows = group + 1, 0
+                yield {"part": place, "first": first, "end": group + 1, "row": before}
+                first, rows, before = group + 1, 0, before + rows
+
+
+def batches_of_task(files: FileSet, task: Mapping[str, int], columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows that belong to a task of `tasks_of`, as `batches` does."""
+    groups = range(task["first"], task["end"]) if files.format == "parquet" else None
+    yield from batches(files, files.parts[task["part"]], columns, groups)
 
 
 def _ray_tables(files: FileSet, transform: Transform, columns: Sequence[str], limit: int | None) -> list[pa.Table]:
@@ -248,10 +257,9 @@ def _ray_tables(files: FileSet, transform: Transform, columns: Sequence[str], li
 
     def read(tasks: pa.Table) -> Iterator[pa.Table]:
         for task in tasks.to_pylist():
-            groups = range(task["first"], task["end"]) if files.format == "parquet" else None
-            yield from map(transform, batches(files, files.parts[task["part"]], columns, groups))
+            yield from map(transform, batches_of_task(files, task, columns))
 
-    tasks = list(_tasks(files))
+    tasks = list(tasks_of(files))
     options = ray.data.DataContext.get_current().execution_options
     ordered, options.preserve_order = options.preserve_order, True  # source_row counts in the files' order
     try:

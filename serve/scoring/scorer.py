@@ -32,11 +32,20 @@ BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 
 @dataclass(frozen=True)
 class Scores:
-    """Label probabilities NxC; verdict probabilities NxPxC and latent vectors NxPxD, or None where there are none."""
+    """Label probabilities NxC; verdict probabilities NxPxC and latent vectors NxPxD, or None where there are none.
+
+    `tokens` is how many tokens each pair has, N.
+    """
 
     probabilities: np.ndarray
     verdicts: np.ndarray | None
     latents: np.ndarray | None
+    tokens: np.ndarray
+
+    def taken(self, rows: np.ndarray) -> Scores:
+        """Return the scores of these rows alone."""
+        verdicts, latents = (None if part is None else part[rows] for part in (self.verdicts, self.latents))
+        return Scores(self.probabilities[rows], verdicts, latents, self.tokens[rows])
 
 
 class GpuStudent(nn.Module):
@@ -72,9 +81,7 @@ class Scorer:
         self.has_verdicts = student.verdicts is not None
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.model = PackedStudent(student, dtype) if device == "cpu" else GpuStudent(student.to(device), dtype)
-        gains = np.array(self.config.scheme.gains)
-        # The gains are shifted and scaled so that the score lies between 0 and 1 in any scheme.
-        self.gains = (gains - gains.min()) / (gains.max() - gains.min() or 1.0)
+        self.gains = np.array(self.config.scheme.unit_gains)
 
     @classmethod
     def load(cls, export_dir: Path, settings: ServeSettings) -> Scorer:
@@ -117,8 +124,12 @@ class Scorer:
 
         Texts are cleaned as those of its training were.
         """
+        return self.score_cleaned([served_pair(pair) for pair in pairs])
+
+    def score_cleaned(self, pairs: Sequence[Mapping[str, Any]]) -> Scores:
+        """Score pairs whose texts have been cleaned, as the rows of a source are."""
         assert pairs, "score needs at least one pair"
-        ids = self.tokens([served_pair(pair) for pair in pairs])
+        ids = self.tokens(pairs)
         lengths = np.array([self.tokens.length(pair) for pair in ids])
         order = np.argsort(-lengths, kind="stable")
         parts = [self._forward([ids[i] for i in chosen]) for chosen in self._batches(order, lengths)]
@@ -132,7 +143,12 @@ class Scorer:
             (logits / self.config.temperature + bias).softmax(-1).numpy(),
             None if verdicts is None else verdicts.softmax(-1).numpy(),
             None if latents is None else latents.numpy(),
+            lengths,
         )
+
+    def relevance(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return what results are sorted by, 0 to 1, of probabilities NxC -> N: the expected gain."""
+        return np.clip(probabilities @ self.gains, 0, 1)
 
     def _batches(self, order: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
         """Cut pairs, longest first, into batches that stay within the token budget when padded to their first pair."""
@@ -154,7 +170,7 @@ class Scorer:
         """Score the products of several requests at once, and return one list of results per request."""
         pairs = [{"query": r.query, **product.model_dump()} for r in requests for product in r.products]
         scores = self.score(pairs)
-        explained = self._explanations(scores, [r.explain for r in requests for _ in r.products])
+        explained = self.explanations(scores, [r.explain for r in requests for _ in r.products])
         rows = iter(range(len(pairs)))
         return [
             [self._result(p.id, scores, row := next(rows), explained.get(row)) for p in r.products] for r in requests
@@ -168,7 +184,7 @@ class Scorer:
         return Result(
             id=product_id,
             label=self._best(probabilities),
-            score=float(np.clip(probabilities @ self.gains, 0, 1)),
+            score=float(self.relevance(probabilities)),
             probabilities=self._named(probabilities),
             perspectives={n: Verdict(verdict=self._best(p), probabilities=self._named(p)) for n, p in verdicts.items()},
             explanations=explanations,
@@ -180,7 +196,7 @@ class Scorer:
     def _named(self, probabilities: np.ndarray) -> dict[str, float]:
         return dict(zip(self.config.scheme.codes, probabilities.tolist(), strict=True))
 
-    def _explanations(self, scores: Scores, wanted: Sequence[bool]) -> dict[int, list[Explanation]]:
+    def explanations(self, scores: Scores, wanted: Sequence[bool]) -> dict[int, list[Explanation]]:
         """Return the explanations of the rows that want one. They are looked up together, because the model waits."""
         rows = np.flatnonzero(wanted)
         if not len(rows):

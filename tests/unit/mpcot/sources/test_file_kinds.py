@@ -15,7 +15,7 @@ import pytest
 from cluster.base.errors import UserError
 from mpcot.schemes.scheme import load_scheme
 from mpcot.sources.config import EsciSource, TableSource
-from mpcot.sources.filesets import _tasks, batches, find
+from mpcot.sources.filesets import batches, find, tasks_of
 from mpcot.sources.open_source import read_source
 
 CASES = Path(__file__).parents[4].parent / "shared" / "cases"
@@ -192,7 +192,7 @@ def test_tasks_on_a_cluster_read_all_rows_in_order(tmp_path: Path, monkeypatch: 
         (tmp_path / "day=1").mkdir(exist_ok=True)
         pq.write_table(table, tmp_path / "day=1" / f"{name}.parquet", row_group_size=3)
     files = find(str(tmp_path))
-    tasks = list(_tasks(files))
+    tasks = list(tasks_of(files))
     assert tasks == [
         {"part": part, "first": first, "end": end} for part in (0, 1) for first, end in ((0, 2), (2, 4), (4, 5))
     ]

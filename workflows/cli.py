@@ -19,6 +19,7 @@ from workflows.batch_commands import add_batches
 from workflows.candidates_command import add_candidates
 from workflows.check_source_command import add_check_source
 from workflows.config import RunConfig, load_config, load_study, validate
+from workflows.export_command import add_export
 from workflows.score_command import add_score
 from workflows.serve_commands import Changes, Verbose, add_serving
 from workflows.stages import STAGES, stages_of
@@ -159,7 +160,7 @@ def _stage_command(name: str, about: str) -> None:
 
 
 for _stage in STAGES:
-    if _stage.short not in ("judgements", "report"):
+    if _stage.short not in ("judgements", "export", "report"):
         _stage_command(_stage.short, _stage.about)
 
 
@@ -266,6 +267,7 @@ add_candidates(app)
 add_serving(app)
 add_score(app)
 add_writing(app, _run)
+add_export(app, _run)
 add_batches(app)
 
 

@@ -56,14 +56,16 @@ LIMIT_OF_FIELD = {
     "query": "query_chars",
     "products": "products_per_request",
     "documents": "products_per_request",
+    "texts": "products_per_request",
     "title": "title_chars",
     "brand": "title_chars",
     "description": "description_chars",
     "bullets": "description_chars",
     "attributes": "attributes",
 }
-# A document of `/v1/rerank` is a text or an object, and pydantic puts which of them it is into the field's path.
-DOCUMENT_KINDS = ("string", "object")
+# A document of `/v1/rerank` is a text or an object, and what `/rerank` takes has documents or texts: pydantic puts
+# which of them it is into the field's path.
+DOCUMENT_KINDS = ("string", "object", "documents_form", "texts_form")
 
 
 def field_of(error: dict[str, Any]) -> str:
@@ -77,6 +79,8 @@ def limit_of(error: dict[str, Any]) -> str | None:
     if error["type"] not in ("too_long", "string_too_long"):
         return None
     if "documents" in error["loc"] and error["loc"][-1] in ("string", "text", "title"):
+        return "document_chars"
+    if "texts" in error["loc"][:-1]:
         return "document_chars"
     if "attributes" in error["loc"][:-1]:
         return "description_chars"

@@ -17,7 +17,19 @@ from serve.config import LimitSettings, ServeSettings
 from serve.http.bearer_tokens import BearerTokens
 from serve.http.middleware import Admission, BodyLimit, RequestLog
 from serve.http.refusals import PROBLEM_JSON, ProblemDetails, Refusal, answer_errors
-from serve.http.rerank import RerankInput, RerankResponse, ranked, rerank_type, to_score
+from serve.http.rerank import (
+    InfinityResponse,
+    RerankInput,
+    RerankResponse,
+    TeiInput,
+    TeiRank,
+    as_infinity,
+    either_type,
+    ranked,
+    ranked_texts,
+    rerank_type,
+    to_score,
+)
 from serve.http.schemas import (
     Asker,
     Examples,
@@ -113,7 +125,7 @@ async def scored(service: SwappingService, request: ScoreInput, http: Request) -
 
 
 def scoring(service: SwappingService, limits: LimitSettings) -> APIRouter:
-    """Return `/v1/score`, `/v1/explain` and `/v1/rerank`, the last also at the paths that other services use."""
+    """Return `/v1/score`, `/v1/explain` and `/v1/rerank`, the last also at the paths and in the forms of others."""
     router = APIRouter(responses=REFUSALS)
     score_type, explain_type = request_types(limits)
 
@@ -127,15 +139,27 @@ def scoring(service: SwappingService, limits: LimitSettings) -> APIRouter:
     async def rerank(request: RerankInput, http: Request) -> RerankResponse:
         return ranked(request, await scored(service, to_score(request), http), http.state.request_id)
 
+    async def rerank_either(request: RerankInput | TeiInput, http: Request) -> RerankResponse | list[TeiRank]:
+        if isinstance(request, TeiInput):
+            return ranked_texts(request, await scored(service, to_score(request), http))
+        return await rerank(request, http)
+
+    async def infinity(request: RerankInput, http: Request) -> InfinityResponse:
+        return as_infinity(await rerank(request, http))
+
     # FastAPI reads annotations, and the types with the limits in force exist only here.
     score.__annotations__ = {"request": score_type, "http": Request, "return": ScoreResponse}
     explain.__annotations__ = {"request": explain_type, "http": Request, "return": ExplainResponse}
     rerank.__annotations__ = {"request": rerank_type(limits), "http": Request, "return": RerankResponse}
+    infinity.__annotations__ = {"request": rerank_type(limits), "http": Request, "return": InfinityResponse}
+    both = RerankResponse | list[TeiRank]
+    rerank_either.__annotations__ = {"request": either_type(limits), "http": Request, "return": both}
     router.post("/v1/score", summary="Score products for a query")(score)
     router.post("/v1/explain", summary="Verdict and nearest training rationale per perspective")(explain)
     about: dict[str, Any] = {"summary": "Rank documents for a query", "response_model_exclude_none": True}
-    for path in ("/v1/rerank", "/v2/rerank", "/rerank"):
-        router.post(path, **about, include_in_schema=path == "/v1/rerank")(rerank)
+    router.post("/v1/rerank", **about)(rerank)
+    for path, answer in (("/v2/rerank", rerank), ("/rerank", rerank_either), ("/infinity/rerank", infinity)):
+        router.post(path, **about, include_in_schema=False)(answer)
     return router
 
 

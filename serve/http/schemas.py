@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
+from pydantic.json_schema import SkipJsonSchema
 
 from mpcot.sources.clean_texts import clean_text
 from serve.config import LimitSettings
@@ -51,6 +52,7 @@ class Result(BaseModel):
     probabilities: dict[str, float]
     perspectives: dict[str, Verdict] = Field(description="empty where the student has no verdict heads")
     explanations: list[Explanation] | None = Field(None, description="only where the request asked to explain")
+    tokens: SkipJsonSchema[int] = Field(0, exclude=True, description="of the pair; `/v1/rerank` answers their sum")
 
 
 class ScoreResponse(BaseModel):

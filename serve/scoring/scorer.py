@@ -188,6 +188,7 @@ class Scorer:
             probabilities=self._named(probabilities),
             perspectives={n: Verdict(verdict=self._best(p), probabilities=self._named(p)) for n, p in verdicts.items()},
             explanations=explanations,
+            tokens=int(scores.tokens[row]),
         )
 
     def _best(self, probabilities: np.ndarray) -> str:

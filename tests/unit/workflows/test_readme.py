@@ -24,12 +24,13 @@ from tests.helpers.command import broadfast
 from tests.helpers.echo_service import Echo
 from tests.helpers.report_run import write_export
 from workflows.cli import app
-from workflows.config import RunConfig, load_config, load_study, service_config, validate
+from workflows.config import RunConfig, bulk_config, load_config, load_study, service_config, validate
 from workflows.stages import STAGES, find_stage
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("workflows", "mpcot", "teacher", "distill", "serve", "cluster")
 PAGES = ["README.md", *(f"{folder}/README.md" for folder in (*PACKAGES, "benchmarks"))]
+MORE_PAGES = ["CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "benchmarks/STUDY.md", "serve/RECIPES.md"]
 README = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 CODE_SUFFIXES = {".py", ".toml", ".css", ".j2", ".html", ".js", ".yaml", ".Dockerfile"}
 MOST_BYTES, MOST_LINES, MOST_PICTURE_BYTES = 12_288, 220, 400_000
@@ -143,6 +144,8 @@ def test_a_command_line_parses(arguments: str, mine: Path) -> None:
         given["config"] = mine
     if name == "serve":
         service_config(given["config"] and ROOT / given["config"], changes)
+    elif name == "score":
+        bulk_config(given["config"] and ROOT / given["config"], given["table"], changes)
     elif name == "study":
         load_study(ROOT / given["config"], changes)
     elif "config" in given:
@@ -284,7 +287,7 @@ def test_every_page_is_looked_at() -> None:
     assert set(PAGES) == {"README.md", *(f"{path.parent.name}/README.md" for path in ROOT.glob("[a-z]*/README.md"))}
 
 
-@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "benchmarks/STUDY.md"])
+@pytest.mark.parametrize("page", [*PAGES, *MORE_PAGES])
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)]+)\)", text):

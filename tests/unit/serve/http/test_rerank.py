@@ -30,7 +30,7 @@ class ByLength(Echo):
         self.asked = request
         scores = [len(product.title) / 100 for product in request.products]
         results = [
-            Result(id=p.id, label="E", score=s, probabilities={}, perspectives={})
+            Result(id=p.id, label="E", score=s, probabilities={}, perspectives={}, tokens=len(p.title))
             for p, s in zip(request.products, scores, strict=True)
         ]
         return ScoreResponse(model=self.model, results=results)
@@ -60,6 +60,7 @@ def test_a_client_of_another_service_gets_a_ranking(client, path, more):
             {"index": 0, "relevance_score": 0.03, "document": {"text": "mid"}},
             {"index": 2, "relevance_score": 0.01, "document": {"text": "a"}},
         ],
+        "usage": {"prompt_tokens": 11, "total_tokens": 11},
     }
 
 

@@ -90,11 +90,8 @@ class ServeSettings(Resources):
         " the replicas' own ports on all interfaces",
     )
     batch: BatchSettings = BatchSettings()
-    max_queued_requests: NonNegativeInt = Field(
-        128, description="requests that may wait for the model in a replica; more are answered with 503 at once"
-    )
     max_ongoing_requests: PositiveInt = Field(
-        512, description="requests that Ray Serve gives to a replica at the same time"
+        1024, description="requests that Ray Serve gives to a replica at the same time"
     )
     replicas: ReplicaSettings = ReplicaSettings()
     limits: LimitSettings = LimitSettings()
@@ -107,7 +104,11 @@ class ServeSettings(Resources):
     threads: PositiveInt | None = Field(None, description="CPU threads of the model; empty takes cpus_per_replica")
     cpus_per_replica: NonNegativeFloat = Field(1.0, description="CPUs of a replica, and threads of its model")
     gpus_per_replica: NonNegativeFloat = Field(0.0, description="GPUs of a replica; 0 scores on CPUs")
-    request_timeout_s: PositiveFloat = Field(30.0, description="deadline of a request; past it the answer is 503")
+    request_timeout_s: PositiveFloat = Field(
+        2.0,
+        description="deadline of a request; past it the answer is 503, and so it is at once where what waits already"
+        " takes more than half of this",
+    )
     auth: AuthSettings = AuthSettings()
     cache: CacheSettings = CacheSettings()
     experiment: ExperimentSettings | None = Field(
@@ -122,11 +123,12 @@ class ServeSettings(Resources):
 
     @model_validator(mode="after")
     def _check(self) -> ServeSettings:
-        held = self.batch.max_batch_pairs + self.max_queued_requests
+        held = 2 * self.batch.max_batch_pairs
         if self.max_ongoing_requests < held:
             raise ValueError(
                 f"serve.max_ongoing_requests is {self.max_ongoing_requests}: Ray Serve would hand a replica too few"
-                f" requests to fill a batch. Set at least batch.max_batch_pairs + max_queued_requests = {held}"
+                f" requests to fill a batch beside the one that is scored. Set at least 2 x batch.max_batch_pairs ="
+                f" {held}"
             )
         if self.limits.products_per_request > self.batch.max_batch_pairs:
             raise ValueError(
@@ -136,6 +138,11 @@ class ServeSettings(Resources):
         if self.log_queries and not self.access_log:
             raise ValueError("serve.log_queries has no effect without serve.access_log: set that to true as well")
         return self
+
+    @property
+    def longest_wait_s(self) -> float:
+        """Seconds that a request may wait for its batch, and that a batch of several requests may take."""
+        return self.request_timeout_s / 2
 
     @property
     def drained_within_s(self) -> float:

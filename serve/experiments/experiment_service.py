@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from serve.config import ServeSettings
@@ -15,6 +15,8 @@ from serve.http.refusals import Refusal
 from serve.http.schemas import Asker, Examples, ModelInfo, ScoreInput, ScoreResponse
 from serve.replica.replica import QueuedStudent
 from serve.scoring.scorer import check_export, load_proven
+
+log = logging.getLogger("ray.serve.experiment")
 
 
 class ExperimentService:
@@ -49,16 +51,16 @@ class ExperimentService:
         return self.default.examples(query, count)
 
     def ready(self) -> bool:
-        """Say whether the queue of every arm that answers has room; a full shadow arm does not matter."""
-        return all(student.ready() for student in self._answering)
+        """Say whether the models of all arms that answer are right; a shadow arm does not matter."""
+        return self.wrong() is None
 
     def wrong(self) -> str | None:
         """Return what is wrong with the model of an arm that answers, if anything is."""
         return next(filter(None, (student.wrong() for student in self._answering)), None)
 
-    def full(self) -> Refusal | None:
-        """Return the refusal of any request that came now, or None where at least one arm might accept it."""
-        found = [student.full() for student in self._answering]
+    def hasty(self) -> Refusal | None:
+        """Return the refusal of any request whatever it asks for, or None where an arm might answer one in time."""
+        found = [student.hasty() for student in self._answering]
         return found[0] if all(found) else None
 
     @property
@@ -104,8 +106,12 @@ class ExperimentService:
     async def _shadow(self, request: ScoreInput, asker: Asker, unit: str, arm: Arm) -> None:
         response = None
         if not any(student.waiting() for student in self._answering):  # all arms share the model's thread
-            with suppress(Refusal):  # nobody waits for this answer
+            try:  # nobody waits for this answer
                 response = await self.arms[arm.name].score(request.model_copy(update={"explain": False}))
+            except Refusal:
+                pass
+            except Exception:
+                log.exception("the shadow arm %s failed", arm.name)
         if response:
             self._note(asker, unit, arm, response)
         else:
@@ -135,7 +141,7 @@ def start_experiment(default: QueuedStudent, export_dir: Path, settings: ServeSe
     except BaseException:
         for service in loaded.values():  # otherwise the figures would hold on to the students of a failed roll
             if service is not default:
-                default.metrics.forget_waiting(service.waiting)
+                service.forget()
         raise
 
 

@@ -69,19 +69,19 @@ class RequestLog:
 
 
 class Admission:
-    """ASGI middleware that refuses what a full queue would refuse anyway before the body is read.
+    """ASGI middleware that refuses what would be refused anyway, whatever it asks for, before the body is read.
 
     Under heavy overload most requests are refused, and reading and checking their bodies would take the model's time.
     """
 
     PATHS = frozenset({"/v1/score", "/v1/explain", "/v1/rerank", "/v2/rerank", "/rerank"})
 
-    def __init__(self, app: ASGIApp, full: Callable[[], Refusal | None]):
-        self.app, self.full = app, full
+    def __init__(self, app: ASGIApp, hasty: Callable[[], Refusal | None]):
+        self.app, self.hasty = app, hasty
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         asked = scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in self.PATHS
-        if asked and (refusal := self.full()):
+        if asked and (refusal := self.hasty()):
             await refusal.response(scope)(scope, receive, send)
             return
         await self.app(scope, receive, send)

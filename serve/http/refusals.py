@@ -27,7 +27,10 @@ class ProblemDetails(BaseModel):
 
 
 class Refusal(Exception):
-    """Why a request gets no answer: HTTP status, title, what happened and what to do, and the exceeded limit."""
+    """Why a request gets no answer: HTTP status, title, what happened and what to do, and the exceeded limit.
+
+    Its kind, which metrics and log name, is that limit or the title if no other is given.
+    """
 
     def __init__(
         self,
@@ -37,14 +40,16 @@ class Refusal(Exception):
         limit: str | None = None,
         retry_after_s: int = 0,
         headers: Mapping[str, str] | None = None,
+        kind: str | None = None,
     ):
         super().__init__(detail)
         self.status, self.title, self.detail, self.limit = status, title, detail, limit
+        self.kind = kind or limit or title.lower().replace(" ", "_")
         self.headers = {**(headers or {}), **({"Retry-After": str(retry_after_s)} if retry_after_s else {})}
 
     def response(self, scope: Scope, errors: list[dict[str, str]] | None = None) -> JSONResponse:
         """Return the refusal as RFC 9457 JSON, and leave its kind in the request's state for metrics and log."""
-        scope.setdefault("state", {})["kind"] = self.limit or self.title.lower().replace(" ", "_")
+        scope.setdefault("state", {})["kind"] = self.kind
         body = ProblemDetails(
             title=self.title, status=self.status, detail=self.detail, limit=self.limit, errors=errors
         ).model_dump(exclude_none=True)

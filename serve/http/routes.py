@@ -89,7 +89,7 @@ def make_api(
     api = FastAPI(title="broadfast", version="1", description="Relevance of products for a query.", redoc_url=None)
     # The middleware that is added last sees a request first.
     api.add_middleware(BodyLimit, limits=limits)
-    api.add_middleware(Admission, full=service.full)
+    api.add_middleware(Admission, hasty=service.hasty)
     if digests:
         api.add_middleware(BearerTokens, digests=digests)
     api.add_middleware(RequestLog, metrics=service.metrics, log=log, log_queries=settings.log_queries)
@@ -199,10 +199,10 @@ def open_to_all(service: SwappingService) -> APIRouter:
     async def healthz() -> Health:
         return Health(status="ok", model=service.models[0].id)
 
-    @router.get("/readyz", responses={503: REFUSALS[503]}, summary="A request would be accepted now")
+    @router.get("/readyz", responses={503: REFUSALS[503]}, summary="The model is loaded and right")
     async def readyz() -> Health:
         if not service.ready():
-            raise Refusal(503, "Not ready", "the queue is full or the model is not loaded", retry_after_s=1)
+            raise Refusal(503, "Not ready", "the model is not loaded, or it fails", retry_after_s=1)
         return Health(status="ready", model=service.models[0].id)
 
     @router.get("/", include_in_schema=False)

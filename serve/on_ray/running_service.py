@@ -143,14 +143,16 @@ def wait_until_ready(url: str, timeout_s: float = START_TIMEOUT_S) -> None:
         UserError: it did not do so within `timeout_s`.
     """
     deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            if httpx.get(f"{url}/readyz", timeout=5).raise_for_status():
-                return
-        except httpx.HTTPError as error:
-            if time.monotonic() > deadline:
-                raise UserError(f"{url} did not become ready in {timeout_s:g} s ({error}). See Ray's logs.") from error
-        time.sleep(0.2)
+    with client_of(url, 5) as client:
+        while True:
+            try:
+                if client.get(f"{url}/readyz").raise_for_status():
+                    return
+            except httpx.HTTPError as error:
+                if time.monotonic() > deadline:
+                    why = f"{url} did not become ready in {timeout_s:g} s ({error}). See Ray's logs."
+                    raise UserError(why) from error
+            time.sleep(0.2)
 
 
 def score_once(
@@ -163,15 +165,31 @@ def score_once(
 ) -> dict[str, Any]:
     """POST one query with its products to `/v1/score` and return the answer.
 
+    Where the service asks to come back later, this does so until `timeout_s` have passed.
+
     Raises:
         UserError: the service refused, which the message explains, or it does not answer.
     """
     body = {"query": query, "products": list(products), "explain": explain}
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    try:
-        answer = httpx.post(f"{url}/v1/score", json=body, headers=headers, timeout=timeout_s)
-    except httpx.HTTPError as error:
-        raise UserError(f"{url} does not answer ({error}). Is the server running?") from error
+    deadline = time.monotonic() + timeout_s
+    with client_of(url, timeout_s) as client:
+        while True:
+            try:
+                answer = client.post(f"{url}/v1/score", json=body, headers=headers)
+            except httpx.HTTPError as error:
+                raise UserError(f"{url} does not answer ({error}). Is the server running?") from error
+            later_s = float(answer.headers.get("Retry-After", "inf"))
+            if answer.status_code != 503 or time.monotonic() + later_s > deadline:
+                break
+            time.sleep(later_s)
     if answer.is_error:
         raise UserError(f"{url} answered {answer.status_code}: {answer.text[:500]}")
     return answer.json()
+
+
+def client_of(url: str, timeout_s: float) -> httpx.Client:
+    """Return a client for the address; a proxy of the environment is not asked for what is on this machine."""
+    host = httpx.URL(url).host
+    here = host in ("localhost", "::1") or host.startswith("127.")
+    return httpx.Client(timeout=timeout_s, trust_env=not here)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from serve.config import ServeSettings
@@ -11,6 +10,7 @@ from serve.experiments.experiment_service import ExperimentService, start_experi
 from serve.http.metrics import Metrics
 from serve.http.refusals import Refusal
 from serve.http.schemas import Asker, Examples, ModelInfo, ScoreInput, ScoreResponse
+from serve.replica.model_thread import ModelThread
 from serve.replica.replica import CLOSE_POLL_S, QueuedStudent
 from serve.scoring.scorer import load_proven
 
@@ -45,7 +45,7 @@ class SwappingService:
         Raises:
             UserError: it is not an export, or its answers cannot be right; then the one before it stays.
         """
-        thread = ThreadPoolExecutor(1, thread_name_prefix="scorer")
+        thread = ModelThread()
         loop = asyncio.get_running_loop()
         student: QueuedStudent | None = None
         try:
@@ -81,16 +81,16 @@ class SwappingService:
         return self.current.service.examples(query, count)
 
     def ready(self) -> bool:
-        """Say whether a request would be accepted now."""
+        """Say whether a model is loaded, and right."""
         return self.loaded is not None and self.loaded.service.ready()
 
     def wrong(self) -> str | None:
         """Return what is wrong with the model that answers, where only a new replica helps."""
         return self.loaded.service.wrong() if self.loaded else None
 
-    def full(self) -> Refusal | None:
-        """Return the refusal of any request that came now, or None where it might be accepted."""
-        return self.current.service.full()
+    def hasty(self) -> Refusal | None:
+        """Return the refusal of any request whatever it asks for, or None where one might be answered in time."""
+        return self.current.service.hasty()
 
     async def score(self, request: ScoreInput, asker: Asker | None = None) -> ScoreResponse:
         """Score with the export that is current when the request comes.

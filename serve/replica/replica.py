@@ -6,7 +6,6 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -14,13 +13,15 @@ from serve.config import ServeSettings
 from serve.http.metrics import Metrics
 from serve.http.refusals import Refusal
 from serve.http.schemas import Asker, Examples, ModelInfo, Result, ScoreInput, ScoreResponse
+from serve.replica.model_thread import ModelThread, Pace
 from serve.scoring.batching import Batcher
 from serve.scoring.score_cache import ScoreCache
-from serve.scoring.scorer import Scorer, prove
+from serve.scoring.scorer import Answered, Scorer, prove
 
 CLOSE_POLL_S = 0.05
 FAILED_BATCHES = 3  # after so many in a row, the model is tried with a pair of our own
-HUNG_DEADLINES = 3  # a batch that takes this many times the deadline of a request will never end
+# A batch that takes so long, and so many times the deadline of a request, will never end.
+HUNG_S, HUNG_DEADLINES = 30.0, 3
 
 Answer = TypeVar("Answer")
 
@@ -37,25 +38,23 @@ class Job:
 
 
 class QueuedStudent:
-    """Scores requests in batches on a thread of its own.
+    """Scores requests in batches on a thread that it may share with other models of the replica.
 
     Args:
-        thread: the one that `scorer` was loaded on. Torch works in parallel inside a call, and the event loop stays
-            free to refuse requests.
+        thread: the one that `scorer` was loaded on. The event loop stays free to refuse requests.
         metrics: where to count; several models of one replica share them.
     """
 
-    def __init__(
-        self, scorer: Scorer, settings: ServeSettings, thread: ThreadPoolExecutor, metrics: Metrics | None = None
-    ):
+    def __init__(self, scorer: Scorer, settings: ServeSettings, thread: ModelThread, metrics: Metrics | None = None):
         self.scorer, self.settings, self.thread, self.model = scorer, settings, thread, scorer.name
         self.metrics = metrics or Metrics()
-        cached = settings.cache.max_pairs > 0
-        self.answer = ScoreCache(scorer.answer, settings.cache, self.metrics) if cached else scorer.answer
+        self.cache = ScoreCache(scorer.reads, settings.cache, self.metrics) if settings.cache.max_pairs else None
         batch = settings.batch
         self.batcher = Batcher(self._answer, batch.max_batch_pairs, batch.batch_wait_ms / 1000)
+        self.pace = Pace(settings.longest_wait_s / batch.max_batch_pairs)
         self.metrics.watch_waiting(self.waiting)
-        self.failed, self.began = 0, math.inf
+        thread.queues.append(self.queued_s)
+        self.failed, self.running, self.began = 0, 0, math.inf
 
     @property
     def models(self) -> list[ModelInfo]:
@@ -71,18 +70,38 @@ class QueuedStudent:
         """Return how many requests wait for the model."""
         return len(self.batcher.waiting)
 
-    def ready(self) -> bool:
-        """Say whether a request would be accepted now."""
-        return self.full() is None
+    def queued_s(self) -> float:
+        """Return the predicted seconds of what this model computes now and of what waits for it."""
+        now = self.pace.seconds_for(self.running) - max(0.0, time.perf_counter() - self.began)
+        return max(0.0, now) + self.pace.seconds_for(sum(map(len, self.batcher.waiting.values())))
 
-    def full(self) -> Refusal | None:
-        """Return the refusal of any request that came now, or None where there is room."""
-        waiting = self.waiting()
-        # A request that finds the model idle does not queue, so it is accepted whatever the bound.
-        if not (waiting or self.batcher.busy) or waiting < self.settings.max_queued_requests:
+    def ready(self) -> bool:
+        """Say whether the model is loaded and right; a queue that is full for a moment makes nothing unready."""
+        return self.wrong() is None
+
+    def hasty(self) -> Refusal | None:
+        """Return the refusal of any request whatever it asks for, or None where one might be answered in time.
+
+        With a cache that is only known once the request has been read.
+        """
+        return None if self.cache else self.full(0)
+
+    def full(self, pairs: int) -> Refusal | None:
+        """Return the refusal of a request with so many pairs that came now, or None where it can be in time.
+
+        A request waits for its batch for up to `longest_wait_s`, and the batch takes as long at most, unless it is this
+        request alone. One that finds the model idle is accepted whatever is predicted, so that a pace which was
+        measured in a bad moment is measured again.
+        """
+        ahead, bound, deadline = self.thread.ahead_s(), self.settings.longest_wait_s, self.settings.request_timeout_s
+        over = max(ahead - bound, ahead + self.pace.seconds_for(pairs) - deadline)
+        if not ahead or over <= 0:
             return None
-        detail = f"max_queued_requests = {self.settings.max_queued_requests} requests wait already: try again"
-        return Refusal(503, "The queue is full", detail, "max_queued_requests", 1)
+        detail = (
+            f"what waits already takes about {ahead:.1f} s, too long for request_timeout_s = {deadline:g}: try again or"
+            " send fewer products"
+        )
+        return Refusal(503, "Overloaded", detail, "request_timeout_s", math.ceil(over), kind="overloaded")
 
     def wrong(self) -> str | None:
         """Return what is wrong with the model, where only a new process helps; None while it works.
@@ -90,7 +109,7 @@ class QueuedStudent:
         Such a model hangs, or it fails batch after batch and on a pair of our own too, as after an error of its GPU.
         """
         hung = time.perf_counter() - self.began
-        if hung > HUNG_DEADLINES * self.settings.request_timeout_s:
+        if hung > max(HUNG_S, HUNG_DEADLINES * self.settings.request_timeout_s):
             return f"the model has spent {hung:.0f} s in one batch"
         return f"the model failed {self.failed} times in a row" if self.failed > FAILED_BATCHES else None
 
@@ -98,50 +117,79 @@ class QueuedStudent:
         """Score one request as part of a batch; who asks makes no difference here.
 
         Raises:
-            Refusal: 422 where an explanation is asked of an export without an index; 503 where the queue is full or
-                the deadline has passed.
+            Refusal: 422 where an explanation is asked of an export without an index; 503 where too much waits or the
+                deadline has passed.
+            ArithmeticError: the model gives it a probability that is not a number.
         """
         if request.explain and self.scorer.explainer is None:
             why = "this export carries no rationale index, so there is nothing to explain with"
             raise Refusal(422, "No explanations", why)
-        if full := self.full():
+        if self.cache is None:
+            results = await self._scored(request)
+        else:
+            found = self.cache.look_up(request)
+            results = found.complete(await self._scored(found.rest) if found.rest else [])
+        self.metrics.pairs.inc(len(results))
+        return ScoreResponse(model=self.model, results=results)
+
+    async def _scored(self, request: ScoreInput) -> list[Result]:
+        """Let the model score the request, in a batch with others."""
+        if full := self.full(len(request.products)):
             raise full
         waited = self.settings.request_timeout_s
         try:
-            results = await asyncio.wait_for(self.batcher.submit(Job(request)), waited)
+            # Not wait_for: it starts a task, and until that runs a burst would find the queue as empty as before.
+            async with asyncio.timeout(waited):
+                return await self.batcher.submit(Job(request))
         except TimeoutError as error:
             detail = f"no result within request_timeout_s = {waited:g}: try again or send fewer products"
-            raise Refusal(503, "Too slow", detail, "request_timeout_s", math.ceil(waited)) from error
-        self.metrics.pairs.inc(len(results))
-        return ScoreResponse(model=self.model, results=results)
+            retry_s = max(1, math.ceil(self.thread.ahead_s()))
+            raise Refusal(503, "Too slow", detail, "request_timeout_s", retry_s) from error
 
     async def close(self) -> None:
         """Wait for the model, then let go of it; nothing may be asked afterwards."""
         while self.waiting() or self.batcher.busy:  # it may also be busy with what nobody waits for any more
             await asyncio.sleep(CLOSE_POLL_S)
-        self.metrics.forget_waiting(self.waiting)
+        self.forget()
         self.batcher.close()
         self.thread.shutdown(wait=False)
 
-    async def _answer(self, jobs: Sequence[Job]) -> list[list[Result]]:
-        """Score all pairs of `jobs` at once, and return one list of results per job."""
-        started = time.perf_counter()
+    def forget(self) -> None:
+        """Take the queue out of the figures and of what is predicted."""
+        self.metrics.forget_waiting(self.waiting)
+        self.thread.queues.remove(self.queued_s)
+
+    async def _answer(self, jobs: Sequence[Job]) -> list[Answered]:
+        """Score all pairs of `jobs` at once, and return one answer per job."""
+        self.running, wrong = sum(map(len, jobs)), True
+        self.metrics.batch_pairs.observe(self.running)
+        try:
+            answers = await self._run(self._work, jobs)
+            wrong = any(isinstance(answer, Exception) for answer in answers)
+            return answers
+        finally:
+            self.running = 0
+            await self._count(wrong)
+
+    def _work(self, jobs: Sequence[Job]) -> list[Answered]:
+        """Score on the model's thread, which may have been busy with another model until now."""
+        started = self.began = time.perf_counter()
         for job in jobs:
             self.metrics.queue_seconds.observe(started - job.came)
-        self.metrics.batch_pairs.observe(sum(map(len, jobs)))
-        self.began = started
         try:
-            with self.metrics.model_seconds.time():
-                answers = await self._run(self.answer, [job.request for job in jobs])
-            self.failed = 0
+            answers = self.scorer.answer([job.request for job in jobs])
+            self.pace.measured(sum(map(len, jobs)), time.perf_counter() - started)
             return answers
-        except Exception:
-            self.failed += 1
-            if self.failed >= FAILED_BATCHES:
-                await self._prove()
-            raise
         finally:
             self.began = math.inf
+            self.metrics.model_seconds.observe(time.perf_counter() - started)
+
+    async def _count(self, wrong: bool) -> None:
+        """Bound the next batch; count those that failed in a row, and after several look if the model is right."""
+        self.batcher.max_size = self.pace.pairs_in(self.settings.longest_wait_s, self.settings.batch.max_batch_pairs)
+        self.failed = self.failed + 1 if wrong else 0
+        if self.failed >= FAILED_BATCHES:
+            await self._prove()
 
     async def _prove(self) -> None:
         """Try the model with a pair of our own, because the fault may lie in what was asked."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sized
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Job = TypeVar("Job", bound=Sized)
 Answer = TypeVar("Answer")
@@ -18,12 +18,12 @@ class Batcher(Generic[Job, Answer]):
     """Hands jobs to `run`, one batch at a time, in the order of arrival. Belongs to one event loop.
 
     Args:
-        run: answers a batch, one answer per job.
+        run: answers a batch, one answer per job; an answer that is an exception is raised to who waits for it.
         max_size: bound on the sum of the jobs' lengths; a longer job is a batch of its own.
         wait_s: how long a batch that is not full waits for more jobs when the model is free.
     """
 
-    def __init__(self, run: Callable[[list[Job]], Awaitable[list[Answer]]], max_size: int, wait_s: float) -> None:
+    def __init__(self, run: Callable[[list[Job]], Awaitable[list[Any]]], max_size: int, wait_s: float) -> None:
         self.run, self.max_size, self.wait_s = run, max_size, wait_s
         self.waiting: dict[asyncio.Future[Answer], Job] = {}
         self.busy = False
@@ -74,7 +74,11 @@ class Batcher(Generic[Job, Answer]):
         try:
             answers = await self.run(list(batch.values()))
             for future, answer in zip(batch, answers, strict=True):
-                if not future.done():
+                if future.done():
+                    continue
+                if isinstance(answer, Exception):
+                    future.set_exception(answer)
+                else:
                     future.set_result(answer)
         except Exception as error:
             for future in batch:

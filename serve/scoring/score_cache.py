@@ -1,8 +1,11 @@
-"""Keeps answers for a while, so that the same query and product need no model."""
+"""Keeps answers for a while, so that a query and product that were asked before need no model and wait for nobody."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from cachetools import TTLCache
 
@@ -10,41 +13,58 @@ from serve.config import CacheSettings
 from serve.http.metrics import Metrics
 from serve.http.schemas import ProductInput, Result, ScoreInput
 
-Answer = Callable[[Sequence[ScoreInput]], list[list[Result]]]
+Reads = Callable[[Mapping[str, Any]], tuple[str, str]]
+DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the cache knows of one request: a result or None per product, and the request for the rest, if any."""
+
+    cache: ScoreCache
+    products: Sequence[ProductInput]
+    keys: Sequence[bytes]
+    results: Sequence[Result | None]
+    rest: ScoreInput | None
+
+    def complete(self, scored: Sequence[Result]) -> list[Result]:
+        """Keep the results of the rest, and return all under the ids of this request."""
+        left = iter(scored)
+        whole = [known or next(left) for known in self.results]
+        for key, known, result in zip(self.keys, self.results, whole, strict=True):
+            if known is None:
+                self.cache.known[key] = result
+        return [r.model_copy(update={"id": p.id}) for r, p in zip(whole, self.products, strict=True)]
 
 
 class ScoreCache:
-    """Answers requests like `answer`, but asks it only for pairs that are unknown or too old. Use it from one thread.
+    """Results by a digest of what the student reads: its query and product text. Belongs to one event loop.
 
-    A pair is known by its texts, not by the product's id, so that a product that has changed is scored again.
+    So a product that has changed is scored again, but not one in which only another field has.
+
+    Args:
+        reads: returns the two texts of a pair that the student reads.
     """
 
-    def __init__(self, answer: Answer, settings: CacheSettings, metrics: Metrics) -> None:
-        self.answer, self.metrics = answer, metrics
-        self.known: TTLCache[Hashable, Result] = TTLCache(settings.max_pairs, settings.max_age_s)
+    def __init__(self, reads: Reads, settings: CacheSettings, metrics: Metrics) -> None:
+        self.reads, self.metrics = reads, metrics
+        self.known: TTLCache[bytes, Result] = TTLCache(settings.max_pairs, settings.max_age_s)
 
-    def __call__(self, requests: Sequence[ScoreInput]) -> list[list[Result]]:
-        """Return one list of results per request."""
-        asked = [key_of(r, product) for r in requests for product in r.products]
-        found = {key: hit for key in asked if (hit := self.known.get(key))}
-        rest = [
-            r.model_copy(update={"products": missing})
-            for r in requests
-            if (missing := [product for product in r.products if key_of(r, product) not in found])
-        ]
-        self._count(requests, rest)
-        for r, results in zip(rest, self.answer(rest) if rest else (), strict=True):
-            for product, result in zip(r.products, results, strict=True):
-                self.known[key_of(r, product)] = found[key_of(r, product)] = result
-        return [[found[key_of(r, p)].model_copy(update={"id": p.id}) for p in r.products] for r in requests]
+    def look_up(self, request: ScoreInput) -> Found:
+        """Return what is known of the request, and what is to be scored."""
+        products = request.products
+        keys = [self._key(request, product) for product in products]
+        results = [self.known.get(key) for key in keys]
+        missing = [product for product, known in zip(products, results, strict=True) if known is None]
+        self.metrics.cache_hits.inc(len(products) - len(missing))
+        self.metrics.cache_misses.inc(len(missing))
+        rest = request.model_copy(update={"products": missing}) if missing else None
+        return Found(self, products, keys, results, rest)
 
-    def _count(self, requests: Sequence[ScoreInput], rest: Sequence[ScoreInput]) -> None:
-        pairs, misses = (sum(len(r.products) for r in some) for some in (requests, rest))
-        self.metrics.cache_hits.inc(pairs - misses)
-        self.metrics.cache_misses.inc(misses)
-
-
-def key_of(request: ScoreInput, product: ProductInput) -> Hashable:
-    """Return what an answer depends on."""
-    texts = product.title, product.brand, product.description, product.bullets
-    return request.query, request.explain, texts, tuple((product.attributes or {}).items())
+    def _key(self, request: ScoreInput, product: ProductInput) -> bytes:
+        texts = self.reads({"query": request.query, **product.model_dump()})
+        digest = hashlib.blake2b(b"explain" if request.explain else b"", digest_size=DIGEST_BYTES)
+        for text in texts:  # each after its length, so that no two pairs make the same bytes
+            data = text.encode(errors="surrogatepass")
+            digest.update(len(data).to_bytes(8) + data)
+        return digest.digest()

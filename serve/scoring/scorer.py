@@ -27,6 +27,7 @@ from serve.scoring.packed_student import PackedStudent
 from serve.scoring.token_cache import Pair, TokenCache
 
 PROOF = {"query": "red phone case", "title": "Phone case, red"}
+Answered = list[Result] | ArithmeticError
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 
 
@@ -46,6 +47,12 @@ class Scores:
         """Return the scores of these rows alone."""
         verdicts, latents = (None if part is None else part[rows] for part in (self.verdicts, self.latents))
         return Scores(self.probabilities[rows], verdicts, latents, self.tokens[rows])
+
+    @property
+    def right(self) -> np.ndarray:
+        """Which of the N pairs have numbers alone; of anything else, the largest would be a label all the same."""
+        given = (part for part in (self.probabilities, self.verdicts, self.latents) if part is not None)
+        return np.logical_and.reduce([np.isfinite(part.reshape(len(part), -1)).all(1) for part in given])
 
 
 class GpuStudent(nn.Module):
@@ -166,15 +173,32 @@ class Scorer:
             output: StudentOutput = self.model(**inputs)
         return [None if part is None else part.float().cpu() for part in output]
 
-    def answer(self, requests: Sequence[ScoreInput]) -> list[list[Result]]:
-        """Score the products of several requests at once, and return one list of results per request."""
+    def reads(self, pair: Mapping[str, Any]) -> tuple[str, str]:
+        """Return all that the student reads of a pair: the cleaned query, and the text of the product."""
+        return self.tokens.texts(served_pair(pair))
+
+    def answer(self, requests: Sequence[ScoreInput]) -> list[Answered]:
+        """Score the products of several requests at once, and return the list of results of each request.
+
+        A request with a pair whose scores are not numbers gets an ArithmeticError in its place.
+        """
         pairs = [{"query": r.query, **product.model_dump()} for r in requests for product in r.products]
         scores = self.score(pairs)
         explained = self.explanations(scores, [r.explain for r in requests for _ in r.products])
-        rows = iter(range(len(pairs)))
-        return [
-            [self._result(p.id, scores, row := next(rows), explained.get(row)) for p in r.products] for r in requests
-        ]
+        right, rows = scores.right, iter(range(len(pairs)))
+        return [self._answer(r, [next(rows) for _ in r.products], scores, right, explained) for r in requests]
+
+    def _answer(
+        self,
+        request: ScoreInput,
+        rows: Sequence[int],
+        scores: Scores,
+        right: np.ndarray,
+        explained: Mapping[int, list[Explanation]],
+    ) -> Answered:
+        if not right[rows].all():
+            return ArithmeticError(f"{self.name}: the scores of a pair are not numbers")
+        return [self._result(p.id, scores, n, explained.get(n)) for p, n in zip(request.products, rows, strict=True)]
 
     def _result(self, product_id: str, scores: Scores, row: int, explanations: list[Explanation] | None) -> Result:
         probabilities = scores.probabilities[row]
@@ -234,7 +258,7 @@ def load_proven(export_dir: Path, settings: ServeSettings) -> Scorer:
     """Load an export and score one pair with it, so that damaged weights are found before a shopper finds them.
 
     Raises:
-        UserError: the folder is not an export, or one of its probabilities is not a number.
+        UserError: the folder is not an export, or one of its scores is not a number.
     """
     scorer = Scorer.load(export_dir, settings)
     try:
@@ -248,7 +272,7 @@ def prove(scorer: Scorer) -> None:
     """Score one pair of our own.
 
     Raises:
-        ArithmeticError: a probability is not a number.
+        ArithmeticError: one of its scores is not a number.
     """
-    if not np.isfinite(scorer.score([PROOF]).probabilities).all():
-        raise ArithmeticError("its probabilities are not numbers")
+    if not scorer.score([PROOF]).right.all():
+        raise ArithmeticError("its scores are not numbers")

@@ -68,12 +68,14 @@ class TokenCache:
 
     def __call__(self, pairs: Sequence[Mapping[str, Any]]) -> list[Pair]:
         """Return the ids of each pair's query and product, cut so that the pair fits `max_tokens`."""
-        limit = self.max_tokens * CHARACTERS_PER_TOKEN
-        texts = [product_text(pair, self.fields)[:limit] for pair in pairs]
-        products = self._looked_up(texts, self.products, self._tokenised)
-        asked = [pair["query"] for pair in pairs]
-        queries = self._looked_up(asked, self.queries, self._tokenised_queries)
-        return [self._cut(queries[query], products[text]) for query, text in zip(asked, texts, strict=True)]
+        read = [self.texts(pair) for pair in pairs]
+        products = self._looked_up([text for _, text in read], self.products, self._tokenised)
+        queries = self._looked_up([query for query, _ in read], self.queries, self._tokenised_queries)
+        return [self._cut(queries[query], products[text]) for query, text in read]
+
+    def texts(self, pair: Mapping[str, Any]) -> tuple[str, str]:
+        """Return the query, and the text of the product's fields, cut where no more of it can fit."""
+        return pair["query"], product_text(pair, self.fields)[: self.max_tokens * CHARACTERS_PER_TOKEN]
 
     def batch(self, pairs: Sequence[Pair], length: int) -> dict[str, Tensor]:
         """Return the model's inputs of shape (pairs, length); `length` is that of the longest pair."""

@@ -40,7 +40,7 @@ class Echo:
 
     async def score(self, request: ScoreInput, asker: Asker | None = None) -> ScoreResponse:
         if request.query == "full":
-            raise Refusal(503, "The queue is full", "try again", "max_queued_requests", 7)
+            raise Refusal(503, "Overloaded", "try again", "request_timeout_s", 7)
         if request.query == "broken":
             raise RuntimeError("the secret cause")
         near = Explanation(
@@ -67,5 +67,5 @@ class Echo:
     def ready(self) -> bool:
         return self.is_ready
 
-    def full(self) -> Refusal | None:
+    def hasty(self) -> Refusal | None:
         return self.refuses_all

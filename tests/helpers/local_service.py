@@ -6,7 +6,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from cluster.base.tables import write_table
 from distill.student.rationale_index import write_index
 from mpcot.records import PAIR
 from serve.config import ServeSettings
+from serve.replica.model_thread import ModelThread
 from serve.replica.replica import QueuedStudent
 from serve.scoring.scorer import Scorer
 from tests.helpers.report_run import SCRIPT, pairs, write_export, write_judgements
@@ -27,7 +27,7 @@ from tests.helpers.tiny_bert import WORDS
 
 def local_service(scorer: Scorer, settings: ServeSettings | None = None) -> QueuedStudent:
     """Return what a replica is, over a scorer that is at hand."""
-    return QueuedStudent(scorer, settings or ServeSettings(), ThreadPoolExecutor(1))
+    return QueuedStudent(scorer, settings or ServeSettings(), ModelThread())
 
 
 def varied_pairs() -> list[dict[str, Any]]:

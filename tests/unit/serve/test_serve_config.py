@@ -13,14 +13,13 @@ from serve.config import BatchSettings, LimitSettings, ReplicaSettings, ServeSet
 
 def test_the_defaults_fit_together():
     settings = ServeSettings()
-    assert settings.max_ongoing_requests >= settings.batch.max_batch_pairs + settings.max_queued_requests
+    assert settings.max_ongoing_requests >= 2 * settings.batch.max_batch_pairs
 
 
 def test_too_few_ongoing_requests_to_fill_a_batch():
-    with pytest.raises(ValidationError, match=r"too few requests to fill a batch.*= 40"):
+    with pytest.raises(ValidationError, match=r"too few requests to fill a batch.*= 64"):
         ServeSettings(
             max_ongoing_requests=39,
-            max_queued_requests=8,
             batch=BatchSettings(max_batch_pairs=32),
             limits=LimitSettings(products_per_request=32),
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fastapi.testclient import TestClient
@@ -17,6 +16,7 @@ from serve.experiments.exposures import ExposureLog, read_exposures
 from serve.http.refusals import Refusal
 from serve.http.routes import make_api
 from serve.http.schemas import Asker, ProductInput, Result, ScoreInput
+from serve.replica.model_thread import ModelThread
 from serve.replica.replica import QueuedStudent
 from serve.scoring.scorer import Scorer
 from tests.helpers.report_run import write_export
@@ -53,7 +53,7 @@ def experiment(folder, exports=NAMES):
 
 @pytest.fixture
 def service(tmp_path):
-    thread, settings = ThreadPoolExecutor(1), ServeSettings()
+    thread, settings = ModelThread(), ServeSettings()
     default = QueuedStudent(Constant("default", 0.1), settings, thread)
     arms = {
         name: QueuedStudent(Constant(name, 0.2 + i / 10), settings, thread, default.metrics)
@@ -78,6 +78,7 @@ def test_each_unit_is_answered_by_its_arm_and_every_exposure_is_written(service)
         for n in range(60):
             asker = Asker(f"r{n}", {"X-Unit-ID": f"shopper-{n % 20}"})
             answers[n] = await service.score(ask("a", "b"), asker)
+            await asyncio.gather(*service.in_shadow)  # a shadow leaves out while another request waits
         await service.close()
         return answers
 
@@ -106,11 +107,15 @@ def test_who_names_no_unit_is_in_no_arm(service):
         seen(service)
 
 
-def test_a_full_shadow_does_not_make_the_service_unready(service, monkeypatch):
-    monkeypatch.setattr(service.arms["shade"], "full", lambda: Refusal(503, "The queue is full", "x"))
-    assert service.ready() and service.full() is None
-    monkeypatch.setattr(service.arms["new"], "full", lambda: Refusal(503, "The queue is full", "x"))
-    assert not service.ready() and service.full() is None, "another arm would take it"
+def test_a_shadow_does_not_make_the_service_unready_or_refuse(service, monkeypatch):
+    full = Refusal(503, "Overloaded", "x")
+    for broken in ("wrong", "hasty"):
+        monkeypatch.setattr(service.arms["shade"], broken, lambda: full)
+    assert service.ready() and service.hasty() is None
+    monkeypatch.setattr(service.arms["new"], "hasty", lambda: full)
+    assert service.ready() and service.hasty() is None, "another arm would take it"
+    monkeypatch.setattr(service.arms["new"], "wrong", lambda: "it hangs")
+    assert not service.ready()
 
 
 def test_a_shadow_leaves_out_while_requests_wait_for_the_model(service, monkeypatch):
@@ -134,7 +139,7 @@ def test_a_refusal_is_no_exposure_and_a_shadow_that_refuses_disturbs_nobody(serv
             await service.score(ask("a", explain=True), Asker("refused", {"X-Unit-ID": "u"}))
 
         async def full(request):
-            raise Refusal(503, "The queue is full", "try again")
+            raise Refusal(503, "Overloaded", "try again")
 
         service.arms["shade"].score = full
         await service.score(ask("a"), Asker("answered", {"X-Unit-ID": "u"}))
@@ -164,7 +169,7 @@ def test_an_export_of_several_arms_is_loaded_once(tmp_path):
     plan = experiment(tmp_path / "exposures", (exports[0], exports[1], exports[1]))
     settings = ServeSettings(experiment=plan)
     check_exports(exports[0], settings)
-    default = QueuedStudent(Scorer.load(exports[0], settings), settings, ThreadPoolExecutor(1))
+    default = QueuedStudent(Scorer.load(exports[0], settings), settings, ModelThread())
     service = start_experiment(default, exports[0], settings)
     assert service.arms["control"] is default
     assert service.arms["new"] is service.arms["shade"] is not default

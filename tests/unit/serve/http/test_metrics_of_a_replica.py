@@ -57,7 +57,7 @@ def test_requests_and_errors_are_counted_by_path_status_and_kind():
         ("/v1/score", "413"): 1, ("other", "404"): 1, ("/healthz", "200"): 1,
     }  # fmt: skip
     assert {key[1]: value for key, value in seen.items() if key[0] == "broadfast_errors_total"} == {
-        "max_queued_requests": 1, "internal_error": 1, "the_request_is_not_valid": 1, "body_bytes": 1, "not_found": 1,
+        "request_timeout_s": 1, "internal_error": 1, "the_request_is_not_valid": 1, "body_bytes": 1, "not_found": 1,
     }  # fmt: skip
     assert seen["broadfast_request_seconds_count", "/v1/score"] == 6
 
@@ -69,7 +69,7 @@ def test_one_log_line_per_request_without_the_query(caplog):
     first, second = caplog.records
     assert first.getMessage() == "POST /v1/score 200"
     assert (first.request_id, first.path, first.status, first.pairs) == ("abc", "/v1/score", 200, 2)
-    assert first.ms >= 0 and (second.status, second.kind) == (503, "max_queued_requests")
+    assert first.ms >= 0 and (second.status, second.kind) == (503, "request_timeout_s")
     assert len(second.request_id) == 36
     assert not any("secret" in str(record.__dict__) for record in caplog.records)
 

@@ -115,17 +115,17 @@ def test_a_refusal_of_the_service_carries_its_limit_and_retry_after(client):
     answer = client.post("/v1/score", json={"query": "full", "products": [product()]})
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "7")
     assert answer.json() == {
-        "type": "about:blank", "title": "The queue is full", "status": 503, "detail": "try again",
-        "limit": "max_queued_requests",
+        "type": "about:blank", "title": "Overloaded", "status": 503, "detail": "try again",
+        "limit": "request_timeout_s",
     }  # fmt: skip
 
 
 def test_a_full_queue_refuses_before_the_body_is_read(client, service, monkeypatch):
-    monkeypatch.setattr(service, "refuses_all", Refusal(503, "The queue is full", "later", "max_queued_requests", 2))
+    monkeypatch.setattr(service, "refuses_all", Refusal(503, "Overloaded", "later", "request_timeout_s", 2))
     for path in ("/v1/score", "/v1/explain", "/v1/rerank"):
         answer = client.post(path, content=b"{never read", headers={"X-Request-ID": "abc"})
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
-        assert answer.json()["limit"] == "max_queued_requests" and answer.headers["content-type"] == PROBLEM_JSON
+        assert answer.json()["limit"] == "request_timeout_s" and answer.headers["content-type"] == PROBLEM_JSON
         counted = [line for line in client.get("/metrics").text.splitlines() if f'path="{path}"' in line]
         assert any(line.startswith("broadfast_requests_total") and '"503"' in line for line in counted)
     assert client.get("/v1/models").status_code == 200

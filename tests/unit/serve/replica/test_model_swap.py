@@ -141,13 +141,13 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path):
     assert load_proven(export, ServeSettings()).name
     weights = load_file(export / "model.safetensors")
     save_file({name: torch.full_like(part, torch.nan) for name, part in weights.items()}, export / "model.safetensors")
-    with pytest.raises(UserError, match="export: its probabilities are not numbers"):
+    with pytest.raises(UserError, match="export: its scores are not numbers"):
         load_proven(export, ServeSettings())
     sound = write_export(tmp_path / "sound", tmp_path / "bert")
     arms = (Arm(name="control", export=str(sound), share=0.5), Arm(name="new", export=str(export), share=0.5))
     plan = ExperimentSettings(name="e", folder=tmp_path / "exposures", arms=arms)
 
     service = SwappingService(ServeSettings(experiment=plan))
-    with pytest.raises(UserError, match="export: its probabilities are not numbers"):
+    with pytest.raises(UserError, match="export: its scores are not numbers"):
         asyncio.run(service.load(sound))
     assert not service.metrics._queues, "of a load that failed nothing is held on to"

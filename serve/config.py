@@ -48,7 +48,7 @@ class ReplicaSettings(Resources):
 
 
 class LimitSettings(Resources):
-    """Bounds on one request. An answer names the bound that was exceeded: 413 or, if late, 503 for a body, else 422."""
+    """Bounds on one request. An answer names the bound that was exceeded: 413 or, if late, 408 for a body, else 422."""
 
     products_per_request: PositiveInt = Field(200, description="number of products or documents")
     id_chars: PositiveInt = Field(256, description="characters of a product's id")
@@ -110,6 +110,9 @@ class ServeSettings(Resources):
         " takes more than half of this",
     )
     auth: AuthSettings = AuthSettings()
+    cors_origins: tuple[str, ...] = Field(
+        (), description="origins such as https://shop.example whose pages may ask from a browser; `*` is all"
+    )
     cache: CacheSettings = CacheSettings()
     experiment: ExperimentSettings | None = Field(
         None, description="an online experiment that compares exports; empty runs none"

@@ -61,6 +61,13 @@ def roll(
     address: Annotated[
         str, typer.Option(help="address of the Ray that serves; auto takes the one on this machine")
     ] = "auto",
+    allow_change: Annotated[
+        bool,
+        typer.Option(
+            "--allow-change",
+            help="also if it has other labels or perspectives, or lacks verdicts or the index for explanations",
+        ),
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
     """Roll a new export into the running service without failed requests, and back if it does not load."""
@@ -70,7 +77,7 @@ def roll(
     with clear_errors(SERVE_LOG), quiet(None if verbose else SERVE_LOG), ray_session(ClusterSettings(address=address)):
         from serve.on_ray.rollout import roll_export
 
-        replicas = roll_export(export_dir)
+        replicas = roll_export(export_dir, allow_change=allow_change)
         console().print(f"{len(replicas)} replicas answer with {export_dir}", highlight=False)
 
 

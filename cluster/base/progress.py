@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,13 +102,21 @@ def progress(label: str, unit: str, total: int | None = None, done: int = 0) -> 
 
 
 @contextmanager
-def waiting_for(what: str, every_s: float = 10.0) -> Iterator[None]:
-    """Print every `every_s` seconds what the block waits for; remember how long it took once it ends well."""
+def waiting_for(what: str, how_far: Callable[[], str] | None = None, every_s: float = 10.0) -> Iterator[None]:
+    """Print every `every_s` seconds what the block waits for; remember how long it took once it ends well.
+
+    Args:
+        how_far: returns what is going on meanwhile. If it cannot tell, the line does without.
+    """
     wait, ended = Waiting(what), threading.Event()
 
     def say() -> None:
         while not ended.wait(every_s):
-            console().print(f"  {wait.text()}", highlight=False)
+            now = ""
+            if how_far:
+                with suppress(Exception):
+                    now = f" ({how_far()})"
+            console().print(f"  {wait.text()}{now}", highlight=False)
 
     speaker = threading.Thread(target=say, daemon=True)
     speaker.start()

@@ -12,7 +12,7 @@ def serve_client() -> Any:
     """
     from ray.serve.context import _get_global_client
 
-    return _get_global_client()
+    return _get_global_client(raise_if_no_controller_running=False)
 
 
 def start_handle(handle: Any) -> None:

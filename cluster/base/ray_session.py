@@ -34,6 +34,7 @@ GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 
 FRAME_HEADER, SETTINGS_FRAME = 9, 4
 PATIENCE_S = 8.0
 LATE = "timed out during startup"  # what Ray says of a node whose daemons came too late
+OWN_ADDRESSES = ("127.0.0.1", "localhost", "::1")  # of this machine, which a proxy of the environment cannot reach
 QUIET = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
 
 
@@ -53,6 +54,7 @@ def ray_session(settings: ClusterSettings) -> Iterator[list[dict[str, float]]]:
         yield _nodes()
         return
     os.environ.update({k: os.environ.get(k, v) for k, v in (QUIET | LOCAL_ENVIRONMENT).items()})
+    os.environ.update(past_proxies())
     if address := ray_address(settings):
         check_head(address, "cluster.address" if settings.address else "RAY_ADDRESS")
     _start(init_arguments(settings))
@@ -87,6 +89,18 @@ def _start(arguments: dict[str, Any], tries: int = 3) -> None:
                     "wait for it, or end it, and run the same command again."
                 ) from error
         console().print("Ray did not start within 30 s, as on a busy machine. Trying again.", style="yellow")
+
+
+def past_proxies() -> dict[str, str]:
+    """Return the variables that keep every client of this process and its workers from asking a proxy for this machine.
+
+    Such a client polls the service, speaks to an engine behind an address, or is Ray's own.
+    """
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if given.strip() == "*":
+        return {}
+    names = dict.fromkeys([*filter(None, (name.strip() for name in given.split(","))), *OWN_ADDRESSES])
+    return dict.fromkeys(("no_proxy", "NO_PROXY"), ",".join(names))
 
 
 def _nodes() -> list[dict[str, float]]:

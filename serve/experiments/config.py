@@ -29,6 +29,9 @@ class ExperimentSettings(Resources):
     salt: str = Field("1", description="with another salt, units are dealt again, for the next experiment of this name")
     arms: tuple[Arm, ...] = Field(description="the arms, including shadow arms")
     unit_header: str = Field("X-Unit-ID", description="header of a request that names the unit: a shopper, a session")
+    allow_change: bool = Field(
+        False, description="arms may have other labels or perspectives, or lack verdicts or explanations"
+    )
     folder: Path = Field(Path("runs/exposures"), description="where exposures are written; all replicas may share it")
     flush_rows: PositiveInt = Field(1000, description="exposures that may wait to be written")
     flush_seconds: PositiveFloat = Field(5.0, description="how long an exposure may wait, at most, to be written")

@@ -13,6 +13,7 @@ from serve.experiments.config import Arm, ExperimentSettings
 from serve.experiments.exposures import ExposureLog
 from serve.http.refusals import Refusal
 from serve.http.schemas import Asker, Examples, ModelInfo, ScoreInput, ScoreResponse
+from serve.replica.compatible import check_compatible
 from serve.replica.replica import QueuedStudent
 from serve.scoring.scorer import check_export, load_proven
 
@@ -126,7 +127,8 @@ def start_experiment(default: QueuedStudent, export_dir: Path, settings: ServeSe
     """Load the arms' students beside that of `default`, once for each export. Call it on the scorer's thread.
 
     Raises:
-        UserError: an arm's export is not one or its answers cannot be right, or exposures cannot be written.
+        UserError: an arm's export is not one, its answers cannot be right or are not like those of `default`, or
+            exposures cannot be written.
     """
     experiment = settings.experiment
     assert experiment is not None, "no experiment is set"
@@ -135,6 +137,8 @@ def start_experiment(default: QueuedStudent, export_dir: Path, settings: ServeSe
         for folder in (Path(arm.export).resolve() for arm in experiment.arms):
             if folder not in loaded:
                 scorer = load_proven(folder, settings)
+                if not experiment.allow_change:
+                    check_compatible(default.scorer.about, scorer.about, "set serve.experiment.allow_change = true")
                 loaded[folder] = QueuedStudent(scorer, settings, default.thread, default.metrics)
         arms = {arm.name: loaded[Path(arm.export).resolve()] for arm in experiment.arms}
         return ExperimentService(default, arms, experiment, ExposureLog(experiment.folder, experiment))

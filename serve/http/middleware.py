@@ -1,22 +1,20 @@
-"""What happens to a request around the API: it gets an id, it is counted and logged, and its body is bounded."""
+"""What happens to a request around the API: it gets an id, is counted and logged, and may be refused early."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 import uuid
 from collections.abc import Callable
 
 from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.config import LimitSettings
 from serve.http.metrics import Metrics
 from serve.http.refusals import Refusal
 
 GONE = 499  # the client left before it could be answered
+ID_CHARS = 128  # of a request's id; of a longer one, the rest is left out
 
 
 class RequestLog:
@@ -34,7 +32,7 @@ class RequestLog:
             await self.app(scope, receive, send)
             return
         state = scope.setdefault("state", {})
-        state["request_id"] = Headers(scope=scope).get("x-request-id") or str(uuid.uuid4())
+        state["request_id"] = Headers(scope=scope).get("x-request-id", "")[:ID_CHARS] or str(uuid.uuid4())
         started, status = time.perf_counter(), GONE
 
         async def watched(message: Message) -> None:
@@ -87,54 +85,22 @@ class Admission:
         await self.app(scope, receive, send)
 
 
-class BodyLimit:
-    """ASGI middleware that answers a body over `body_bytes` with 413, announced or not, and a late one with 503.
+class HeadAsGet:
+    """ASGI middleware that answers HEAD as GET is answered, without the body."""
 
-    A body can be late through no fault of the client. Ray Serve's proxy hands it out once, so where a replica dies
-    with it, the replica that gets the request next would wait for ever.
-    """
-
-    def __init__(self, app: ASGIApp, limits: LimitSettings):
-        self.app, self.limits = app, limits
+    def __init__(self, app: ASGIApp):
+        self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["method"] != "HEAD":
             await self.app(scope, receive, send)
             return
+
+        async def without_body(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        scope["method"] = "GET"
         try:
-            async with asyncio.timeout(self.limits.body_seconds):
-                body = await self._read(Request(scope, receive))
-        except ClientDisconnect:
-            return
-        except TimeoutError:
-            detail = f"no whole body within body_seconds = {self.limits.body_seconds:g}: try again"
-            late = Refusal(503, "The body did not arrive", detail, "body_seconds", 1)
-            await late.response(scope)(scope, receive, send)
-        except Refusal as refusal:
-            await refusal.response(scope)(scope, receive, send)
-        else:
-            await self.app(scope, with_body(body, receive), send)
-
-    async def _read(self, request: Request) -> bytes:
-        """Return the whole body, or raise the refusal of one that is too large."""
-        limit, body = self.limits.body_bytes, bytearray()
-        detail = f"the body is larger than body_bytes = {limit}: send fewer products per request"
-        large = Refusal(413, "The body is too large", detail, "body_bytes")
-        announced = request.headers.get("content-length", "")
-        if announced.isdigit() and int(announced) > limit:
-            raise large
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                raise large
-        return bytes(body)
-
-
-def with_body(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that gives a body which was read already as one message, then whatever else comes."""
-    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> Message:
-        return messages.pop() if messages else await receive()
-
-    return replay
+            await self.app(scope, receive, without_body)
+        finally:
+            scope["method"] = "HEAD"  # for the log

@@ -11,11 +11,13 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
 from serve.config import LimitSettings, ServeSettings
 from serve.http.bearer_tokens import BearerTokens
-from serve.http.middleware import Admission, BodyLimit, RequestLog
+from serve.http.bodies import Bodies
+from serve.http.middleware import Admission, HeadAsGet, RequestLog
 from serve.http.refusals import PROBLEM_JSON, ProblemDetails, Refusal, answer_errors
 from serve.http.rerank import (
     InfinityResponse,
@@ -61,9 +63,11 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         "content": {PROBLEM_JSON: {"schema": {"$ref": f"#/components/schemas/{ProblemDetails.__name__}"}}},
     }
     for code, about in {
-        400: "The request is not valid HTTP",
+        400: "The request is not valid HTTP, or its body cannot be unpacked",
         401: "The token is missing or unknown",
+        408: "The body took too long to arrive",
         413: "The body is too large",
+        415: "The body is not JSON, or packed by something else than gzip",
         422: "A field is wrong or exceeds its limit",
         500: "The service failed; its log says why",
         503: "The service is overloaded: try again after `Retry-After` seconds",
@@ -88,10 +92,13 @@ def make_api(
     limits = settings.limits
     api = FastAPI(title="broadfast", version="1", description="Relevance of products for a query.", redoc_url=None)
     # The middleware that is added last sees a request first.
-    api.add_middleware(BodyLimit, limits=limits)
+    api.add_middleware(Bodies, limits=limits)
     api.add_middleware(Admission, hasty=service.hasty)
     if digests:
         api.add_middleware(BearerTokens, digests=digests)
+    api.add_middleware(HeadAsGet)
+    if settings.cors_origins:
+        api.add_middleware(CORSMiddleware, **cors(settings))
     api.add_middleware(RequestLog, metrics=service.metrics, log=log, log_queries=settings.log_queries)
     answer_errors(api)
     # The middleware has checked the token already; this only tells OpenAPI, so that /docs asks for it.
@@ -104,6 +111,18 @@ def make_api(
     api.mount("/page", StaticFiles(directory=PAGE), name="page")
     describe_refusals(api)
     return api
+
+
+def cors(settings: ServeSettings) -> dict[str, Any]:
+    """Return what pages of the origins in the settings may send and read."""
+    sent = ["Authorization", "Content-Type", "Content-Encoding", "X-Request-ID"]
+    sent += [settings.experiment.unit_header] if settings.experiment else []
+    return {
+        "allow_origins": settings.cors_origins,
+        "allow_methods": ["GET", "POST"],
+        "allow_headers": sent,
+        "expose_headers": ["X-Request-ID", "Retry-After"],
+    }
 
 
 def describe_refusals(api: FastAPI) -> None:

@@ -19,6 +19,7 @@ class ServiceArguments(Settings):
 
     export_dir: Path
     settings: ServeSettings = ServeSettings()
+    allow_change: bool = False
 
 
 def app(arguments: dict[str, Any]) -> Application:
@@ -30,4 +31,4 @@ def app(arguments: dict[str, Any]) -> Application:
     """
     given = ServiceArguments.model_validate(arguments)
     check_exports(given.export_dir, given.settings)
-    return build_app(given.export_dir, given.settings, read_digests(given.settings.auth))
+    return build_app(given.export_dir, given.settings, read_digests(given.settings.auth), given.allow_change)

@@ -58,7 +58,7 @@ class StudentDeployment(SwappingService):
         access = logging.getLogger(ACCESS_LOG) if self.settings.access_log else None
         return make_api(self, self.settings, self.digests, access, self.exposition)
 
-    async def reconfigure(self, config: Mapping[str, str]) -> None:
+    async def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Load an export. Ray Serve calls this at the start and whenever `export_dir` has changed.
 
         The first export must load, and this waits for it. A later one is loaded in the background, because Ray Serve
@@ -69,16 +69,16 @@ class StudentDeployment(SwappingService):
             await self.load(export_dir)
             return
         self.loading, self.refused = str(export_dir), None
-        self.roll = asyncio.create_task(self._roll(export_dir, self.roll))
+        self.roll = asyncio.create_task(self._roll(export_dir, config["allow_change"], self.roll))
 
-    async def _roll(self, export_dir: Path, before: asyncio.Task[None] | None) -> None:
+    async def _roll(self, export_dir: Path, allow_change: bool, before: asyncio.Task[None] | None) -> None:
         try:
             if before:
                 await asyncio.wait([before])
             if (
                 self.current.export_dir != export_dir
             ):  # they are equal where a replica is sent back to what it never left
-                await self.load(export_dir)
+                await self.load(export_dir, allow_change)
             log.info("%s answers from now on", export_dir)
         except Exception as error:
             self.refused = f"{type(error).__name__}: {error}"
@@ -124,8 +124,15 @@ class StudentDeployment(SwappingService):
         return joined(text for text in found if isinstance(text, str))
 
 
-def build_app(export_dir: Path, settings: ServeSettings, digests: Sequence[bytes] = ()) -> Application:
-    """Return the Serve application for one export folder; it accepts tokens with these SHA-256 digests, if any."""
+def build_app(
+    export_dir: Path, settings: ServeSettings, digests: Sequence[bytes] = (), allow_change: bool = False
+) -> Application:
+    """Return the Serve application for one export folder.
+
+    Args:
+        digests: SHA-256 digests of the tokens that are accepted; without any, no token is needed.
+        allow_change: running replicas take the export even if its answers have another form than those before.
+    """
     settings, digests = with_whole_paths(settings), tuple(digests)
     deployment: Any = ray_serve.deployment(
         ray_serve.ingress()(StudentDeployment),
@@ -133,7 +140,7 @@ def build_app(export_dir: Path, settings: ServeSettings, digests: Sequence[bytes
         max_ongoing_requests=settings.max_ongoing_requests,
         graceful_shutdown_timeout_s=settings.drained_within_s,
         health_check_period_s=HEALTH_CHECK_S,
-        user_config={"export_dir": str(export_dir)},
+        user_config={"export_dir": str(export_dir), "allow_change": allow_change},
         logging_config=LoggingConfig(
             enable_access_log=False,  # our own log says more
             encoding="JSON" if settings.access_log else "TEXT",

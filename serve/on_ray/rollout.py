@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import serve as ray_serve
+from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import APIType
@@ -22,11 +23,14 @@ Handle = DeploymentHandle[Any]
 ANSWER_TIMEOUT_S, POLL_S = 30.0, 0.5
 
 
-def roll_export(export_dir: Path, timeout_s: float = 600.0) -> list[str]:
+def roll_export(export_dir: Path, timeout_s: float = 600.0, allow_change: bool = False) -> list[str]:
     """Make the service on the connected Ray answer with another export, and return the names of its replicas.
 
     Each replica loads the export beside the one that answers, and scores with it once before it takes over, so no
     request fails or waits. The settings stay. Where one replica refuses the export, all return to the one before.
+
+    Args:
+        allow_change: also where its labels or perspectives are others, or where it lacks verdicts or an index.
 
     Raises:
         UserError: no service runs here, a Serve config owns it, the folder is not an export or answers already, or a
@@ -44,10 +48,10 @@ def roll_export(export_dir: Path, timeout_s: float = 600.0) -> list[str]:
         raise UserError(f"the service answers with {export_dir} already. Copy a new export beside it, not over it.")
     before = Path(others[0] if others else export_dir)
     try:
-        ray_serve.run(build_app(export_dir, settings, digests), name=APP_NAME, route_prefix="/")
+        ray_serve.run(build_app(export_dir, settings, digests, allow_change), name=APP_NAME, route_prefix="/")
         return [state.replica for state in until_loaded(handle, export_dir, timeout_s)]
     except BaseException as error:  # also after Ctrl-C, so that all replicas answer with the same export
-        ray_serve.run(build_app(before, settings, digests), name=APP_NAME, route_prefix="/")
+        ray_serve.run(build_app(before, settings, digests, allow_change), name=APP_NAME, route_prefix="/")
         if not isinstance(error, Exception):
             raise
         with suppress(UserError):  # the first error is the one to report
@@ -97,7 +101,10 @@ def until_loaded(handle: Handle, export_dir: Path, timeout_s: float) -> Sequence
     """
     deadline = time.monotonic() + timeout_s
     while True:
-        found = states(handle)
+        try:
+            found = states(handle)
+        except (RayError, RayServeException, TimeoutError):  # one has gone; that which replaces it loads the new export
+            found = ()
         refused = [f"{state.replica}: {state.refused}" for state in found if state.refused]
         if refused:
             raise UserError("; ".join(refused))

@@ -17,7 +17,8 @@ import ray
 from ray import serve as ray_serve
 
 from cluster.base.errors import UserError
-from cluster.base.progress import waiting_for
+from cluster.base.progress import console, waiting_for
+from cluster.base.ray_internals import serve_client
 from serve.config import ServeSettings
 from serve.experiments.experiment_service import check_exports
 from serve.http.bearer_tokens import read_digests
@@ -59,12 +60,10 @@ def serve_export(
     check_exports(export_dir, settings)
     check_alone()
     digests = read_digests(settings.auth)
-    check_port(settings)
     check_resources(settings)
-    ray_serve.start(http_options=http_options(settings))
-    service = RunningService(f"http://{reachable(settings.host)}:{settings.port}")
+    service = RunningService(start_ingress(settings))
     try:
-        with waiting_for("the service to start and its replicas to load the student"):
+        with waiting_for("the service to start and its replicas to load the student", how_far):
             ray_serve.run(build_app(export_dir.resolve(), settings, digests), name=APP_NAME, route_prefix="/")
             wait_until_ready(service.url)
     except BaseException:
@@ -78,6 +77,39 @@ def serve_export(
         stopped.wait()
     service.stop()
     return service
+
+
+def start_ingress(settings: ServeSettings) -> str:
+    """Start Ray Serve, or join the one that runs on this Ray for others, and return the address to call.
+
+    Raises:
+        UserError: the port is taken, or another application of that Ray Serve answers everything.
+    """
+    if (other := serve_client()) is None:
+        check_port(settings)
+        ray_serve.start(http_options=http_options(settings))
+        return address_of(settings.host, settings.port)
+    for name, application in other.get_serve_details()["applications"].items():
+        if application["route_prefix"] == "/":
+            raise UserError(f"the application {name!r} on this Ray Serve answers at / already. Start another Ray.")
+    host, port = other.http_config.host, other.http_config.port
+    if (host, port) != (settings.host, settings.port):
+        said = (
+            f"another application has started Ray Serve here, so the service listens where that does, on {host}:{port}"
+        )
+        console().print(said, highlight=False)
+    return address_of(host, port)
+
+
+def how_far() -> str:
+    """Return what the replicas are doing while the service starts."""
+    application = ray_serve.status().applications.get(APP_NAME)
+    if application is None or not application.deployments:
+        return "Ray Serve itself starts"
+    (deployment,) = application.deployments.values()
+    states = ", ".join(f"{count} {state.lower()}" for state, count in deployment.replica_states.items())
+    said = deployment.message or "they import torch, load the student and try it out before they run"
+    return f"replicas: {states or 'none yet'}; {said}"
 
 
 def http_options(settings: ServeSettings) -> dict[str, Any]:
@@ -98,9 +130,10 @@ def stop_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def reachable(host: str) -> str:
+def address_of(host: str, port: int) -> str:
     """Return the address to call; a service on all interfaces is called on this machine's own."""
-    return "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
+    host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def check_alone() -> None:

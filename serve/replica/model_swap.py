@@ -10,6 +10,7 @@ from serve.experiments.experiment_service import ExperimentService, start_experi
 from serve.http.metrics import Metrics
 from serve.http.refusals import Refusal
 from serve.http.schemas import Asker, Examples, ModelInfo, ScoreInput, ScoreResponse
+from serve.replica.compatible import check_compatible
 from serve.replica.model_thread import ModelThread
 from serve.replica.replica import CLOSE_POLL_S, QueuedStudent
 from serve.scoring.scorer import load_proven
@@ -39,17 +40,23 @@ class SwappingService:
         self.loaded: Loaded | None = None
         self.leaving: set[asyncio.Task[None]] = set()
 
-    async def load(self, export_dir: Path) -> None:
+    async def load(self, export_dir: Path, allow_change: bool = False) -> None:
         """Load an export beside the one that answers, try it out, and answer with it from then on.
 
+        Args:
+            allow_change: also where its labels or perspectives are others, or where it lacks verdicts or an index.
+
         Raises:
-            UserError: it is not an export, or its answers cannot be right; then the one before it stays.
+            UserError: it is not an export, its answers cannot be right, or they are not like those of the one before
+                it; then that one stays.
         """
         thread = ModelThread()
         loop = asyncio.get_running_loop()
         student: QueuedStudent | None = None
         try:
             scorer = await loop.run_in_executor(thread, load_proven, export_dir, self.settings)
+            if self.loaded and not allow_change:
+                check_compatible(self.models[0], scorer.about, "roll it in with --allow-change")
             service: QueuedStudent | ExperimentService
             service = student = QueuedStudent(scorer, self.settings, thread, self.metrics)
             if self.settings.experiment:

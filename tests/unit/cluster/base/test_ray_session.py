@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from cluster.base.errors import UserError
-from cluster.base.ray_session import GREETING, _start, check_head, on_this_node, ray_session
+from cluster.base.ray_session import GREETING, _start, check_head, on_this_node, past_proxies, ray_session
 from cluster.config import ClusterSettings
 from tests.helpers.free_port import free_port
 
@@ -107,3 +107,15 @@ def test_what_else_ends_the_start_is_not_tried_again(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ray, "init", broken)
     with pytest.raises(ConnectionError, match="no shared memory"):
         _start({})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("", "127.0.0.1,localhost,::1"), ("shop.example, localhost", "shop.example,localhost,127.0.0.1,::1")],
+)
+def test_no_proxy_is_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch, given: str, expected: str) -> None:
+    monkeypatch.setenv("no_proxy", given)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert past_proxies() == {"no_proxy": expected, "NO_PROXY": expected}
+    monkeypatch.setenv("no_proxy", "*")
+    assert past_proxies() == {}

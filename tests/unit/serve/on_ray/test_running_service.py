@@ -9,22 +9,30 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import RayActorError
 
 from cluster.base.errors import UserError
 from serve.config import ReplicaSettings, ServeSettings
-from serve.on_ray.rollout import check_ours
+from serve.http.refusals import Refusal
+from serve.http.routes import make_api
+from serve.on_ray.deployment import ReplicaState
+from serve.on_ray.rollout import check_ours, until_loaded
 from serve.on_ray.running_service import (
     RunningService,
+    address_of,
     check_alone,
     check_port,
     check_resources,
-    reachable,
+    how_far,
     score_once,
     serve_export,
+    start_ingress,
     stop_signals,
     wait_until_ready,
 )
+from tests.helpers.echo_service import Echo
 from tests.helpers.free_port import free_port
+from tests.helpers.local_service import running
 
 
 @pytest.fixture
@@ -64,9 +72,8 @@ def test_a_service_that_does_not_start_leaves_no_application(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("no replica could load it")
 
-    for name in ("check_exports", "check_alone", "check_port", "check_resources", "build_app"):
+    for name in ("check_exports", "check_alone", "check_resources", "build_app", "start_ingress"):
         monkeypatch.setattr(f"serve.on_ray.running_service.{name}", lambda *_: None)
-    monkeypatch.setattr("ray.serve.start", lambda **_: None)
     monkeypatch.setattr("ray.serve.run", fail)
     monkeypatch.setattr("ray.serve.delete", lambda name, _blocking: deleted.append(name))
     with pytest.raises(RuntimeError, match="no replica could load it"):
@@ -113,6 +120,80 @@ def test_signals_set_the_event_and_are_put_back():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize(("host", "expected"), [("0.0.0.0", "127.0.0.1"), ("10.1.2.3", "10.1.2.3")])
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("0.0.0.0", "127.0.0.1"), ("10.1.2.3", "10.1.2.3"), ("::1", "[::1]"), ("::", "[::1]"), ("fd00::2", "[fd00::2]")],
+)
 def test_an_address_to_call(host, expected):
-    assert reachable(host) == expected
+    assert address_of(host, 80) == f"http://{expected}:80"
+
+
+def test_what_is_on_this_machine_is_not_asked_of_a_proxy(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    with running(make_api(Echo(), ServeSettings())) as url:
+        wait_until_ready(url, timeout_s=60)
+        assert score_once(url, "q", [{"id": "a", "title": "t"}])["model"] == "echo"
+
+
+def test_who_is_told_to_come_back_does(monkeypatch):
+    echo, asked = Echo(), []
+    monkeypatch.setattr("time.sleep", asked.append)
+
+    def once():
+        return None if asked else Refusal(503, "Overloaded", "later", retry_after_s=3)
+
+    echo.hasty = once
+    with running(make_api(echo, ServeSettings())) as url:
+        assert score_once(url, "q", [{"id": "a", "title": "t"}])["model"] == "echo"
+    assert 3 in asked
+
+
+class Client:
+    """Ray Serve as somebody else has started it."""
+
+    http_config = SimpleNamespace(host="10.0.0.7", port=8765)
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+
+    def get_serve_details(self):
+        return {"applications": {"theirs": {"route_prefix": self.prefix}}}
+
+
+def test_another_ray_serve_is_joined_where_it_listens(monkeypatch):
+    monkeypatch.setattr("ray.serve.start", lambda **_: pytest.fail("it runs already"))
+    monkeypatch.setattr("serve.on_ray.running_service.serve_client", lambda: Client("/theirs"))
+    assert start_ingress(ServeSettings()) == "http://10.0.0.7:8765"
+    monkeypatch.setattr("serve.on_ray.running_service.serve_client", lambda: Client("/"))
+    with pytest.raises(UserError, match="'theirs' on this Ray Serve answers at / already"):
+        start_ingress(ServeSettings())
+
+
+def test_what_a_start_waits_for_is_said(monkeypatch):
+    applications = {}
+    monkeypatch.setattr("ray.serve.status", lambda: SimpleNamespace(applications=applications))
+    assert how_far() == "Ray Serve itself starts"
+    deployment = SimpleNamespace(replica_states={"STARTING": 1, "RUNNING": 1}, message="")
+    applications["broadfast"] = SimpleNamespace(deployments={"student": deployment})
+    assert "replicas: 1 starting, 1 running; they import torch, load the student" in how_far()
+    deployment.message = "no CPU is free"
+    assert how_far().endswith("no CPU is free")
+
+
+def test_a_replica_that_goes_during_a_roll_does_not_undo_it(monkeypatch):
+    new = ReplicaState("two", "new")
+    says = iter([RayActorError(), [ReplicaState("one", "old", loading="new")], TimeoutError(), [new]])
+
+    def asked(handle):
+        said = next(says)
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    monkeypatch.setattr("serve.on_ray.rollout.states", asked)
+    monkeypatch.setattr("serve.on_ray.rollout.POLL_S", 0)
+    assert until_loaded(None, Path("new"), 60) == [new]
+    monkeypatch.setattr("serve.on_ray.rollout.states", lambda handle: [ReplicaState("one", "old", refused="damaged")])
+    with pytest.raises(UserError, match="one: damaged"):
+        until_loaded(None, Path("new"), 60)

@@ -18,6 +18,7 @@ from serve.http.schemas import Asker, ProductInput, Result, ScoreInput
 from serve.replica import model_swap as swap
 from serve.replica.model_swap import SwappingService
 from serve.scoring.scorer import load_proven
+from tests.helpers.echo_service import Echo
 from tests.helpers.report_run import write_export
 
 REQUEST = ScoreInput(query="q", products=[ProductInput(id="a", title="a")])
@@ -30,6 +31,7 @@ class Named:
 
     def __init__(self, name: str, free: bool = True) -> None:
         self.name, self.go, self.started = name, threading.Event(), threading.Event()
+        self.about = Echo.model_info.model_copy(update={"id": name})
         if free:
             self.go.set()
 
@@ -113,6 +115,55 @@ def test_what_does_not_load_changes_nothing(scorers):
     model, figures = asyncio.run(run())
     assert model == "old"
     assert 'broadfast_pairs_total{replica="local"} 1.0' in figures
+
+
+LABEL = Echo.model_info.labels[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"labels": [LABEL.model_copy(update={"code": "A"})]}, "labels A instead of E"),
+        ({"labels": [LABEL.model_copy(update={"gain": 3})]}, "other gains"),
+        ({"perspectives": []}, "perspectives none instead of intent, rules"),
+        ({"verdicts": False}, "no verdicts"),
+        ({"explanations": False}, "no rationale index"),
+    ],
+)
+def test_what_answers_otherwise_is_rolled_in_only_where_that_is_meant(scorers, change, words):
+    scorers |= {"old": Named("old"), "new": Named("new")}
+    scorers["new"].about = scorers["new"].about.model_copy(update=change)
+
+    async def run() -> list[str]:
+        service = SwappingService(ServeSettings())
+        await service.load(Path("old"))
+        with pytest.raises(UserError, match=f"new has {words}.*compared with old.*--allow-change"):
+            await service.load(Path("new"))
+        before = (await service.score(REQUEST)).model
+        await service.load(Path("new"), allow_change=True)
+        after = (await service.score(REQUEST)).model
+        await service.close()
+        return [before, after]
+
+    assert asyncio.run(run()) == ["old", "new"]
+
+
+def test_an_arm_that_answers_otherwise_is_refused_unless_that_is_set(scorers, tmp_path, monkeypatch):
+    scorers["old"], other = Named("old"), Named("other")
+    other.about = other.about.model_copy(update={"perspectives": []})
+    monkeypatch.setattr("serve.experiments.experiment_service.load_proven", lambda folder, settings: other)
+    plan = ExperimentSettings(name="e", folder=tmp_path, arms=(Arm(name="control", export="c", share=1),))
+    with pytest.raises(UserError, match=r"perspectives none instead of .*experiment\.allow_change"):
+        asyncio.run(SwappingService(ServeSettings(experiment=plan)).load(Path("old")))
+
+    async def allowed() -> str:
+        service = SwappingService(ServeSettings(experiment=plan.model_copy(update={"allow_change": True})))
+        await service.load(Path("old"))
+        answer = await service.score(REQUEST, Asker("r", {"X-Unit-ID": "u"}))
+        await service.close()
+        return answer.model
+
+    assert asyncio.run(allowed()) == "other"
 
 
 def test_exposures_of_both_are_kept(scorers, tmp_path, monkeypatch):

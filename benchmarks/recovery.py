@@ -10,8 +10,6 @@ import os
 import shutil
 import sys
 import time
-import urllib.error
-import urllib.request
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +22,7 @@ import ray
 from contest.running import Contestant, free_port
 from contest.weights import make_pairs_of_real_length, prepare
 from load import start_generator
+from ray.exceptions import RayError
 from results import Figure, in_own_process, write_results
 from safetensors.torch import load_file, save_file
 
@@ -31,7 +30,7 @@ from cluster.base.ray_session import LOCAL_ENVIRONMENT
 from cluster.base.stage_folder import write_json
 from serve.config import Ingress, ReplicaSettings, ServeSettings
 from serve.on_ray.proxy import ingress_environment
-from serve.on_ray.rollout import roll_export
+from serve.on_ray.rollout import roll_export, service_handle, states
 from serve.on_ray.running_service import serve_export
 
 CLIENTS = 8
@@ -56,30 +55,28 @@ def serving(export: Path, ingress: Ingress) -> Iterator[str]:
         ray.shutdown()
 
 
-def replicas(url: str) -> set[str]:
-    """Return the replicas that report metrics; an empty set if the request went to one that is gone."""
+def replicas() -> set[str]:
+    """Return the replicas that say what they have loaded; an empty set if one that is gone was asked."""
     try:
-        with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
-            lines = answer.read().decode().splitlines()
-    except (urllib.error.URLError, OSError):
+        return {state.replica for state in states(service_handle())}
+    except RayError:
         return set()
-    return {one.split('replica="')[1].split('"')[0] for one in lines if one.startswith("broadfast_waiting_requests{")}
 
 
-def wait_for_two(url: str, gone: str = "") -> None:
+def wait_for_two(gone: str = "") -> None:
     """Wait until there are two replicas, not counting `gone`."""
     deadline = time.monotonic() + PATIENCE_S
-    while len(found := replicas(url)) != 2 or any(gone.endswith(name) for name in found):
+    while len(found := replicas()) != 2 or any(gone.endswith(name) for name in found):
         assert time.monotonic() < deadline, f"still {found}"
         time.sleep(0.1)
 
 
-def kill_one(url: str) -> None:
+def kill_one() -> None:
     """Kill a replica's process and wait until there are two again."""
     names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
     victim = next(name for name in names if "SERVE_REPLICA" in name)
     ray.kill(ray.get_actor(victim, namespace="serve"))
-    wait_for_two(url, victim)
+    wait_for_two(victim)
 
 
 def under_load(event: str, generator: Contestant, url: str, seconds: float, act: Callable[[], object]) -> Row:
@@ -114,9 +111,9 @@ def one_ingress(ingress: Ingress, kills: int, seconds: float) -> list[Row]:
     other = changed_copy(export, folder / "export-rolled-in")
     generator = start_generator(folder, pairs)
     with serving(export, ingress) as url:
-        wait_for_two(url)
+        wait_for_two()
         generator.ask(url=f"{url}/v1/score", clients=CLIENTS, seconds=LEAD_S)  # warms up
-        rows = [under_load("kill", generator, url, seconds, partial(kill_one, url)) for _ in range(kills)]
+        rows = [under_load("kill", generator, url, seconds, kill_one) for _ in range(kills)]
         for target in (other, export):
             rows.append(under_load("roll", generator, url, seconds, partial(roll_export, target)))
     generator.stop()

@@ -68,6 +68,10 @@ class AuthSettings(Resources):
 
     tokens_file: Path | None = Field(None, description="file with one token per line")
     tokens_env: str | None = Field(None, description="name of an environment variable that holds tokens")
+    scrape_tokens_file: Path | None = Field(
+        None, description="the same for tokens that open `/metrics` alone, such as that of Prometheus"
+    )
+    scrape_tokens_env: str | None = Field(None, description="name of an environment variable that holds such tokens")
 
 
 class CacheSettings(Resources):

@@ -40,7 +40,7 @@ class ExperimentService:
         self.default, self.arms, self.experiment, self.exposures = default, arms, experiment, exposures
         self.model, self.metrics = default.model, default.metrics
         self.in_shadow: set[asyncio.Task[None]] = set()
-        self.metrics.watch_exposures(lambda: len(exposures.waiting), lambda: exposures.lost)
+        self.metrics.watch_exposures(lambda: len(exposures.waiting))
 
     @property
     def models(self) -> list[ModelInfo]:
@@ -116,10 +116,11 @@ class ExperimentService:
         if response:
             self._note(asker, unit, arm, response)
         else:
-            self.metrics.shadow_refused()
+            self.metrics.shadow_skipped(arm.name)
 
     def _note(self, asker: Asker, unit: str, arm: Arm, response: ScoreResponse) -> None:
         ids, scores = [result.id for result in response.results], [result.score for result in response.results]
+        self.metrics.scored_by(arm.name, response.model, arm.shadow)
         self.exposures.append(asker.request_id, unit, arm, ids, scores)
 
 

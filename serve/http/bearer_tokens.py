@@ -6,6 +6,8 @@ import hashlib
 import hmac
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -17,27 +19,51 @@ from serve.http.refusals import Refusal
 LEAST_CHARS = 16
 # These hold no data: the page that asks for a token, the health probes, and the description of the API.
 OPEN_PATHS = ("/", "/healthz", "/readyz", "/docs", "/openapi.json")
-OPEN_FOLDER = "/page/"
+OPEN_FOLDER, METRICS = "/page/", "/metrics"
 
 
-def read_digests(settings: AuthSettings) -> tuple[bytes, ...]:
-    """Return the SHA-256 digest of every token in the file and the environment variable; none if neither is set.
+@dataclass(frozen=True)
+class Tokens:
+    """SHA-256 digests of the tokens of those who ask, and of those who may only read `/metrics`."""
+
+    asking: tuple[bytes, ...] = ()
+    scraping: tuple[bytes, ...] = ()
+
+    def of(self, path: str) -> tuple[bytes, ...]:
+        """Return the digests of what opens the path; none where it needs no token."""
+        if path in OPEN_PATHS or path.startswith(OPEN_FOLDER):
+            return ()
+        return self.asking + self.scraping if path == METRICS else self.asking
+
+
+NO_TOKENS = Tokens()
+
+
+def read_tokens(settings: AuthSettings) -> Tokens:
+    """Return the digests of the tokens in the files and environment variables; none where neither is set.
 
     Raises:
         UserError: a source that cannot be read or is empty, or a token that is too short. The message never holds a
             token.
     """
+    return Tokens(
+        _read("tokens", settings.tokens_file, settings.tokens_env),
+        _read("scrape_tokens", settings.scrape_tokens_file, settings.scrape_tokens_env),
+    )
+
+
+def _read(setting: str, file: Path | None, variable: str | None) -> tuple[bytes, ...]:
     digests: list[bytes] = []
-    if settings.tokens_file:
+    if file:
+        name = f"serve.auth.{setting}_file {file}"
         try:
-            text = settings.tokens_file.read_text(encoding="utf-8")
+            text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8"
-            raise UserError(f"serve.auth.tokens_file {settings.tokens_file}: cannot be read ({reason})") from None
-        digests += _digests(f"serve.auth.tokens_file {settings.tokens_file}", text.split())
-    if settings.tokens_env:
-        value = os.environ.get(settings.tokens_env, "")
-        digests += _digests(f"serve.auth.tokens_env {settings.tokens_env}", value.split())
+            raise UserError(f"{name}: cannot be read ({reason})") from None
+        digests += _digests(name, text.split())
+    if variable:
+        digests += _digests(f"serve.auth.{setting}_env {variable}", os.environ.get(variable, "").split())
     return tuple(digests)
 
 
@@ -60,13 +86,13 @@ def known(authorization: str | None, digests: Sequence[bytes]) -> bool:
 class BearerTokens:
     """ASGI middleware that answers a request without a known token with 401, before its body is read."""
 
-    def __init__(self, app: ASGIApp, digests: Sequence[bytes]):
-        self.app, self.digests = app, digests
+    def __init__(self, app: ASGIApp, tokens: Tokens):
+        self.app, self.tokens = app, tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and not scope["path"].startswith(OPEN_FOLDER):
+        if scope["type"] == "http" and (digests := self.tokens.of(scope["path"])):
             given = Headers(scope=scope).get("authorization")
-            if not known(given, self.digests):
+            if not known(given, digests):
                 challenge = "Bearer" if given is None else 'Bearer error="invalid_token"'
                 detail = "send `Authorization: Bearer TOKEN` with a token of this service"
                 refusal = Refusal(401, "Unauthorized", detail, headers={"WWW-Authenticate": challenge})

@@ -1,62 +1,110 @@
-"""Figures of one replica in Prometheus form, and those of several replicas joined.
+"""Figures of one replica in Prometheus form, which a replica also reports through Ray, for the whole cluster.
 
-Ray Serve counts requests and batches per replica at Ray's own metrics port. Counted here is what it cannot know: pairs,
-the time in our queue and in the model, hits of the cache, and errors by kind.
+Ray Serve counts requests and batches per replica itself. Counted here is what it cannot know: pairs, the time in our
+queue and in the model, hits of the cache, and refusals and errors by kind. `/metrics` shows those of the replica that
+answers; Ray's own metrics ports show those of all, each with the prefix `ray_`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from types import SimpleNamespace
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    Metric,
-    disable_created_metrics,
-    generate_latest,
-)
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 PAIRS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+FIRST_FAULT = 500  # the first status that is the service's own fault
 disable_created_metrics()  # it would be a second series per figure, which nobody reads
 
 
-class Metrics:
-    """The figures of one replica; each series carries the replica's name."""
+@dataclass(frozen=True)
+class Series:
+    """A counter or a histogram, kept here and, in a replica, reported through Ray as well."""
 
-    def __init__(self, replica: str = "local") -> None:
-        self.registry, self.replica = CollectorRegistry(), replica
+    own: Any
+    through_ray: Any = None
+    names: Sequence[str] = ()
+    values: Mapping[str, str] = field(default_factory=dict)
+
+    def labels(self, *values: str) -> Series:
+        """Return the series with these values of its labels, in their order."""
+        return Series(self.own.labels(*values), self.through_ray, (), dict(zip(self.names, values, strict=True)))
+
+    def inc(self, amount: float = 1) -> None:
+        """Count so many more."""
+        self.own.inc(amount)
+        if self.through_ray and amount:  # Ray refuses to add nothing
+            self.through_ray.inc(amount, tags=self.values)
+
+    def observe(self, value: float) -> None:
+        """Count one more value."""
+        self.own.observe(value)
+        if self.through_ray:
+            self.through_ray.observe(value, tags=self.values)
+
+
+@dataclass(frozen=True)
+class ModelFigures:
+    """The figures of one model: of a replica's export, or of an arm's."""
+
+    pairs: Series
+    cache_hits: Series
+    cache_misses: Series
+    queue_seconds: Series
+    batch_pairs: Series
+    model_seconds: Series
+
+
+class Metrics:
+    """The figures of one replica; each series carries the replica's name.
+
+    Args:
+        ray_metrics: the module `ray.serve.metrics` in a replica, which reports what is counted through Ray too.
+    """
+
+    def __init__(self, replica: str = "local", ray_metrics: Any = None) -> None:
+        self.registry, self.replica, self.ray_metrics = CollectorRegistry(), replica, ray_metrics
         self._queues: list[Callable[[], int]] = []
         self._requests = self._counter("requests", "answered requests", "path", "status")
-        self._errors = self._counter("errors", "refusals and faults by kind", "kind")
-        self._seconds = Histogram(
-            "broadfast_request_seconds", "time of a request in the replica", ("replica", "path"),
-            buckets=SECONDS, registry=self.registry,
-        )  # fmt: skip
-        self.pairs = self._counter("pairs", "pairs that were answered").labels(replica)
-        self.cache_hits = self._counter("cache_hits", "pairs answered from the cache").labels(replica)
-        self.cache_misses = self._counter("cache_misses", "pairs that were not in the cache").labels(replica)
-        self.queue_seconds = self._histogram("queue_seconds", "time of a request before the model took it", SECONDS)
-        self.batch_pairs = self._histogram("batch_pairs", "pairs of one batch", PAIRS)
-        self.model_seconds = self._histogram("model_seconds", "time of one batch in the model", SECONDS)
-        gauge = Gauge("broadfast_waiting_requests", "requests in the queue now", ("replica",), registry=self.registry)
-        gauge.labels(replica).set_function(lambda: sum(count() for count in self._queues))
+        self._errors = self._counter("errors", "answers with a status of 500 and more, by kind", "kind")
+        self._refusals = self._counter("refusals", "answers with a status of 400 to 499, by kind", "kind")
+        self._seconds = self._histogram("request_seconds", "time of a request in the replica", SECONDS, "path")
+        self._pairs = self._counter("pairs", "pairs that were answered", "model")
+        self._hits = self._counter("cache_hits", "pairs answered from the cache", "model")
+        self._misses = self._counter("cache_misses", "pairs that were not in the cache", "model")
+        self._queue_seconds = self._histogram(
+            "queue_seconds", "time of a request before the model took it", SECONDS, "model"
+        )
+        self._batch_pairs = self._histogram("batch_pairs", "pairs of one batch", PAIRS, "model")
+        self._model_seconds = self._histogram("model_seconds", "time of one batch in the model", SECONDS, "model")
+        self._arms = self._counter("arm_requests", "requests that an arm scored", "arm", "model", "shadow")
+        self._skipped = self._counter("shadow_skipped", "requests that a shadow arm did not score", "arm")
+        lost = self._counter("exposures_lost", "exposures that were lost because they could not be written")
+        self.exposures_lost = lost.labels(replica)
+        self._waiting_exposures = self._gauge("exposures_waiting", "exposures that wait to be written")
+        self._gauge("waiting_requests", "requests in the queue now").set_function(
+            lambda: sum(count() for count in self._queues)
+        )
 
-        about = "exposures that wait to be written, and those that were lost because they could not be written"
-        self._exposures = Gauge("broadfast_exposures", about, ("replica", "state"), registry=self.registry)
+    def _counter(self, name: str, about: str, *labels: str) -> Series:
+        names, full = ("replica", *labels), f"broadfast_{name}"
+        rays = self.ray_metrics and self.ray_metrics.Counter(f"{full}_total", about, tag_keys=names)
+        return Series(Counter(full, about, names, registry=self.registry), rays, names)
 
-    def _counter(self, name: str, about: str, *labels: str) -> Counter:
-        return Counter(f"broadfast_{name}", about, ("replica", *labels), registry=self.registry)
+    def _histogram(self, name: str, about: str, buckets: tuple[float, ...], *labels: str) -> Series:
+        names, full = ("replica", *labels), f"broadfast_{name}"
+        rays = self.ray_metrics and self.ray_metrics.Histogram(full, about, boundaries=list(buckets), tag_keys=names)
+        return Series(Histogram(full, about, names, buckets=buckets, registry=self.registry), rays, names)
 
-    def _histogram(self, name: str, about: str, buckets: tuple[float, ...]) -> Histogram:
-        full = Histogram(f"broadfast_{name}", about, ("replica",), buckets=buckets, registry=self.registry)
-        return full.labels(self.replica)
+    def _gauge(self, name: str, about: str) -> Gauge:
+        return Gauge(f"broadfast_{name}", about, ("replica",), registry=self.registry).labels(self.replica)
+
+    def of_model(self, model: str) -> ModelFigures:
+        """Return the figures of one model; one that is loaded again goes on with those that it had."""
+        every = self._pairs, self._hits, self._misses, self._queue_seconds, self._batch_pairs, self._model_seconds
+        return ModelFigures(*(one.labels(self.replica, model) for one in every))
 
     def watch_waiting(self, count: Callable[[], int]) -> None:
         """Add the length of one more queue to the waiting requests; it is read whenever somebody asks."""
@@ -67,31 +115,24 @@ class Metrics:
         self._queues.remove(count)
 
     def answered(self, path: str, status: int, seconds: float, kind: str | None) -> None:
-        """Count one request by the template of its path and its status, and by the kind of its error if it failed."""
+        """Count one request by the template of its path and its status, and by the kind of its refusal or error."""
         self._requests.labels(self.replica, path, str(status)).inc()
         self._seconds.labels(self.replica, path).observe(seconds)
         if kind:
-            self._errors.labels(self.replica, kind).inc()
+            (self._errors if status >= FIRST_FAULT else self._refusals).labels(self.replica, kind).inc()
 
-    def shadow_refused(self) -> None:
+    def scored_by(self, arm: str, model: str, shadow: bool) -> None:
+        """Count a request that an arm of an experiment scored."""
+        self._arms.labels(self.replica, arm, model, str(shadow).lower()).inc()
+
+    def shadow_skipped(self, arm: str) -> None:
         """Count a request that a shadow arm did not score."""
-        self._errors.labels(self.replica, "shadow_refused").inc()
+        self._skipped.labels(self.replica, arm).inc()
 
-    def watch_exposures(self, waiting: Callable[[], int], lost: Callable[[], int]) -> None:
-        """Read how many exposures wait to be written and how many were lost; the newest experiment replaces others."""
-        self._exposures.labels(self.replica, "waiting").set_function(waiting)
-        self._exposures.labels(self.replica, "lost").set_function(lost)
+    def watch_exposures(self, waiting: Callable[[], int]) -> None:
+        """Read how many exposures wait to be written; the newest experiment replaces others."""
+        self._waiting_exposures.set_function(waiting)
 
     def text(self) -> str:
         """Return everything in the text form of Prometheus."""
         return generate_latest(self.registry).decode()
-
-
-def joined(texts: Iterable[str]) -> str:
-    """Join the texts of several replicas: each family once, with the samples of all."""
-    families: dict[str, Metric] = {}
-    for text in texts:
-        for family in text_string_to_metric_families(text):
-            families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-            families[family.name].samples.extend(family.samples)
-    return generate_latest(cast(Collector, SimpleNamespace(collect=families.values))).decode()

@@ -55,7 +55,7 @@ class RequestLog:
         # refused before routing has no route.
         asked = str(scope.get("path"))
         path = getattr(scope.get("route"), "path", asked if asked in Admission.PATHS else "other")
-        kind = state.get("kind") or ("client_gone" if status == GONE else None)
+        kind = state.get("kind")
         self.metrics.answered(path, status, seconds, kind)
         if self.log is None:
             return

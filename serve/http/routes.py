@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
 from serve.config import LimitSettings, ServeSettings
-from serve.http.bearer_tokens import BearerTokens
+from serve.http.bearer_tokens import NO_TOKENS, BearerTokens, Tokens
 from serve.http.bodies import Bodies
 from serve.http.middleware import Admission, HeadAsGet, RequestLog
 from serve.http.refusals import PROBLEM_JSON, ProblemDetails, Refusal, answer_errors
@@ -48,7 +47,6 @@ from serve.http.schemas import (
 if TYPE_CHECKING:
     from serve.replica.model_swap import SwappingService
 
-Exposition = Callable[[], Awaitable[str]]
 PAGE = Path(__file__).parent / "playground"
 # The page runs only its own script and style, and nothing that a query or a title might contain.
 PAGE_HEADERS = {
@@ -78,24 +76,22 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 def make_api(
     service: SwappingService,
     settings: ServeSettings,
-    digests: Sequence[bytes] = (),
+    tokens: Tokens = NO_TOKENS,
     log: logging.Logger | None = None,
-    exposition: Exposition | None = None,
 ) -> FastAPI:
     """Return the HTTP API over `service`, with its page at `/`.
 
     Args:
-        digests: SHA-256 digests of the tokens that are accepted; without any, no token is needed.
+        tokens: digests of the tokens that are accepted; without any, no token is needed.
         log: gets one line per request.
-        exposition: returns the figures for `/metrics`; without it, those of `service` alone are shown.
     """
     limits = settings.limits
     api = FastAPI(title="broadfast", version="1", description="Relevance of products for a query.", redoc_url=None)
     # The middleware that is added last sees a request first.
     api.add_middleware(Bodies, limits=limits)
     api.add_middleware(Admission, hasty=service.hasty)
-    if digests:
-        api.add_middleware(BearerTokens, digests=digests)
+    if tokens.asking or tokens.scraping:
+        api.add_middleware(BearerTokens, tokens=tokens)
     api.add_middleware(HeadAsGet)
     if settings.cors_origins:
         api.add_middleware(CORSMiddleware, **cors(settings))
@@ -103,9 +99,9 @@ def make_api(
     answer_errors(api)
     # The middleware has checked the token already; this only tells OpenAPI, so that /docs asks for it.
     locked: dict[str, Any] = {}
-    if digests:
+    if tokens.asking:
         locked = {"dependencies": [Depends(HTTPBearer(auto_error=False))], "responses": {401: REFUSALS[401]}}
-    for router in (scoring(service, limits), information(service, limits, exposition)):
+    for router in (scoring(service, limits), information(service, limits)):
         api.include_router(router, **locked)
     api.include_router(open_to_all(service))
     api.mount("/page", StaticFiles(directory=PAGE), name="page")
@@ -182,7 +178,7 @@ def scoring(service: SwappingService, limits: LimitSettings) -> APIRouter:
     return router
 
 
-def information(service: SwappingService, limits: LimitSettings, exposition: Exposition | None) -> APIRouter:
+def information(service: SwappingService, limits: LimitSettings) -> APIRouter:
     """Return `/v1/models`, `/v1/examples` and `/metrics`."""
     router = APIRouter()
 
@@ -202,10 +198,11 @@ def information(service: SwappingService, limits: LimitSettings, exposition: Exp
     about = "Queries and titles to try the service with"
     router.get("/v1/examples", responses={422: REFUSALS[422]}, summary=about)(examples)
 
-    @router.get("/metrics", summary="Figures of all replicas in Prometheus form", response_class=PlainTextResponse)
+    about = "Figures of the replica that answers, in Prometheus form"
+
+    @router.get("/metrics", summary=about, response_class=PlainTextResponse)
     async def metrics() -> PlainTextResponse:
-        text = await exposition() if exposition else service.metrics.text()
-        return PlainTextResponse(text, media_type=CONTENT_TYPE_LATEST)
+        return PlainTextResponse(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     return router
 

@@ -10,7 +10,7 @@ from ray.serve import Application
 from cluster.config import Settings
 from serve.config import ServeSettings
 from serve.experiments.experiment_service import check_exports
-from serve.http.bearer_tokens import read_digests
+from serve.http.bearer_tokens import read_tokens
 from serve.on_ray.deployment import build_app
 
 
@@ -31,4 +31,4 @@ def app(arguments: dict[str, Any]) -> Application:
     """
     given = ServiceArguments.model_validate(arguments)
     check_exports(given.export_dir, given.settings)
-    return build_app(given.export_dir, given.settings, read_digests(given.settings.auth), given.allow_change)
+    return build_app(given.export_dir, given.settings, read_tokens(given.settings.auth), given.allow_change)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,15 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve as ray_serve
 from ray.serve import Application
+from ray.serve import metrics as ray_metrics
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 
 from cluster.base.ray_internals import with_version
 from cluster.base.stage_folder import digest
 from serve.config import ServeSettings
-from serve.http.metrics import Metrics, joined
+from serve.http.bearer_tokens import NO_TOKENS, Tokens
+from serve.http.metrics import Metrics
 from serve.http.routes import make_api
 from serve.replica.model_swap import SwappingService
 
@@ -30,7 +32,6 @@ APP_NAME, DEPLOYMENT = "broadfast", "student"
 # A child of Serve's own logger, so that it writes into the replica's log.
 ACCESS_LOG = "ray.serve.access"
 log = logging.getLogger("ray.serve")
-METRICS_TIMEOUT_S = 5.0
 HEALTH_CHECK_S = 2.0  # with Ray Serve's 10, a dead replica would stay that long
 
 
@@ -47,16 +48,16 @@ class ReplicaState:
 class StudentDeployment(SwappingService):
     """A replica, which speaks HTTP through Ray Serve and loads the export that its `user_config` names."""
 
-    def __init__(self, settings: ServeSettings, digests: Sequence[bytes]):
-        super().__init__(settings, Metrics(ray_serve.get_replica_context().replica_tag))
-        self.digests = digests
+    def __init__(self, settings: ServeSettings, tokens: Tokens):
+        super().__init__(settings, Metrics(ray_serve.get_replica_context().replica_tag, ray_metrics))
+        self.tokens = tokens
         self.loading: str | None = None
         self.refused: str | None = None
         self.roll: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         access = logging.getLogger(ACCESS_LOG) if self.settings.access_log else None
-        return make_api(self, self.settings, self.digests, access, self.exposition)
+        return make_api(self, self.settings, self.tokens, access)
 
     async def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Load an export. Ray Serve calls this at the start and whenever `export_dir` has changed.
@@ -104,36 +105,21 @@ class StudentDeployment(SwappingService):
         loaded = str(self.current.export_dir)
         return ReplicaState(ray_serve.get_replica_context().replica_tag, loaded, self.loading, self.refused)
 
-    def deployed(self) -> tuple[ServeSettings, Sequence[bytes]]:
+    def deployed(self) -> tuple[ServeSettings, Tokens]:
         """Return what this replica was started with besides its export."""
-        return self.settings, self.digests
-
-    def figures(self) -> str:
-        """Return the figures of this replica alone."""
-        return self.metrics.text()
-
-    async def exposition(self) -> str:
-        """Return the figures of all replicas, or of this one alone where another does not answer in time."""
-        if self.settings.replicas.max == 1:
-            return self.figures()
-        asked = ray_serve.get_deployment_handle(DEPLOYMENT, APP_NAME).broadcast("figures")
-        try:
-            found = await asked.results_async(timeout_s=METRICS_TIMEOUT_S, return_exceptions=True)
-        except TimeoutError:
-            return self.figures()
-        return joined(text for text in found if isinstance(text, str))
+        return self.settings, self.tokens
 
 
 def build_app(
-    export_dir: Path, settings: ServeSettings, digests: Sequence[bytes] = (), allow_change: bool = False
+    export_dir: Path, settings: ServeSettings, tokens: Tokens = NO_TOKENS, allow_change: bool = False
 ) -> Application:
     """Return the Serve application for one export folder.
 
     Args:
-        digests: SHA-256 digests of the tokens that are accepted; without any, no token is needed.
+        tokens: digests of the tokens that are accepted; without any, no token is needed.
         allow_change: running replicas take the export even if its answers have another form than those before.
     """
-    settings, digests = with_whole_paths(settings), tuple(digests)
+    settings = with_whole_paths(settings)
     deployment: Any = ray_serve.deployment(
         ray_serve.ingress()(StudentDeployment),
         name=DEPLOYMENT,
@@ -157,8 +143,14 @@ def build_app(
     )
     # Ray Serve starts new replicas for a new version, which is random by default. Here the version depends only on what
     # a replica cannot change while it runs, so that the running replicas load a new export.
-    version = digest([settings.model_dump(mode="json"), [token.hex() for token in digests]])
-    return with_version(deployment, version).bind(settings, digests)
+    version = digest(
+        [
+            settings.model_dump(mode="json"),
+            [token.hex() for token in tokens.asking],
+            [token.hex() for token in tokens.scraping],
+        ]
+    )
+    return with_version(deployment, version).bind(settings, tokens)
 
 
 def with_whole_paths(settings: ServeSettings) -> ServeSettings:

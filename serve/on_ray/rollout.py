@@ -39,7 +39,7 @@ def roll_export(export_dir: Path, timeout_s: float = 600.0, allow_change: bool =
     handle, client = service_handle(), serve_client()
     assert client is not None, "a handle needs a client"
     check_ours(client.get_serve_details())
-    settings, digests = handle.deployed.remote().result(timeout_s=ANSWER_TIMEOUT_S)
+    settings, tokens = handle.deployed.remote().result(timeout_s=ANSWER_TIMEOUT_S)
     export_dir = export_dir.resolve()
     check_exports(export_dir, settings)
     found = states(handle)
@@ -48,10 +48,10 @@ def roll_export(export_dir: Path, timeout_s: float = 600.0, allow_change: bool =
         raise UserError(f"the service answers with {export_dir} already. Copy a new export beside it, not over it.")
     before = Path(others[0] if others else export_dir)
     try:
-        ray_serve.run(build_app(export_dir, settings, digests, allow_change), name=APP_NAME, route_prefix="/")
+        ray_serve.run(build_app(export_dir, settings, tokens, allow_change), name=APP_NAME, route_prefix="/")
         return [state.replica for state in until_loaded(handle, export_dir, timeout_s)]
     except BaseException as error:  # also after Ctrl-C, so that all replicas answer with the same export
-        ray_serve.run(build_app(before, settings, digests, allow_change), name=APP_NAME, route_prefix="/")
+        ray_serve.run(build_app(before, settings, tokens, allow_change), name=APP_NAME, route_prefix="/")
         if not isinstance(error, Exception):
             raise
         with suppress(UserError):  # the first error is the one to report

@@ -21,7 +21,7 @@ from cluster.base.progress import console, waiting_for
 from cluster.base.ray_internals import serve_client
 from serve.config import ServeSettings
 from serve.experiments.experiment_service import check_exports
-from serve.http.bearer_tokens import read_digests
+from serve.http.bearer_tokens import read_tokens
 from serve.on_ray.deployment import APP_NAME, build_app
 
 START_TIMEOUT_S = 180.0
@@ -59,12 +59,12 @@ def serve_export(
     """
     check_exports(export_dir, settings)
     check_alone()
-    digests = read_digests(settings.auth)
+    tokens = read_tokens(settings.auth)
     check_resources(settings)
     service = RunningService(start_ingress(settings))
     try:
         with waiting_for("the service to start and its replicas to load the student", how_far):
-            ray_serve.run(build_app(export_dir.resolve(), settings, digests), name=APP_NAME, route_prefix="/")
+            ray_serve.run(build_app(export_dir.resolve(), settings, tokens), name=APP_NAME, route_prefix="/")
             wait_until_ready(service.url)
     except BaseException:
         ray_serve.delete(APP_NAME, _blocking=False)  # a service that does not answer must not block the next one

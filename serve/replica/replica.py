@@ -48,7 +48,8 @@ class QueuedStudent:
     def __init__(self, scorer: Scorer, settings: ServeSettings, thread: ModelThread, metrics: Metrics | None = None):
         self.scorer, self.settings, self.thread, self.model = scorer, settings, thread, scorer.name
         self.metrics = metrics or Metrics()
-        self.cache = ScoreCache(scorer.reads, settings.cache, self.metrics) if settings.cache.max_pairs else None
+        self.figures = self.metrics.of_model(scorer.name)
+        self.cache = ScoreCache(scorer.reads, settings.cache, self.figures) if settings.cache.max_pairs else None
         batch = settings.batch
         self.batcher = Batcher(self._answer, batch.max_batch_pairs, batch.batch_wait_ms / 1000)
         self.pace = Pace(settings.longest_wait_s / batch.max_batch_pairs)
@@ -129,7 +130,7 @@ class QueuedStudent:
         else:
             found = self.cache.look_up(request)
             results = found.complete(await self._scored(found.rest) if found.rest else [])
-        self.metrics.pairs.inc(len(results))
+        self.figures.pairs.inc(len(results))
         return ScoreResponse(model=self.model, results=results)
 
     async def _scored(self, request: ScoreInput) -> list[Result]:
@@ -162,7 +163,7 @@ class QueuedStudent:
     async def _answer(self, jobs: Sequence[Job]) -> list[Answered]:
         """Score all pairs of `jobs` at once, and return one answer per job."""
         self.running, wrong = sum(map(len, jobs)), True
-        self.metrics.batch_pairs.observe(self.running)
+        self.figures.batch_pairs.observe(self.running)
         try:
             answers = await self._run(self._work, jobs)
             wrong = any(isinstance(answer, Exception) for answer in answers)
@@ -175,14 +176,14 @@ class QueuedStudent:
         """Score on the model's thread, which may have been busy with another model until now."""
         started = self.began = time.perf_counter()
         for job in jobs:
-            self.metrics.queue_seconds.observe(started - job.came)
+            self.figures.queue_seconds.observe(started - job.came)
         try:
             answers = self.scorer.answer([job.request for job in jobs])
             self.pace.measured(sum(map(len, jobs)), time.perf_counter() - started)
             return answers
         finally:
             self.began = math.inf
-            self.metrics.model_seconds.observe(time.perf_counter() - started)
+            self.figures.model_seconds.observe(time.perf_counter() - started)
 
     async def _count(self, wrong: bool) -> None:
         """Bound the next batch; count those that failed in a row, and after several look if the model is right."""

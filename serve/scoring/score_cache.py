@@ -10,7 +10,7 @@ from typing import Any
 from cachetools import TTLCache
 
 from serve.config import CacheSettings
-from serve.http.metrics import Metrics
+from serve.http.metrics import ModelFigures
 from serve.http.schemas import ProductInput, Result, ScoreInput
 
 Reads = Callable[[Mapping[str, Any]], tuple[str, str]]
@@ -46,8 +46,8 @@ class ScoreCache:
         reads: returns the two texts of a pair that the student reads.
     """
 
-    def __init__(self, reads: Reads, settings: CacheSettings, metrics: Metrics) -> None:
-        self.reads, self.metrics = reads, metrics
+    def __init__(self, reads: Reads, settings: CacheSettings, figures: ModelFigures) -> None:
+        self.reads, self.figures = reads, figures
         self.known: TTLCache[bytes, Result] = TTLCache(settings.max_pairs, settings.max_age_s)
 
     def look_up(self, request: ScoreInput) -> Found:
@@ -56,8 +56,8 @@ class ScoreCache:
         keys = [self._key(request, product) for product in products]
         results = [self.known.get(key) for key in keys]
         missing = [product for product, known in zip(products, results, strict=True) if known is None]
-        self.metrics.cache_hits.inc(len(products) - len(missing))
-        self.metrics.cache_misses.inc(len(missing))
+        self.figures.cache_hits.inc(len(products) - len(missing))
+        self.figures.cache_misses.inc(len(missing))
         rest = request.model_copy(update={"products": missing}) if missing else None
         return Found(self, products, keys, results, rest)
 

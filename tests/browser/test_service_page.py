@@ -21,7 +21,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 
 from serve.config import AuthSettings, LimitSettings, ServeSettings
-from serve.http.bearer_tokens import read_digests
+from serve.http.bearer_tokens import read_tokens
 from serve.http.routes import make_api
 from serve.replica.replica import QueuedStudent
 from serve.scoring.scorer import Scorer
@@ -76,7 +76,7 @@ def api(service: QueuedStudent) -> FastAPI:
 @pytest.fixture
 def locked(service: QueuedStudent, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
     monkeypatch.setenv("SHOP_TOKENS", TOKEN)
-    return make_api(service, ServeSettings(limits=LIMITS), read_digests(AuthSettings(tokens_env="SHOP_TOKENS")))
+    return make_api(service, ServeSettings(limits=LIMITS), read_tokens(AuthSettings(tokens_env="SHOP_TOKENS")))
 
 
 @pytest.fixture

@@ -130,7 +130,10 @@ def test_a_shadow_leaves_out_while_requests_wait_for_the_model(service, monkeypa
     asyncio.run(run())
     assert {request for request, arm in seen(service) if arm == "shade"} == {"idle"}
     text = service.metrics.text()
-    assert 'kind="shadow_refused"' in text and 'broadfast_exposures{replica="local",state="lost"} 0.0' in text
+    assert 'broadfast_shadow_skipped_total{arm="shade",replica="local"} 1.0' in text
+    assert 'broadfast_exposures_lost_total{replica="local"} 0.0' in text
+    assert 'broadfast_arm_requests_total{arm="shade",model="shade",replica="local",shadow="true"} 1.0' in text
+    assert 'broadfast_model_seconds_count{model="shade",replica="local"} 1.0' in text
 
 
 def test_a_refusal_is_no_exposure_and_a_shadow_that_refuses_disturbs_nobody(service):
@@ -147,7 +150,7 @@ def test_a_refusal_is_no_exposure_and_a_shadow_that_refuses_disturbs_nobody(serv
         return service.metrics.text()
 
     text = asyncio.run(run())
-    assert 'broadfast_errors_total{kind="shadow_refused",replica="local"} 1.0' in text
+    assert 'broadfast_shadow_skipped_total{arm="shade",replica="local"} 1.0' in text
     assert list(seen(service)) == [("answered", assign(service.experiment, "u").name)]
 
 

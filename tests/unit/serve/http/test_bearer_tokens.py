@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from cluster.base.errors import UserError
 from serve.config import AuthSettings, ServeSettings
-from serve.http.bearer_tokens import known, read_digests
+from serve.http.bearer_tokens import Tokens, known, read_tokens
 from serve.http.refusals import PROBLEM_JSON
 from serve.http.routes import make_api
 from tests.helpers.echo_service import Echo
@@ -19,18 +19,18 @@ BODY = {"query": "shoe", "products": [{"id": "a", "title": "red shoe"}]}
 
 
 @pytest.fixture(scope="module")
-def digests(tmp_path_factory):
+def tokens(tmp_path_factory):
     file = tmp_path_factory.mktemp("auth") / "tokens"
     file.write_text(f"{ONE}\n", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHOP_TOKENS", f"{TWO} another-token-000000")
-        return read_digests(AuthSettings(tokens_file=file, tokens_env="SHOP_TOKENS"))
+        return read_tokens(AuthSettings(tokens_file=file, tokens_env="SHOP_TOKENS"))
 
 
 @pytest.fixture(scope="module")
-def client(digests):
+def client(tokens):
     log = logging.getLogger("tests.auth")
-    return TestClient(make_api(Echo(), ServeSettings(access_log=True, log_queries=True), digests, log))
+    return TestClient(make_api(Echo(), ServeSettings(access_log=True, log_queries=True), tokens, log))
 
 
 def bearer(token):
@@ -72,24 +72,24 @@ def test_openapi_says_that_a_token_is_needed(client):
     assert "security" not in paths["/healthz"]["get"]
 
 
-def test_no_token_is_logged_or_kept(client, digests, caplog):
+def test_no_token_is_logged_or_kept(client, tokens, caplog):
     with caplog.at_level(logging.DEBUG):
         client.post("/v1/score", json=BODY, headers=bearer(ONE))
         client.post("/v1/score", json=BODY, headers=bearer(WRONG))
     assert len([record for record in caplog.records if record.name == "tests.auth"]) == 2
-    said = " ".join(str(record.__dict__) for record in caplog.records) + repr(digests)
+    said = " ".join(str(record.__dict__) for record in caplog.records) + repr(tokens)
     assert not any(token in said for token in (ONE, TWO, WRONG))
 
 
-def test_tokens_are_compared_in_constant_time(digests, monkeypatch):
+def test_tokens_are_compared_in_constant_time(tokens, monkeypatch):
     compared = []
     monkeypatch.setattr("hmac.compare_digest", lambda a, b: compared.append((a, b)) or a == b)
-    assert known(f"Bearer {ONE}", digests)
-    assert [b for _, b in compared] == list(digests), "the first is the one, and the others are compared all the same"
+    assert known(f"Bearer {ONE}", tokens.asking)
+    assert [b for _, b in compared] == list(tokens.asking), "the first is the one; all are compared"
 
 
 def test_without_tokens_everybody_is_let_in():
-    assert read_digests(AuthSettings()) == ()
+    assert read_tokens(AuthSettings()) == Tokens()
     assert TestClient(make_api(Echo(), ServeSettings())).post("/v1/score", json=BODY).status_code == 200
 
 
@@ -102,11 +102,24 @@ def test_an_unusable_file_is_refused_without_a_word_of_it(tmp_path, content, mes
     if content is not None:
         (tmp_path / "tokens").write_bytes(content)
     with pytest.raises(UserError, match=rf"serve\.auth\.tokens_file .*{message}") as error:
-        read_digests(AuthSettings(tokens_file=tmp_path / "tokens"))
+        read_tokens(AuthSettings(tokens_file=tmp_path / "tokens"))
     assert "secret" not in str(error.value)
 
 
 def test_an_unset_variable_is_refused(monkeypatch):
     monkeypatch.delenv("SHOP_TOKENS", raising=False)
     with pytest.raises(UserError, match=r"serve\.auth\.tokens_env SHOP_TOKENS: holds no token"):
-        read_digests(AuthSettings(tokens_env="SHOP_TOKENS"))
+        read_tokens(AuthSettings(tokens_env="SHOP_TOKENS"))
+
+
+def test_a_token_for_figures_opens_nothing_else(tokens, monkeypatch):
+    monkeypatch.setenv("SCRAPER", WRONG)
+    scraping = read_tokens(AuthSettings(scrape_tokens_env="SCRAPER")).scraping
+    both = TestClient(make_api(Echo(), ServeSettings(), Tokens(tokens.asking, scraping)))
+    assert both.get("/metrics", headers=bearer(WRONG)).status_code == 200
+    assert both.get("/metrics", headers=bearer(ONE)).status_code == 200
+    assert both.get("/metrics").status_code == 401
+    for path in ("/v1/models", "/v1/examples"):
+        assert both.get(path, headers=bearer(WRONG)).status_code == 401
+    alone = TestClient(make_api(Echo(), ServeSettings(), Tokens((), scraping)))
+    assert (alone.get("/metrics").status_code, alone.get("/v1/models").status_code) == (401, 200)

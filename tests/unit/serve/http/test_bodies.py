@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from serve.config import AuthSettings, LimitSettings, ServeSettings
 from serve.experiments.config import Arm, ExperimentSettings
-from serve.http.bearer_tokens import read_digests
+from serve.http.bearer_tokens import read_tokens
 from serve.http.middleware import ID_CHARS
 from serve.http.refusals import PROBLEM_JSON
 from serve.http.routes import make_api
@@ -89,7 +89,7 @@ def test_pages_of_other_origins_may_ask_only_where_that_is_set(client, tmp_path)
         cors_origins=("https://shop.example",), experiment=ExperimentSettings(name="e", arms=arms),
         auth=AuthSettings(tokens_file=tmp_path / "tokens"),
     )  # fmt: skip
-    open_to = TestClient(make_api(Echo(), settings, read_digests(settings.auth)))
+    open_to = TestClient(make_api(Echo(), settings, read_tokens(settings.auth)))
     asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization, x-unit-id"}
     ours, other = ({"Origin": f"https://{name}.example"} for name in ("shop", "other"))
     preflight = open_to.options("/v1/score", headers=ours | asked)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -11,7 +15,7 @@ from pydantic import ValidationError
 from starlette.testclient import TestClient
 
 from serve.config import LimitSettings, ServeSettings
-from serve.http.metrics import Metrics, joined
+from serve.http.metrics import Metrics
 from serve.http.middleware import GONE, RequestLog
 from serve.http.routes import make_api
 from tests.helpers.echo_service import Echo
@@ -56,9 +60,14 @@ def test_requests_and_errors_are_counted_by_path_status_and_kind():
         ("/v1/score", "200"): 2, ("/v1/score", "503"): 1, ("/v1/score", "500"): 1, ("/v1/score", "422"): 1,
         ("/v1/score", "413"): 1, ("other", "404"): 1, ("/healthz", "200"): 1,
     }  # fmt: skip
-    assert {key[1]: value for key, value in seen.items() if key[0] == "broadfast_errors_total"} == {
-        "request_timeout_s": 1, "internal_error": 1, "the_request_is_not_valid": 1, "body_bytes": 1, "not_found": 1,
-    }  # fmt: skip
+    kinds = [
+        {key[1]: value for key, value in seen.items() if key[0] == f"broadfast_{name}_total"}
+        for name in ("errors", "refusals")
+    ]
+    assert kinds == [
+        {"request_timeout_s": 1, "internal_error": 1},
+        {"the_request_is_not_valid": 1, "body_bytes": 1, "not_found": 1},
+    ]
     assert seen["broadfast_request_seconds_count", "/v1/score"] == 6
 
 
@@ -102,25 +111,59 @@ def test_a_client_that_went_away_is_counted_as_such():
 
     asyncio.run(run())
     seen = samples(metrics.text())
-    assert seen["broadfast_errors_total", "client_gone"] == 1
+    assert not any(name.endswith(("errors_total", "refusals_total")) for name, *_ in seen), "nobody's fault"
     assert seen["broadfast_requests_total", "other", str(GONE)] == 1
 
 
-def test_figures_of_replicas_are_joined_and_stay_apart():
-    first, second = Metrics("one"), Metrics("two")
-    for metrics, pairs in ((first, 3), (second, 4)):
-        metrics.pairs.inc(pairs)
-        metrics.batch_pairs.observe(pairs)
-        metrics.answered("/v1/score", 200, 0.1, None)
-    text = joined([first.text(), second.text()])
-    assert text.count("# TYPE broadfast_pairs_total counter") == 1
-    found = {
-        (sample.name, sample.labels["replica"]): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name in ("broadfast_pairs_total", "broadfast_batch_pairs_sum")
-    }
-    assert found == {
-        ("broadfast_pairs_total", "one"): 3, ("broadfast_pairs_total", "two"): 4,
-        ("broadfast_batch_pairs_sum", "one"): 3, ("broadfast_batch_pairs_sum", "two"): 4,
-    }  # fmt: skip
+class Reported:
+    """What a replica reports through Ray: `ray.serve.metrics` without Ray."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple] = []
+
+    def Counter(self, name, about, tag_keys):
+        return SimpleNamespace(inc=lambda amount, tags: self._say(name, tag_keys, amount, tags))
+
+    def Histogram(self, name, about, boundaries, tag_keys):
+        return SimpleNamespace(observe=lambda value, tags: self._say(name, tag_keys, value, tags))
+
+    def _say(self, name, keys, value, tags):
+        assert set(keys) == set(tags) and value
+        self.said.append((name, value, {key: tag for key, tag in tags.items() if key != "replica"}))
+
+
+def test_what_is_counted_is_reported_through_ray_too():
+    ray = Reported()
+    metrics = Metrics("one", ray)
+    figures = metrics.of_model("demo@1")
+    figures.pairs.inc(3)
+    figures.cache_hits.inc(0)
+    figures.batch_pairs.observe(3)
+    metrics.answered("/v1/score", 200, 0.1, None)
+    metrics.scored_by("new", "demo@1", shadow=False)
+    assert ray.said == [
+        ("broadfast_pairs_total", 3, {"model": "demo@1"}),
+        ("broadfast_batch_pairs", 3, {"model": "demo@1"}),
+        ("broadfast_requests_total", 1, {"path": "/v1/score", "status": "200"}),
+        ("broadfast_request_seconds", 0.1, {"path": "/v1/score"}),
+        ("broadfast_arm_requests_total", 1, {"arm": "new", "model": "demo@1", "shadow": "false"}),
+    ]
+    seen = samples(metrics.text())
+    assert seen["broadfast_pairs_total", "demo@1"] == 3
+    assert seen["broadfast_arm_requests_total", "new", "demo@1", "false"] == 1
+
+
+def test_the_dashboard_shows_figures_that_there_are():
+    dashboard = json.loads((Path(__file__).parents[4] / "serve" / "grafana.json").read_text(encoding="utf-8"))
+    metrics = Metrics()
+    metrics.of_model("m")
+    known = {f"{metric.name}{'_total' * (metric.type == 'counter')}" for metric in metrics.registry.collect()}
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    named = {name for expression in asked for name in re.findall(r"ray_(broadfast_\w+)", expression)}
+    assert len(asked) > 8 and {re.sub("_bucket$|_sum$|_count$", "", name) for name in named} <= known
+
+
+def test_each_counter_is_named_as_prometheus_wants_it():
+    for metric in Metrics().registry.collect():
+        assert metric.type in ("counter", "gauge", "histogram") and "_total" not in metric.name
+        assert metric.type != "histogram" or metric.name.endswith(("_seconds", "_pairs"))

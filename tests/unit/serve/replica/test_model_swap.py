@@ -114,7 +114,7 @@ def test_what_does_not_load_changes_nothing(scorers):
 
     model, figures = asyncio.run(run())
     assert model == "old"
-    assert 'broadfast_pairs_total{replica="local"} 1.0' in figures
+    assert 'broadfast_pairs_total{model="old",replica="local"} 1.0' in figures
 
 
 LABEL = Echo.model_info.labels[0]

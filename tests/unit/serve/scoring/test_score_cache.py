@@ -87,7 +87,7 @@ def test_a_pair_is_known_by_what_its_student_reads(tmp_path):
     export = write_export(tmp_path / "export", tmp_path / "bert")
     scorer = Scorer.load(export, ServeSettings())
     scorer.tokens.fields = "title+brand"
-    cache = ScoreCache(scorer.reads, CacheSettings(max_pairs=9), Metrics())
+    cache = ScoreCache(scorer.reads, CacheSettings(max_pairs=9), Metrics().of_model("m"))
 
     def key(query="red phone", **product):
         return cache._key(ScoreInput(query=query, products=[]), ProductInput(id="1", **product))

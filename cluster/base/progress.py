@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cluster.base.ray_session import on_this_node
+from cluster.base.placement import on_this_node
 from cluster.base.waiting import Waiting
 
 PLAIN_EVERY_S = 10.0

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.base.errors import UserError
+from cluster.base.progress import console
 from cluster.base.ray_internals import head_address
 from cluster.config import ClusterSettings
 
@@ -74,8 +75,6 @@ def _start(arguments: dict[str, Any], tries: int = 3) -> None:
     """
     import ray
 
-    from cluster.base.progress import console  # which imports this module
-
     for left in reversed(range(tries)):
         try:
             ray.init(**arguments)
@@ -107,18 +106,6 @@ def _nodes() -> list[dict[str, float]]:
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def on_this_node() -> dict[str, Any]:
-    """Return the options of an actor that takes no CPU and lives on the driver's node, with which the run ends anyway.
-
-    Elsewhere it would be lost with a node that the run could do without.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = ray.get_runtime_context().get_node_id()
-    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
 
 
 def ray_address(settings: ClusterSettings) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from cluster.base.ray_session import on_this_node
+from cluster.base.placement import on_this_node
 from cluster.base.tables import batches_of
 from mpcot.asking.answers import ANSWERS, OF_BATCH, USAGE
 from mpcot.asking.engines.config import OpenAiEngine, Price

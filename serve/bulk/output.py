@@ -84,9 +84,10 @@ def scored_table(scorer: Scorer, file: str, rows: Sequence[Mapping[str, Any]], w
     table = schema.empty_table()
     if good:
         scores = scorer.score_cleaned(good)
-        finite = np.isfinite(scores.probabilities).all(1)
-        failed += [(row, NOT_NUMBERS, failed_json(row)) for row, well in zip(good, finite, strict=True) if not well]
-        kept = np.flatnonzero(finite)
+        failed += [
+            (row, NOT_NUMBERS, failed_json(row)) for row, well in zip(good, scores.right, strict=True) if not well
+        ]
+        kept = np.flatnonzero(scores.right)
         table = _columns(scorer, file, [good[n] for n in kept], scores.taken(kept), wish, schema)
     said = [{"file": file, "source_row": row["source_row"], "reason": why, "row": raw} for row, why, raw in failed]
     return table, pa.Table.from_pylist(sorted(said, key=lambda row: row["source_row"]), FAILED_SCORE)

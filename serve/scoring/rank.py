@@ -71,6 +71,7 @@ class Student:
         Raises:
             ValueError: the query or a title is blank, or a product has a field that is unknown; it is named.
             UserError: the export has no index to explain with.
+            ArithmeticError: the student's scores are not numbers.
         """
         given = list(products)
         if not given:
@@ -79,6 +80,8 @@ class Student:
             raise UserError(f"{self.scorer.name} cannot explain: its export has no index (export.index_pairs)")
         asked = ScoreInput(query=query, products=[_product(n, one) for n, one in enumerate(given)], explain=explain)
         (results,) = self.scorer.answer([asked])
+        if isinstance(results, ArithmeticError):
+            raise results
         found = [_ranked(one, n, result) for n, (one, result) in enumerate(zip(given, results, strict=True))]
         return sorted(found, key=lambda one: -one.score)
 

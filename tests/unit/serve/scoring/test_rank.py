@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from cluster.base.errors import UserError
 from serve import Student
+from serve.scoring.scorer import Scores
 from tests.helpers.local_service import explaining_export
 from tests.helpers.report_run import NAMES, write_export
 
@@ -64,6 +68,18 @@ def test_explanations_come_from_the_index(student: Student, tmp_path: Path) -> N
         student.rank("shoe", ["shoe"], explain=True)
     (found,) = Student.load(explaining_export(tmp_path), threads=1).rank("red phone case", ["lamp"], explain=True)
     assert found.result.explanations and found.result.explanations[0].rationale
+
+
+def test_scores_that_are_no_numbers_rank_nothing(student: Student, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = student.scorer.score
+
+    def broken(pairs: list[dict[str, Any]]) -> Scores:
+        scores = sound(pairs)
+        return replace(scores, probabilities=scores.probabilities * np.nan)
+
+    monkeypatch.setattr(student.scorer, "score", broken)
+    with pytest.raises(ArithmeticError, match="are not numbers"):
+        student.rank("shoe", ["red shoe"])
 
 
 def test_a_folder_that_is_no_export_is_refused(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ class Classifier:
                     nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
                     optimizer.step()
                     schedule.step()
-                    bar.update(bar.done + len(chosen), epoch=epoch + 1, loss=float(loss))
+                    bar.update(bar.done + len(chosen), epoch=epoch + 1, loss=loss.item())
         self.model.eval()
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from distill.metrics import label_metrics, ndcg_at
 
 FIGURES, CARD = "parity.json", "README.md"
 TAUGHT_BY = ("train", "unlabelled")
-UNKNOWN = "unknown"
 
 
 def write_classifier(
@@ -77,29 +76,31 @@ def quality(found: Mapping[str, np.ndarray], pairs: Rows, config: StudentConfig)
     return figures
 
 
-def base_model(export_dir: Path) -> str:
-    """Return the encoder that the run of an export started from, as far as its config says."""
+def base_model(export_dir: Path) -> str | None:
+    """Return the encoder that the run of an export started from, or None where no config says it."""
     config = export_dir.resolve().parent / "config.json"
-    return read_json(config).get("student", {}).get("model", UNKNOWN) if config.is_file() else UNKNOWN
+    return read_json(config).get("student", {}).get("model") if config.is_file() else None
 
 
-def card(export_dir: Path, config: StudentConfig, figures: Mapping[str, Any], base: str, licence: str | None) -> str:
+def card(
+    export_dir: Path, config: StudentConfig, figures: Mapping[str, Any], base: str | None, licence: str | None
+) -> str:
     """Return the folder's README.md."""
     head = "one logit, whose sigmoid is the score from 0 to 1" if figures["head"] == "score" else "one logit per label"
     labels = "\n".join(f"- `{label.code}` {label.name}: {label.meaning}" for label in config.scheme.labels)
     by_score = figures["head"] == "score"
     made = "It was folded into this form without a loss." if figures["exact"] else _distilled(figures)
-    said = f"the licence of the encoder that it started from (`{base}`); look that up before you publish it"
+    started = f"the encoder that it started from (`{base}`)" if base else "the encoder that it started from"
     return f"""---
 library_name: transformers
 pipeline_tag: text-ranking
 license: {licence or "other"}
-base_model: {base}
 ---
 # {export_dir.parent.name}: search relevance as a plain classifier
 
-It judges how well a product fits a search query, with {head}. `broadfast export` made it from the student
-`{config.fingerprint[:8] or export_dir.name}`. {made}
+It judges how well a product fits a search query, with {head}.
+
+`broadfast export` made it from the student `{config.fingerprint[:8] or export_dir.name}`. {made}
 
 Input: a pair of query and {config.fields}, cut to {config.max_tokens} tokens. Take HTML out of products first.
 
@@ -110,7 +111,7 @@ Input: a pair of query and {config.fields}, cut to {config.max_tokens} tokens. T
 | --- | --- |
 {_rows(figures)}
 
-Licence: {licence or said}.
+Licence: {licence or f"that of {started}; look it up before you publish it"}.
 
 ```python
 from sentence_transformers import CrossEncoder
@@ -124,7 +125,7 @@ model.predict([("maple orbit 5 smartphone", "Maple Orbit 5, 128 GB")])
 def _distilled(figures: Mapping[str, Any]) -> str:
     return (
         f"The student reads more than [CLS], so its answers to {figures['distilled_on']:,} pairs of the run were"
-        f" distilled in {figures['epochs']} passes. The table says what that costs."
+        f" distilled in {figures['epochs']} passes.\nThe table says what that costs."
     )
 
 

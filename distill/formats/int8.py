@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,14 @@ def write_int8(export_dir: Path, target: Path, run: RunPairs) -> dict[str, Any]:
 
 
 def _quantise(target: Path, reader: PairReader) -> None:
+    logging.disable(logging.WARNING)  # it advises a preparation that this graph does not need
+    try:
+        _quantise_quietly(target, reader)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _quantise_quietly(target: Path, reader: PairReader) -> None:
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 

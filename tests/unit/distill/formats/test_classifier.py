@@ -90,7 +90,7 @@ def test_other_students_are_distilled_and_the_loss_is_stated(
     found = by_transformers(tmp_path / "out").sigmoid()[:, 0].numpy()
     assert np.abs(found - wanted(export)["score"]).mean() == pytest.approx(figures["mean_score_difference"], abs=1e-5)
     card = (tmp_path / "out/README.md").read_text(encoding="utf-8")
-    assert "distilled in 20 passes" in card and "license: other" in card and "look that up before" in card
+    assert "distilled in 20 passes" in card and "license: other" in card and "look it up before" in card
 
 
 def test_what_eland_does_with_it(tmp_path: Path) -> None:

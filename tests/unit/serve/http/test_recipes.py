@@ -37,8 +37,8 @@ def scorer(export: Path) -> Scorer:
 
 @pytest.fixture(scope="module")
 def client(scorer: Scorer) -> Iterator[TestClient]:
-    with TestClient(make_api(local_service(scorer), ServeSettings())) as asker:  # one event loop for all requests
-        yield asker
+    with TestClient(make_api(local_service(scorer), ServeSettings())) as opened:  # all requests in one event loop
+        yield opened
 
 
 @pytest.fixture(scope="module")

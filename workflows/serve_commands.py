@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -89,9 +90,15 @@ def report_experiment(
         "experiment.svg"
     ),
     level: Annotated[float, typer.Option(min=0.5, max=0.999, help="confidence level of the intervals")] = 0.95,
+    primary: Annotated[
+        Optional[str], typer.Option(metavar="OUTCOME", help="the outcome that decides; by default all together do")
+    ] = None,
+    since: Annotated[
+        Optional[datetime], typer.Option(help="leave out what was before this time (UTC), such as a ramp")
+    ] = None,
 ) -> None:
     """Report rates and lifts of the arms with intervals, and whether units were dealt as planned."""
     from serve.experiments.report_tables import report_experiment as print_report
 
     with clear_errors():
-        print_report(exposures, outcomes, plot, control, level)
+        print_report(exposures, outcomes, plot, control, level, primary, since)

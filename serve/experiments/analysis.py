@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import chisquare, norm
 
 from cluster.base.errors import UsageError, UserError
+from serve.experiments.exposure_sums import answered, counts_of, design, sums_of_units
 
 SRM_ALARM = 0.001
-READ = ("experiment", "request_id", "unit", "arm", "share", "shadow")  # columns of the exposures
 UNSEEN = "arms without a request"
 
 
@@ -35,11 +37,16 @@ class Rate:
 
 @dataclass(frozen=True)
 class Lift:
-    """An arm's rate divided by the control's, minus 1; None where a rate is 0, so that the ratio has no interval."""
+    """An arm's rate divided by the control's, minus 1; None where a rate is 0, so that the ratio has no interval.
+
+    `p` is that of no lift. `holds` says whether it is small enough among all lifts that decide (see `analyse`).
+    """
 
     value: float | None
     low: float | None
     high: float | None
+    p: float = 1.0
+    holds: bool = False
 
     @property
     def found(self) -> bool:
@@ -49,9 +56,10 @@ class Lift:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """One arm: rates and lifts by outcome; the control has no lifts."""
+    """One arm: its models, and rates and lifts by outcome; the control has no lifts."""
 
     arm: str
+    models: tuple[str, ...]
     units: int
     requests: int
     rates: Mapping[str, Rate]
@@ -60,7 +68,10 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class Findings:
-    """The whole experiment. `ratio_p` is a chi-square test's; below `SRM_ALARM`, nothing else here can be trusted."""
+    """The whole experiment. `ratio_p` is a chi-square test's; below `SRM_ALARM`, nothing else here can be trusted.
+
+    `repeated` exposures have the request id of another one, of which the earliest counts.
+    """
 
     experiment: str
     control: str
@@ -68,6 +79,8 @@ class Findings:
     arms: tuple[ArmResult, ...]
     ratio_p: float
     unmatched: int
+    repeated: int
+    primary: str | None
 
     @property
     def ratio_holds(self) -> bool:
@@ -94,7 +107,21 @@ def lift(arm: Rate, control: Rate, level: float) -> Lift:
     log = math.log(arm.value / control.value)
     spread = math.sqrt(arm.variance / arm.value**2 + control.variance / control.value**2)
     reach = float(norm.ppf((1 + level) / 2)) * spread
-    return Lift(math.expm1(log), math.expm1(log - reach), math.expm1(log + reach))
+    p = float(2 * norm.sf(abs(log) / spread)) if spread else float(log == 0)
+    return Lift(math.expm1(log), math.expm1(log - reach), math.expm1(log + reach), p)
+
+
+def holm(found: Mapping[tuple[str, str], float], alpha: float) -> set[tuple[str, str]]:
+    """Return which of the tests hold if not even one false find may come in more than `alpha` of experiments.
+
+    The smallest p-value must be at most alpha / m, the next alpha / (m - 1) and so on (Holm 1979).
+    """
+    holding: set[tuple[str, str]] = set()
+    for rank, (name, p) in enumerate(sorted(found.items(), key=lambda item: item[1])):
+        if p > alpha / (len(found) - rank):
+            break
+        holding.add(name)
+    return holding
 
 
 def sample_ratio(units: Mapping[str, int], shares: Mapping[str, float]) -> float:
@@ -104,62 +131,61 @@ def sample_ratio(units: Mapping[str, int], shares: Mapping[str, float]) -> float
     return float(chisquare([units.get(arm, 0) for arm in shares], expected).pvalue) if len(shares) > 1 else 1.0
 
 
-def analyse(exposures: pd.DataFrame, outcomes: pd.DataFrame, control: str, level: float = 0.95) -> Findings:
+def analyse(
+    exposures: Any,
+    outcomes: pd.DataFrame,
+    control: str,
+    level: float = 0.95,
+    primary: str | None = None,
+    since: datetime | None = None,
+) -> Findings:
     """Join outcomes to exposures by request id and return what was found.
 
     Args:
-        exposures: columns of `serve.experiments.exposures.EXPOSURE`; shadow rows count for nothing here.
+        exposures: columns of `serve.experiments.exposures.EXPOSURE`, as anything that DuckDB can scan: a data frame, an
+            Arrow table or data set. Shadow rows count for nothing here.
         outcomes: `request_id` and `outcome` (such as click or order), one row per event; a repeated event counts once.
         control: the arm to compare with.
+        primary: the outcome that decides. Lifts in it hold if they are found among those of all arms; without it, among
+            those of all arms and outcomes.
+        since: exposures before this time are left out.
 
     Raises:
         UserError: there is no answered request, there are two experiments, shares changed, a unit is in two arms, or
             an outcome has the name of a column.
-        UsageError: the control is not an arm.
+        UsageError: the control is not an arm, or the primary outcome is none.
     """
-    shown = exposures[~exposures["shadow"]].drop_duplicates("request_id")
-    experiment, shares = _design(shown)
-    if control not in shares:
-        raise UsageError(f"--control {control!r} is not an arm; there are {', '.join(shares)}")
     kinds = sorted(outcomes["outcome"].unique())
     if taken := sorted({"request_id", "unit", "arm", "requests"} & set(kinds)):
         raise UserError(
             f"outcome {taken[0]!r}: a column of the report has this name already. Give the outcome another name."
         )
-    happened = pd.crosstab(outcomes["request_id"], outcomes["outcome"]).clip(upper=1)
-    joined = shown[["request_id", "unit", "arm"]].join(happened, on="request_id").fillna(dict.fromkeys(kinds, 0))
-    sums = joined.assign(requests=1).groupby(["arm", "unit"])[["requests", *kinds]].sum()
+    if primary is not None and primary not in kinds:
+        raise UsageError(f"--primary {primary!r} is not an outcome; there are {', '.join(kinds)}")
+    with answered(exposures, outcomes, since) as database:
+        experiment, shares = design(database)
+        if control not in shares:
+            raise UsageError(f"--control {control!r} is not an arm; there are {', '.join(shares)}")
+        sums, counts = sums_of_units(database, kinds), counts_of(database)
     rates = {
         arm: {kind: ratio(own[kind].to_numpy(float), own["requests"].to_numpy(float)) for kind in kinds}
-        for arm, own in sums.groupby(level="arm")
+        for arm, own in sums.groupby("arm")
     }
+    lifts = {
+        (arm, kind): lift(rates[arm][kind], rates[control][kind], level)
+        for arm in rates
+        for kind in kinds
+        if arm != control
+    }
+    deciding = {name: one.p for name, one in lifts.items() if primary in (None, name[1])}
+    holding = holm(deciding, 1 - level)
     arms = []
     for arm in sorted(rates, key=lambda name: (name != control, name)):
-        own = sums.loc[arm]
-        lifts = {} if arm == control else {kind: lift(rates[arm][kind], rates[control][kind], level) for kind in kinds}
-        arms.append(ArmResult(arm, len(own), int(own["requests"].sum()), rates[arm], lifts))
+        own = sums[sums["arm"] == arm]
+        mine = {kind: replace(one, holds=(arm, kind) in holding) for (of, kind), one in lifts.items() if of == arm}
+        arms.append(ArmResult(arm, counts.models[arm], len(own), int(own["requests"].sum()), rates[arm], mine))
     # The shares of all arms that answer add up to 1, so an arm that was never seen was dealt wrongly too.
     unseen = 1 - sum(shares.values())
     planned = shares | ({UNSEEN: unseen} if unseen > 1e-6 else {})
     p = sample_ratio({result.arm: result.units for result in arms}, planned)
-    unmatched = int((~outcomes["request_id"].isin(shown["request_id"])).sum())
-    return Findings(experiment, control, level, tuple(arms), p, unmatched)
-
-
-def _design(shown: pd.DataFrame) -> tuple[str, dict[str, float]]:
-    """Return the experiment's name and the planned shares, and refuse exposures of more than one design."""
-    if shown.empty:
-        raise UserError("the exposures hold no answered request: only shadow arms, or nothing at all.")
-    names = sorted(shown["experiment"].unique())
-    if len(names) > 1:
-        raise UserError(f"the exposures hold several experiments ({', '.join(names)}): keep a folder for each.")
-    planned = shown.groupby("arm")["share"].unique()
-    changed = [arm for arm, found in planned.items() if len(found) > 1]
-    if changed:
-        raise UserError(f"the shares of {', '.join(changed)} changed during the experiment: report each part alone.")
-    strayed = int((shown.groupby("unit")["arm"].nunique() > 1).sum())
-    if strayed:
-        raise UserError(
-            f"{strayed} units were answered by two arms: the salt or the shares changed during the experiment."
-        )
-    return names[0], {str(arm): float(found[0]) for arm, found in planned.items()}
+    return Findings(experiment, control, level, tuple(arms), p, counts.unmatched, counts.repeated, primary)

@@ -27,6 +27,11 @@ class ExperimentSettings(Resources):
         pattern=r"^[\w.-]+$", description="names the experiment in exposures; under another name, units are dealt again"
     )
     salt: str = Field("1", description="with another salt, units are dealt again, for the next experiment of this name")
+    unit_secret_env: str | None = Field(
+        None,
+        description="name of an environment variable with the secret by which units are digested; empty keeps a random"
+        " one in the folder, which only the service's user can read",
+    )
     arms: tuple[Arm, ...] = Field(description="the arms, including shadow arms")
     unit_header: str = Field("X-Unit-ID", description="header of a request that names the unit: a shopper, a session")
     allow_change: bool = Field(
@@ -35,6 +40,8 @@ class ExperimentSettings(Resources):
     folder: Path = Field(Path("runs/exposures"), description="where exposures are written; all replicas may share it")
     flush_rows: PositiveInt = Field(1000, description="exposures that may wait to be written")
     flush_seconds: PositiveFloat = Field(5.0, description="how long an exposure may wait, at most, to be written")
+    part_seconds: PositiveInt = Field(600, le=3600, description="how often the small files of a process become one")
+    part_rows: PositiveInt = Field(100_000, description="exposures after which they do so earlier")
     max_waiting: PositiveInt = Field(
         20_000, description="exposures kept in a replica while the folder cannot be written; then the oldest are lost"
     )

@@ -92,17 +92,10 @@ class ExperimentService:
         return response
 
     async def close(self) -> None:
-        """Wait for the shadow arms, write the exposures that wait, and let go of the students.
-
-        Raises:
-            UserError: the exposures cannot be written.
-        """
+        """Wait for the shadow arms, and let go of the students; the log of exposures goes on with the next service."""
         await asyncio.gather(*self.in_shadow, return_exceptions=True)
-        try:
-            await asyncio.to_thread(self.exposures.close)
-        finally:
-            for student in self._students:
-                await student.close()
+        for student in self._students:
+            await student.close()
 
     async def _shadow(self, request: ScoreInput, asker: Asker, unit: str, arm: Arm) -> None:
         response = None
@@ -121,15 +114,16 @@ class ExperimentService:
     def _note(self, asker: Asker, unit: str, arm: Arm, response: ScoreResponse) -> None:
         ids, scores = [result.id for result in response.results], [result.score for result in response.results]
         self.metrics.scored_by(arm.name, response.model, arm.shadow)
-        self.exposures.append(asker.request_id, unit, arm, ids, scores)
+        self.exposures.append(asker.request_id, unit, arm, ids, scores, response.model)
 
 
-def start_experiment(default: QueuedStudent, export_dir: Path, settings: ServeSettings) -> ExperimentService:
+def start_experiment(
+    default: QueuedStudent, export_dir: Path, settings: ServeSettings, exposures: ExposureLog
+) -> ExperimentService:
     """Load the arms' students beside that of `default`, once for each export. Call it on the scorer's thread.
 
     Raises:
-        UserError: an arm's export is not one, its answers cannot be right or are not like those of `default`, or
-            exposures cannot be written.
+        UserError: an arm's export is not one, its answers cannot be right or are not like those of `default`.
     """
     experiment = settings.experiment
     assert experiment is not None, "no experiment is set"
@@ -142,7 +136,7 @@ def start_experiment(default: QueuedStudent, export_dir: Path, settings: ServeSe
                     check_compatible(default.scorer.about, scorer.about, "set serve.experiment.allow_change = true")
                 loaded[folder] = QueuedStudent(scorer, settings, default.thread, default.metrics)
         arms = {arm.name: loaded[Path(arm.export).resolve()] for arm in experiment.arms}
-        return ExperimentService(default, arms, experiment, ExposureLog(experiment.folder, experiment))
+        return ExperimentService(default, arms, experiment, exposures)
     except BaseException:
         for service in loaded.values():  # otherwise the figures would hold on to the students of a failed roll
             if service is not default:

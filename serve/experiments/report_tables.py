@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
@@ -10,8 +11,8 @@ from rich.table import Table
 from cluster.base.errors import UserError
 from cluster.base.progress import console
 from cluster.base.whole_files import whole_file
-from serve.experiments.analysis import READ, SRM_ALARM, Findings, Lift, analyse
-from serve.experiments.exposures import read_exposures
+from serve.experiments.analysis import SRM_ALARM, Findings, Lift, analyse
+from serve.experiments.exposures import open_exposures
 
 READERS = {
     ".parquet": pd.read_parquet,
@@ -39,13 +40,23 @@ def read_outcomes(path: Path) -> pd.DataFrame:
     return table[["request_id", "outcome"]].dropna().astype(str)
 
 
-def report_experiment(exposures: Path, outcomes: Path, plot: Path, control: str, level: float = 0.95) -> Findings:
+def report_experiment(
+    exposures: Path,
+    outcomes: Path,
+    plot: Path,
+    control: str,
+    level: float = 0.95,
+    primary: str | None = None,
+    since: datetime | None = None,
+) -> Findings:
     """Print rates, lifts and the sample-ratio check, write the plot, and return the findings.
 
     Raises:
-        UserError: as `read_exposures`, `read_outcomes` and `analyse`.
+        UserError: as `open_exposures`, `read_outcomes` and `analyse`.
     """
-    found = analyse(read_exposures(exposures, READ).to_pandas(), read_outcomes(outcomes), control, level)
+    if since is not None and since.tzinfo is None:
+        since = since.replace(tzinfo=UTC)
+    found = analyse(open_exposures(exposures, since), read_outcomes(outcomes), control, level, primary, since)
     console().print(table_of(found))
     verdict = (
         "as planned" if found.ratio_holds else f"NOT as planned (p < {SRM_ALARM:g}): repair this before you read on"
@@ -53,30 +64,45 @@ def report_experiment(exposures: Path, outcomes: Path, plot: Path, control: str,
     console().print(f"sample ratio: p = {found.ratio_p:.3g}, {verdict}", highlight=False)
     if found.unmatched:
         console().print(f"{found.unmatched:,} outcomes belong to no exposure and were ignored", highlight=False)
+    if found.repeated:
+        said = f"{found.repeated:,} exposures repeat the id of a request, of which the earliest counts"
+        console().print(said, highlight=False)
+    console().print(how_to_read(found), highlight=False)
     write_plot(found, plot)
     console().print(f"plot: {plot}", highlight=False)
     return found
+
+
+def how_to_read(found: Findings) -> str:
+    """Return what the bold figures mean, and when they do not."""
+    among = f"the lifts in {found.primary}" if found.primary else "all lifts; name one outcome by --primary to decide"
+    return (
+        f"Bold lifts hold among {among} (Holm's correction at {1 - found.level:.3g}). All of this is meant for one look"
+        " at the end: looking each day and stopping at the first bold figure finds lifts that are not there."
+    )
 
 
 def table_of(found: Findings) -> Table:
     """Return a table with one row per arm."""
     kinds = list(found.arms[0].rates)
     heads = [head for kind in kinds for head in (kind, f"lift of {kind}")]
-    table = Table("arm", "units", "requests", *heads, title=f"{found.experiment}, {100 * found.level:g} % intervals")
+    table = Table(
+        "arm", "model", "units", "requests", *heads, title=f"{found.experiment}, {100 * found.level:g} % intervals"
+    )
     for arm in found.arms:
         cells = [text for kind in kinds for text in (f"{arm.rates[kind].value:.3%}", lift_text(arm.lifts.get(kind)))]
-        table.add_row(arm.arm, f"{arm.units:,}", f"{arm.requests:,}", *cells)
+        table.add_row(arm.arm, ", ".join(arm.models), f"{arm.units:,}", f"{arm.requests:,}", *cells)
     return table
 
 
 def lift_text(found: Lift | None) -> str:
-    """Return a lift with its interval, in bold where the interval excludes 0."""
+    """Return a lift with its interval, in bold where it holds among all that decide."""
     if found is None:
         return "control"
     if found.value is None or found.low is None or found.high is None:
         return "nothing to compare"
     text = f"{found.value:+.1%} ({found.low:+.1%} to {found.high:+.1%})"
-    return f"[bold]{text}[/bold]" if found.found else text
+    return f"[bold]{text}[/bold]" if found.holds else text
 
 
 def write_plot(found: Findings, path: Path) -> None:
@@ -97,7 +123,7 @@ def write_plot(found: Findings, path: Path) -> None:
     for place, (_, each) in enumerate(rows):
         if each.value is not None and each.low is not None and each.high is not None:
             reach = [[100 * (each.value - each.low)], [100 * (each.high - each.value)]]
-            axes.errorbar(100 * each.value, place, xerr=reach, fmt="o", capsize=3, color="C0" if each.found else "0.4")
+            axes.errorbar(100 * each.value, place, xerr=reach, fmt="o", capsize=3, color="C0" if each.holds else "0.4")
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(f"lift over {found.control} in %, {100 * found.level:g} % interval")

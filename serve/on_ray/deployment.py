@@ -93,7 +93,11 @@ class StudentDeployment(SwappingService):
     async def __del__(self) -> None:
         """Close. Ray Serve calls this once the replica has answered everything."""
         if getattr(self, "loaded", None):  # a replica that failed to load has none
-            await self.close()
+            try:
+                await self.close()
+            except Exception as error:
+                log.error("not everything was written: %s", error)
+                raise
 
     async def check_health(self) -> None:
         """Raise where the model is broken. Ray Serve replaces a replica where this raises three times in a row."""

@@ -6,7 +6,9 @@ import asyncio
 from pathlib import Path
 
 from serve.config import ServeSettings
+from serve.experiments.config import ExperimentSettings
 from serve.experiments.experiment_service import ExperimentService, start_experiment
+from serve.experiments.exposures import ExposureLog
 from serve.http.metrics import Metrics
 from serve.http.refusals import Refusal
 from serve.http.schemas import Asker, Examples, ModelInfo, ScoreInput, ScoreResponse
@@ -38,6 +40,7 @@ class SwappingService:
     def __init__(self, settings: ServeSettings, metrics: Metrics | None = None) -> None:
         self.settings, self.metrics = settings, metrics or Metrics()
         self.loaded: Loaded | None = None
+        self.exposures: ExposureLog | None = None
         self.leaving: set[asyncio.Task[None]] = set()
 
     async def load(self, export_dir: Path, allow_change: bool = False) -> None:
@@ -60,7 +63,8 @@ class SwappingService:
             service: QueuedStudent | ExperimentService
             service = student = QueuedStudent(scorer, self.settings, thread, self.metrics)
             if self.settings.experiment:
-                service = await loop.run_in_executor(thread, start_experiment, student, export_dir, self.settings)
+                log = self._exposure_log(self.settings.experiment)
+                service = await loop.run_in_executor(thread, start_experiment, student, export_dir, self.settings, log)
         except BaseException:
             if student:
                 await student.close()  # otherwise the figures would hold on to it
@@ -71,6 +75,12 @@ class SwappingService:
             task = asyncio.create_task(before.close())
             self.leaving.add(task)
             task.add_done_callback(self.leaving.discard)
+
+    def _exposure_log(self, experiment: ExperimentSettings) -> ExposureLog:
+        """Return the one log of exposures: one that cannot write now keeps its rows whichever export answers."""
+        if self.exposures is None:
+            self.exposures = ExposureLog(experiment.folder, experiment, self.metrics.exposures_lost.inc)
+        return self.exposures
 
     @property
     def current(self) -> Loaded:
@@ -113,7 +123,13 @@ class SwappingService:
             taken.asked -= 1
 
     async def close(self) -> None:
-        """Answer what was accepted, and let go of everything."""
+        """Answer what was accepted, write the exposures that wait, and let go of everything.
+
+        Raises:
+            UserError: exposures cannot be written.
+        """
         await asyncio.gather(*self.leaving)
         if self.loaded:
             await self.loaded.close()
+        if self.exposures:
+            await asyncio.to_thread(self.exposures.close)

@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import binom
 
 from cluster.base.errors import UserError
-from serve.experiments.analysis import Rate, analyse, lift, ratio, sample_ratio
+from serve.experiments.analysis import Rate, analyse, holm, lift, ratio, sample_ratio
 from serve.experiments.assign import assign
 from serve.experiments.config import ExperimentSettings
 from serve.experiments.exposures import ExposureLog, read_exposures
@@ -99,8 +99,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
             arm = assign(experiment, unit)
             for visit in range(1 + draw.poisson(1)):
                 request = f"{unit}/{visit}"
-                log.append(request, unit, arm)
-                log.append(request, unit, ARMS[3])
+                log.append(request, unit, arm, model=f"{arm.name}@1")
+                log.append(request, unit, ARMS[3], model="dark@1")
                 if draw.random() < (0.28 if arm.name == "new" else 0.2):
                     clicks += [request, request]  # clicked twice
                 if draw.random() < 0.05:
@@ -193,3 +193,51 @@ def test_files_that_are_something_else_are_refused(finished: Path) -> None:
         result = broadfast("experiment", "report", *words)
         assert result.exit_code == 1 and said in text(result), text(result)
     assert broadfast("experiment", "report", shown, csv, "--control", "old").exit_code == 2
+
+
+def test_holm_by_hand() -> None:
+    # 0.01 <= 0.05 / 3 and 0.024 <= 0.05 / 2, but 0.06 > 0.05
+    tests = {("a", "x"): 0.024, ("b", "x"): 0.01, ("c", "x"): 0.06}
+    assert holm(tests, 0.05) == {("a", "x"), ("b", "x")}
+    assert holm({("a", "x"): 0.04, ("b", "x"): 0.03}, 0.05) == set()
+
+
+def test_an_experiment_without_a_difference_finds_one_in_one_of_twenty() -> None:
+    """Three arms beside a control and three outcomes: without a correction it is more than one in four."""
+    draw, runs, held, naive = np.random.default_rng(8), 400, 0, 0
+    for _ in range(runs):
+        p = {}
+        for outcome in "xyz":
+            control, *arms = (simulated(draw, 500, 0.2) for _ in range(4))
+            p |= {(str(n), outcome): lift(arm, control, 0.95).p for n, arm in enumerate(arms)}
+        held += bool(holm(p, 0.05))
+        naive += min(p.values()) < 0.05
+    assert held <= binom.ppf(0.999, runs, 0.05) < naive
+
+
+def test_one_outcome_decides_where_it_is_named(finished: Path) -> None:
+    outcomes = pd.read_csv(finished / "outcomes.csv")
+    shown = read_exposures(finished / "exposures")
+    for primary, holding in ((None, {"click"}), ("click", {"click"}), ("order", set())):
+        found = analyse(shown, outcomes, "control", primary=primary)
+        assert {kind for kind, one in found.arms[1].lifts.items() if one.holds} == holding
+    with pytest.raises(UserError, match="--primary 'sale' is not an outcome; there are click, order"):
+        analyse(shown, outcomes, "control", primary="sale")
+
+
+def test_repeated_ids_are_counted_and_what_was_before_is_left_out(finished: Path) -> None:
+    shown = read_exposures(finished / "exposures").to_pandas()
+    outcomes = pd.read_csv(finished / "outcomes.csv")
+    whole = analyse(shown, outcomes, "control")
+    later = shown[~shown["shadow"]].head(7).assign(at=shown["at"].max() + pd.Timedelta(hours=1))
+    twice = analyse(pd.concat([shown, later]), outcomes, "control")
+    assert (whole.repeated, twice.repeated) == (0, 7)
+    assert twice.arms[1].rates == whole.arms[1].rates
+    since = analyse(pd.concat([shown, later]), outcomes, "control", since=later["at"].min().to_pydatetime())
+    assert sum(arm.requests for arm in since.arms) == 7
+
+
+def test_the_report_says_how_to_read_it(finished: Path) -> None:
+    words = finished / "exposures", finished / "outcomes.csv", "--plot", finished / "said.svg"
+    said = text(broadfast("experiment", "report", *words, "--primary", "click", "--since", "2020-01-01"))
+    assert "Holm" in said and "lifts in click" in said and "one look at the end" in said.replace("\n", " ")

@@ -63,6 +63,12 @@ def service(tmp_path):
     return ExperimentService(default, arms, plan, ExposureLog(plan.folder, plan))
 
 
+async def finish(service):
+    """Close what a replica would: the service, then the log that outlives it."""
+    await service.close()
+    await asyncio.to_thread(service.exposures.close)
+
+
 def ask(*ids, explain=False):
     return ScoreInput(query="q", products=[ProductInput(id=i, title=i) for i in ids], explain=explain)
 
@@ -79,7 +85,7 @@ def test_each_unit_is_answered_by_its_arm_and_every_exposure_is_written(service)
             asker = Asker(f"r{n}", {"X-Unit-ID": f"shopper-{n % 20}"})
             answers[n] = await service.score(ask("a", "b"), asker)
             await asyncio.gather(*service.in_shadow)  # a shadow leaves out while another request waits
-        await service.close()
+        await finish(service)
         return answers
 
     answers, rows = asyncio.run(run()), seen(service)
@@ -89,8 +95,8 @@ def test_each_unit_is_answered_by_its_arm_and_every_exposure_is_written(service)
         arm = assign(service.experiment, f"shopper-{n % 20}")
         row, shadow = rows[f"r{n}", arm.name], rows[f"r{n}", "shade"]
         assert answer.model == arm.name
-        assert row["unit"] == unit_digest(service.experiment, f"shopper-{n % 20}") == shadow["unit"]
-        assert row["products"] == ["a", "b"]
+        assert row["unit"] == unit_digest(service.exposures.secret, f"shopper-{n % 20}") == shadow["unit"]
+        assert (row["products"], row["model"], shadow["model"]) == (["a", "b"], arm.name, "shade")
         assert row["scores"] == pytest.approx([result.score for result in answer.results])
         assert (row["shadow"], shadow["shadow"]) == (False, True)
         assert shadow["scores"] == pytest.approx([0.4, 0.4])
@@ -99,7 +105,7 @@ def test_each_unit_is_answered_by_its_arm_and_every_exposure_is_written(service)
 def test_who_names_no_unit_is_in_no_arm(service):
     async def run():
         answers = [await service.score(ask("a"), asker) for asker in (None, Asker("r"), Asker("r", {"X-Unit-ID": ""}))]
-        await service.close()
+        await finish(service)
         return answers
 
     assert [answer.model for answer in asyncio.run(run())] == ["default"] * 3
@@ -125,7 +131,7 @@ def test_a_shadow_leaves_out_while_requests_wait_for_the_model(service, monkeypa
         await asyncio.gather(*service.in_shadow)
         monkeypatch.undo()
         await service.score(ask("a"), Asker("idle", {"X-Unit-ID": "u"}))
-        await service.close()
+        await finish(service)
 
     asyncio.run(run())
     assert {request for request, arm in seen(service) if arm == "shade"} == {"idle"}
@@ -146,7 +152,7 @@ def test_a_refusal_is_no_exposure_and_a_shadow_that_refuses_disturbs_nobody(serv
 
         service.arms["shade"].score = full
         await service.score(ask("a"), Asker("answered", {"X-Unit-ID": "u"}))
-        await service.close()
+        await finish(service)
         return service.metrics.text()
 
     text = asyncio.run(run())
@@ -161,7 +167,7 @@ def test_over_http_the_header_names_the_unit_in_any_case(service):
             client.post("/v1/score", json=body, headers={name: "u", "X-Request-ID": f"r-{name}"}).json()["model"]
             for name in ("X-Unit-ID", "x-unit-id", "X-Nobody")
         ]
-        client.portal.call(service.close)
+        client.portal.call(finish, service)
     arm = assign(service.experiment, "u").name
     assert answers == [arm, arm, "default"]
     assert {request for request, name in seen(service) if name == arm} == {"r-X-Unit-ID", "r-x-unit-id"}
@@ -173,7 +179,8 @@ def test_an_export_of_several_arms_is_loaded_once(tmp_path):
     settings = ServeSettings(experiment=plan)
     check_exports(exports[0], settings)
     default = QueuedStudent(Scorer.load(exports[0], settings), settings, ModelThread())
-    service = start_experiment(default, exports[0], settings)
+    log = ExposureLog(plan.folder, plan)
+    service = start_experiment(default, exports[0], settings, log)
     assert service.arms["control"] is default
     assert service.arms["new"] is service.arms["shade"] is not default
     assert [model.id for model in service.models] == [default.model, service.arms["new"].model]

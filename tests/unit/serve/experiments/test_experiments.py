@@ -19,7 +19,7 @@ from scipy.stats import chisquare
 
 from cluster.base.errors import UserError
 from serve.experiments import exposures
-from serve.experiments.assign import assign, position, shadows, unit_digest
+from serve.experiments.assign import assign, position, shadows, unit_digest, unit_secret
 from serve.experiments.config import Arm, ExperimentSettings
 from serve.experiments.exposures import EXPOSURE, ExposureLog, read_exposures
 from tests.helpers.experiment_arms import ARMS, units
@@ -43,7 +43,40 @@ def test_another_salt_or_experiment_deals_anew(change: dict) -> None:
     before = [position(EXPERIMENT, unit) for unit in units(4000)]
     after = [position(other, unit) for unit in units(4000)]
     assert abs(np.corrcoef(before, after)[0, 1]) < 4 / math.sqrt(4000)
-    assert unit_digest(EXPERIMENT, "a") != unit_digest(EXPERIMENT, "b")
+
+
+@pytest.mark.parametrize(
+    "ramp",
+    [
+        [(0.8, 0.1, 0.1), (0.6, 0.2, 0.2), (0.2, 0.4, 0.4), (0.01, 0.495, 0.495)],
+        [(0.9, 0.05, 0.05), (0.5, 0.45, 0.05), (0.3, 0.6, 0.1), (0.1, 0.6, 0.3)],
+        [(0.7, 0.1, 0.1, 0.1), (0.25, 0.25, 0.25, 0.25)],
+    ],
+)
+def test_a_ramp_moves_nobody_between_treatments(ramp: list[tuple[float, ...]]) -> None:
+    before: dict[str, str] = {}
+    for shares in ramp:
+        arms = tuple(Arm(name=f"arm-{n}", export="e", share=share) for n, share in enumerate(shares))
+        plan = ExperimentSettings(name="ramp", arms=arms)
+        now = {unit: assign(plan, unit).name for unit in units(6000)}
+        counts = [list(now.values()).count(arm.name) for arm in arms]
+        assert chisquare(counts, [6000 * share for share in shares]).pvalue > 0.001
+        moved = {(before[unit], arm) for unit, arm in now.items() if before and before[unit] != arm}
+        assert {old for old, _ in moved} <= {"arm-0"}, "a growing treatment takes from the control alone"
+        before = now
+
+
+def test_units_are_digested_by_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = unit_secret(tmp_path, EXPERIMENT)
+    assert len(first) == 32 and unit_secret(tmp_path, EXPERIMENT) == first, "all replicas share it"
+    assert (tmp_path / "unit-secret").stat().st_mode & 0o077 == 0
+    assert len(list(tmp_path.iterdir())) == 1
+    assert unit_digest(first, "a") != unit_digest(first, "b") != unit_digest(b"another", "b")
+    named = EXPERIMENT.model_copy(update={"unit_secret_env": "UNIT_SECRET"})
+    with pytest.raises(UserError, match="unit_secret_env UNIT_SECRET: the variable is not set"):
+        unit_secret(tmp_path, named)
+    monkeypatch.setenv("UNIT_SECRET", "pepper")
+    assert unit_secret(tmp_path, named) == b"pepper"
 
 
 def test_name_and_unit_do_not_run_into_one_another() -> None:
@@ -66,7 +99,7 @@ def test_arms_that_cannot_be_dealt_are_refused(arms: tuple[Arm, ...], words: str
 
 
 def until_written(log: ExposureLog) -> None:
-    while not list(log.folder.glob("*.parquet")):
+    while not list(log.folder.rglob("*.parquet")):
         assert log.timer.is_alive()
         time.sleep(0.01)
 
@@ -167,7 +200,7 @@ def test_a_process_that_is_told_to_stop_loses_nothing(tmp_path: Path) -> None:
     pipes = {"stdout": subprocess.PIPE, "text": True}
     process = subprocess.Popen([sys.executable, "-c", STOPPED, str(tmp_path)], cwd=ROOT, **pipes)
     assert process.stdout and process.stdout.readline() == "ready\n"
-    assert not list(tmp_path.glob("*.parquet"))
+    assert not list(tmp_path.rglob("*.parquet"))
     process.send_signal(signal.SIGTERM)
     assert process.wait(600) == 0
     assert read_exposures(tmp_path).num_rows == 7

@@ -60,14 +60,14 @@ def test_requests_and_errors_are_counted_by_path_status_and_kind():
         ("/v1/score", "200"): 2, ("/v1/score", "503"): 1, ("/v1/score", "500"): 1, ("/v1/score", "422"): 1,
         ("/v1/score", "413"): 1, ("other", "404"): 1, ("/healthz", "200"): 1,
     }  # fmt: skip
-    kinds = [
-        {key[1]: value for key, value in seen.items() if key[0] == f"broadfast_{name}_total"}
+    kinds = {
+        name: {key[1]: value for key, value in seen.items() if key[0] == f"broadfast_{name}_total"}
         for name in ("errors", "refusals")
-    ]
-    assert kinds == [
-        {"request_timeout_s": 1, "internal_error": 1},
-        {"the_request_is_not_valid": 1, "body_bytes": 1, "not_found": 1},
-    ]
+    }
+    assert kinds == {
+        "errors": {"request_timeout_s": 1, "internal_error": 1},
+        "refusals": {"the_request_is_not_valid": 1, "body_bytes": 1, "not_found": 1},
+    }  # fmt: skip
     assert seen["broadfast_request_seconds_count", "/v1/score"] == 6
 
 

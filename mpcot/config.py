@@ -87,10 +87,11 @@ class VllmEngine(Settings):
 class ScriptedEngine(Settings):
     """An engine that answers by rule and needs no model, for tests."""
 
-    no_effect = frozenset({"delay_s", "hangs_after", "stops_after", "stops_on", "log"})
+    no_effect = frozenset({"start_s", "delay_s", "hangs_after", "stops_after", "stops_on", "log"})
     kind: Literal["scripted"] = "scripted"
     accuracy: float = Field(0.7, ge=0, le=1, description="share of answers whose verdict is the gold label")
     failure_share: float = Field(0.0, ge=0, le=1, description="share of answers that cannot be parsed")
+    start_s: float = Field(0.0, ge=0, description="time that the start of a replica takes")
     delay_s: float = Field(0.0, ge=0, description="time that an answer takes")
     hangs_after: NonNegativeInt | None = Field(None, description="a replica answers this many requests, then hangs")
     stops_after: NonNegativeInt | None = Field(None, description="a replica answers this many requests, then stops")

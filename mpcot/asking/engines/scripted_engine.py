@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import xxhash
 
@@ -21,6 +22,7 @@ class Scripted:
     def __init__(self, engine: ScriptedEngine, scheme: Scheme) -> None:
         self.engine, self.scheme = engine, scheme
         self.asked = 0
+        time.sleep(engine.start_s)
 
     async def reply(self, ask: Ask) -> Reply:
         await self._misbehave(ask)

@@ -66,7 +66,7 @@ DevFigure = Literal["loss", "macro_f1", "accuracy", "margin", "ndcg"]
 class TrainSettings(Settings):
     """What the trainings of SFT, DPO and LRKD share: optimisation, precision, DeepSpeed and workers."""
 
-    no_effect = frozenset({"checkpoint_every_steps", "checkpoints", "gradient_checkpointing", "mlflow"})
+    no_effect = frozenset({"checkpoint_every_steps", "checkpoints", "gradient_checkpointing", "mlflow", "staging"})
 
     epochs: PositiveInt = Field(3, description="passes over the rows")
     steps: PositiveInt | None = Field(
@@ -102,6 +102,11 @@ class TrainSettings(Settings):
         pattern="^[a-z0-9]+://",
         description="where checkpoints are kept while a training runs, as a URI such as s3://bucket/folder; empty "
         "keeps them beside the results",
+    )
+    staging: str | None = Field(
+        None,
+        description="folder of a worker's own machine in which it writes its part of a checkpoint before that is kept, "
+        "such as a fast disk; empty writes it beside the results",
     )
     evaluate_every_epochs: PositiveInt = Field(1, description="epochs between evaluations on the held-out rows")
     keep: Literal["last", "best"] = Field(

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from cluster.base.errors import UserError
+from cluster.base.stage_folder import digest
 from cluster.base.whole_files import whole_file
 
 NAME = "storage-name"
@@ -36,6 +37,20 @@ def storage_place(uri: str | None, scratch: Path) -> str:
             partial.write_text(f"broadfast-{uuid.uuid4().hex}", encoding="utf-8")
     parts = urlsplit(uri)
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{file.read_text(encoding='utf-8')}"))
+
+
+def staging_place(staging: str | None, scratch: Path, rank: int) -> Path:
+    """Return the folder in which a worker writes its part of a checkpoint, before Ray copies it to storage.
+
+    It is the same one every time, so a worker that is killed leaves one part behind at most.
+
+    Args:
+        staging: `train.staging`; None stages in `scratch`.
+        scratch: a folder beside the results, which tells the trainings that stage in one place apart.
+    """
+    if staging is None:
+        return scratch / f"staged-{rank}"
+    return Path(staging) / f"broadfast-{digest(str(scratch.resolve()))}" / f"staged-{rank}"
 
 
 def trainings_with_checkpoints(place: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +12,10 @@ from typing import Any
 from cluster.base.devices import use_gpus
 from cluster.base.whole_files import whole_file
 from cluster.training.best_weights import BestWeights, best, mark_kept, waited_enough
+from cluster.training.checkpoints import staging_place
 from cluster.training.curves import write_tensorboard
 from cluster.training.deepspeed_config import clips_itself, deepspeed_config
+from cluster.training.shares import build_model
 from cluster.training.task import TrainTask, epoch_batches, parameter_groups, step_seed, worker_share
 
 
@@ -89,14 +91,9 @@ class Loop:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
         torch.manual_seed(self.task.seed)
-        model: Any = self.task.build()
+        model = build_model(self.task, self.plan)
         if self.settings.gradient_checkpointing:
             model.gradient_checkpointing_enable()
-        if self.plan["zero_optimization"]["stage"] == 3:
-            # Each GPU gets its share at once: handed the whole model, DeepSpeed moves all of it there first.
-            deepspeed.init_distributed(dist_init_required=False)  # Ray has; DeepSpeed has not seen it yet
-            dtype = torch.bfloat16 if self.task.precision == "bf16" else torch.float32
-            deepspeed.zero.Init(module=model.to(dtype), config_dict_or_path=self.plan, dtype=dtype)
         groups, decay = parameter_groups(self.task, model), self.settings.weight_decay
         optimizer = torch.optim.AdamW(groups, weight_decay=decay, fused=True)
         warmup = round(self.steps * self.settings.warmup_ratio)
@@ -199,12 +196,15 @@ class Loop:
 
         self.state.seconds += time.monotonic() - self.started
         self.started = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder:
-            client = {"state": vars(self.state)}
-            self.engine.save_checkpoint(folder, tag="state", client_state=client, exclude_frozen_parameters=True)
-            if self.rank == 0:
-                self.best.copy_to(Path(folder))
-            ray.train.report({"step": self.state.step}, ray.train.Checkpoint.from_directory(folder))
+        folder = staging_place(self.settings.staging, Path(self.job.scratch), self.rank)
+        shutil.rmtree(folder, ignore_errors=True)  # a worker that was killed here has left its own
+        folder.mkdir(parents=True)
+        client = {"state": vars(self.state)}
+        self.engine.save_checkpoint(str(folder), tag="state", client_state=client, exclude_frozen_parameters=True)
+        if self.rank == 0:
+            self.best.copy_to(folder)
+        ray.train.report({"step": self.state.step}, ray.train.Checkpoint.from_directory(folder))
+        shutil.rmtree(folder, ignore_errors=True)
 
     def save(self) -> None:
         """Let the task write its model folder from the weights that are kept."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ pytestmark = pytest.mark.usefixtures("local_ray", "group")
 
 IDS = torch.arange(5, 69).reshape(2, 32)
 STEPS = 12
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -47,12 +49,22 @@ def in_bf16(zero: int, workers: int) -> TrainSettings:
     return settings(zero, workers, precision="bf16", epochs=2)
 
 
+def as_in_gpu_toml(**changes: Any) -> TrainSettings:
+    """What the shipped config for GPU clusters asks of a large teacher's training, on two workers."""
+    sft = tomllib.loads((ROOT / "workflows/configs/gpu.toml").read_text(encoding="utf-8"))["sft"]
+    asked = {name: sft["train"][name] for name in ("precision", "zero_stage", "gradient_checkpointing")}
+    assert asked == {"precision": "bf16", "zero_stage": 3, "gradient_checkpointing": True}
+    assert sft["tuning"]["kind"] == "lora"
+    return settings(3, 2).model_copy(update=asked | changes)
+
+
 @pytest.fixture(scope="module")
 def by_two(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainResult]:
     """All the trainings by two workers that are not disturbed."""
     own: dict[str, tuple[TrainSettings, Lora | None]] = {f"zero-{zero}": (settings(zero, 2), None) for zero in range(4)}
     own["bf16"] = in_bf16(3, 2), Lora(rank=4, alpha=8)
     own["dropout"] = settings(1, 2), lora_with_dropout()
+    own["gpu.toml"] = as_in_gpu_toml(), Lora(rank=4, alpha=8)
     folder, tasks = tmp_path_factory.mktemp("by-two"), {}
     for name, (train, tuning) in own.items():
         (rows := folder / "rows" / name).mkdir(parents=True)
@@ -149,6 +161,23 @@ def test_one_killed_worker_of_two_takes_nothing_along(
     assert list(passes.values()) == [8, 6], "one forward pass per step on each worker"
     assert curve(rough, "train") == curve(calm, "train") and curve(rough, "dev") == curve(calm, "dev")
     assert torch.equal(logits(rough.model), logits(calm.model))
+
+
+def test_a_training_as_on_gpus_is_killed_resumed_and_exported(
+    by_two: dict[str, TrainResult], llama_folder: Path, tmp_path: Path
+) -> None:
+    """LoRA, ZeRO-3 and recomputed activations in bf16: one of two is killed in step 8 of 12, as above."""
+    staging = tmp_path / "fast-disk"
+    own = as_in_gpu_toml(staging=str(staging), workers=Workers(count=2, max_failures=1))
+    task = Killed(**vars(sft_task(tmp_path, llama_folder, own, Lora(rank=4, alpha=8))), at=(8,), rank=1)
+    rough, calm = run_training(task, tmp_path / "out", "sft"), by_two["gpu.toml"]
+    assert list(Counter((tmp_path / "passes").read_text().splitlines()).values()) == [8, 6]
+    assert curve(rough, "train") == curve(calm, "train") and curve(rough, "dev") == curve(calm, "dev")
+    assert curve(rough, "dev")[-1] < 0.98 * curve(rough, "dev")[0], "adapters learn through recomputed layers"
+    assert torch.equal(logits(rough.model), logits(calm.model)), "the saved folder is plain, with adapters merged"
+    assert not torch.equal(logits(rough.model), logits(llama_folder))
+    (used,) = staging.iterdir()
+    assert list(used.iterdir()) == [], "checkpoints were staged there, and nothing is left of them"
 
 
 def test_a_training_that_cannot_succeed_says_what_its_worker_said(llama_folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cluster.config import Offload
+from teacher.config import Lora
+from teacher.sft import SftTask
 from tests.helpers.one_worker import train_here
 from tests.helpers.tiny_llama import tiny_llama
 from tests.helpers.training_tasks import settings, sft_task
@@ -56,3 +60,26 @@ def test_the_same_is_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cha
     assert other == pytest.approx(plain, rel=2e-4) and plain[-1] < plain[0]
     ends = [logits(tmp_path / run / "out/model") for run in ("plain", "other")]
     assert torch.allclose(*ends, atol=2e-3) and not torch.allclose(ends[0], logits(model), atol=0.1)
+
+
+@dataclass
+class Looked(SftTask):
+    """Notes how many numbers of each parameter this worker has in memory right after the model was loaded."""
+
+    def build(self) -> Any:
+        model = super().build()
+        held = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        (Path(self.folder) / "held").write_text(json.dumps(held))
+        return model
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_with_zero_3_no_worker_loads_the_whole_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tied: bool
+) -> None:
+    model = tiny_llama(tmp_path / "llama", tied)
+    task = sft_task(tmp_path, model, settings(3, epochs=1, gradient_checkpointing=True), Lora(rank=4, alpha=8))
+    history = train_here(Looked(**vars(task)), tmp_path / "out", monkeypatch)
+    held = json.loads((tmp_path / "held").read_text())
+    assert {name: count for name, count in held.items() if "lora_" not in name and count} == {}
+    assert all(count for name, count in held.items() if "lora_" in name) and history[-1]["loss"] < history[0]["loss"]

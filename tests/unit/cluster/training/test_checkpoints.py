@@ -9,7 +9,12 @@ import pyarrow.fs as pafs
 import pytest
 
 from cluster.base.errors import UserError
-from cluster.training.checkpoints import delete_checkpoints, storage_place, trainings_with_checkpoints
+from cluster.training.checkpoints import (
+    delete_checkpoints,
+    staging_place,
+    storage_place,
+    trainings_with_checkpoints,
+)
 from tests.helpers.local_s3 import BUCKET, s3_folder, stored
 
 URI = "s3://bucket/folder?region=eu-west-1&scheme=http"
@@ -26,6 +31,15 @@ def test_a_training_has_a_folder_of_its_own_until_its_results_are_gone(tmp_path:
     assert first != other and storage_place(URI, tmp_path / "first") == first
     shutil.rmtree(tmp_path / "first")
     assert storage_place(URI, tmp_path / "first") != first, "starting over never finds what other data left"
+
+
+def test_each_worker_stages_its_part_where_the_user_says_and_never_in_a_place_of_its_own(tmp_path: Path) -> None:
+    own, other = (staging_place("/fast", tmp_path / name, 0) for name in ("own", "other"))
+    assert own.is_relative_to("/fast") and own != other, "trainings that share a disk do not meet"
+    assert own == staging_place("/fast", tmp_path / "own", 0) != staging_place("/fast", tmp_path / "own", 1)
+    assert staging_place(None, tmp_path, 1) == tmp_path / "staged-1"
+    (tmp_path / "staged-1" / "state" / "rank").mkdir(parents=True)
+    assert trainings_with_checkpoints(str(tmp_path)) == [], "what a killed worker leaves is no checkpoint"
 
 
 def test_trainings_with_checkpoints_are_found_by_name(tmp_path: Path) -> None:

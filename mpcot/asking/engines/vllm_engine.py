@@ -39,7 +39,10 @@ def engine_arguments(engine: VllmEngine, model: str, gpu: bool) -> dict[str, Any
         "seed": 0,
     }
     if gpu:
-        return shared | {"gpu_memory_utilization": engine.gpu_memory_utilization}
+        # Left to itself, vLLM may give its workers to Ray, since it runs in an actor, and wait for GPUs that we hold.
+        backend = "mp" if engine.tensor_parallel > 1 else "uni"
+        memory = {"gpu_memory_utilization": engine.gpu_memory_utilization}
+        return shared | memory | {"distributed_executor_backend": backend}
     return shared | {"distributed_executor_backend": "uni", "block_size": CPU_BLOCK_TOKENS}
 
 
@@ -91,6 +94,17 @@ def sampling(ask: AnswerSettings, regex: str, labels: list[int], seed: int | Non
     )
 
 
+def own_seed(settings: AnswerSettings, ask: Ask, gpu: bool) -> int | None:
+    """Return the seed of a request, with which its answer can be repeated, or None where it would cost speed.
+
+    On GPUs, vLLM reads the seeds in the kernel that draws for all requests, and loses nothing (`gumbel_sample` in
+    vllm/v1/worker/gpu/sample/sampler.py). With top_p below 1 one seeded request takes the fused kernel for top_p from
+    all that are with it in a step, so there is none then. On a CPU, its generators per request fail if a prompt is
+    prefilled in pieces (they have no offset).
+    """
+    return ask.seed if gpu and settings.temperature_after(ask.tried) and settings.top_p == 1 else None
+
+
 def steps_from_end(said: Any) -> Iterator[tuple[int, dict[int, float]]]:
     """Yield each token of an answer from the last one on, with the log-probabilities at its place by token id.
 
@@ -132,10 +146,7 @@ class Vllm:
         kill_all(self.processes)
 
     def _sampling(self, ask: Ask) -> Any:
-        # With its own seed an answer can be repeated. On GPUs, vLLM reads the seeds in the kernel that draws for all,
-        # and loses nothing but its fused top_p, where that is below 1 (vllm/v1/worker/gpu/sample/sampler.py).
-        # On a CPU, vLLM's generators per request fail if a prompt is prefilled in pieces (they have no offset).
-        own = ask.seed if self.gpu and self.ask.temperature_after(ask.tried) else None
+        own = own_seed(self.ask, ask, self.gpu)
         return sampling(self.ask, self.regex, self.labels.all, own, ask.tried)
 
     def _encode(self, chat: list[Message]) -> Sequence[int]:

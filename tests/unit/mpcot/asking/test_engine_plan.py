@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -13,7 +14,7 @@ from cluster.base.ray_session import LOCAL_ENVIRONMENT
 from mpcot.asking.engines.engine import Ask
 from mpcot.asking.engines.scripted_engine import Scripted
 from mpcot.asking.engines.start import replica_resources, start_engine
-from mpcot.asking.engines.vllm_engine import engine_arguments, engine_environment, sampling
+from mpcot.asking.engines.vllm_engine import engine_arguments, engine_environment, own_seed, sampling
 from mpcot.asking.parsing import parse_answer
 from mpcot.config import AnswerSettings, Replicas, ScriptedEngine, VllmEngine
 from mpcot.schemes.scheme import load_scheme
@@ -58,9 +59,18 @@ def test_on_gpus_tensor_parallel_and_memory_share() -> None:
     engine = VllmEngine(tensor_parallel=4, gpu_memory_utilization=0.8, replicas=Replicas(cpus=2, gpus=1))
     arguments = engine_arguments(engine, "Qwen/Qwen3-14B", gpu=True)
     assert arguments["tensor_parallel_size"] == 4 and arguments["gpu_memory_utilization"] == 0.8
-    assert "distributed_executor_backend" not in arguments
+    assert arguments["distributed_executor_backend"] == "mp", "Ray is not asked for the GPUs that the actor holds"
+    assert engine_arguments(VllmEngine(), "m", gpu=True)["distributed_executor_backend"] == "uni"
     assert replica_resources(engine) == {"num_cpus": 2, "num_gpus": 4}
     assert not any(name.startswith("VLLM_CPU") for name in engine_environment(engine, True, [0], shared_node=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpu", "seed"),
+    [({}, True, 5), ({"top_p": 0.9}, True, None), ({"temperature": 0}, True, None), ({}, False, None)],
+)
+def test_a_request_has_a_seed_where_it_costs_no_speed(settings: dict[str, Any], gpu: bool, seed: int | None) -> None:
+    assert own_seed(AnswerSettings(**settings), Ask("k", CHAT, 5), gpu) == seed
 
 
 @pytest.mark.parametrize("gpu", [True, False])

@@ -98,9 +98,14 @@ def write_results(name: str, figures: Sequence[Figure], rows: Sequence[Mapping[s
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    table = Table("figure", "value", "unit", "goal", "holds", title=name)
+    show_results(name, figures)
+    return RESULTS / f"{name}.json"
+
+
+def show_results(title: str, figures: Sequence[Figure]) -> None:
+    """Print the figures as a table."""
+    table = Table("figure", "value", "unit", "goal", "holds", title=title)
     holds = {True: "yes", False: "[red]no[/red]", None: ""}
     for f in figures:
         table.add_row(f.name, f"{f.value:.4g}", f.unit, f.goal, holds[f.holds])
     console().print(table)
-    return RESULTS / f"{name}.json"

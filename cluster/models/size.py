@@ -100,14 +100,15 @@ def hub_models() -> dict[str, ModelSize]:
 def _of_folder(field: str, folder: Path) -> ModelSize:
     config = read_json(folder / "config.json")
     try:
-        return ModelSize(parameters=count_parameters(folder), **_shape(config))
+        return ModelSize(parameters=count_parameters(folder), **shape_of(config))
     except KeyError as error:
         raise UserError(
             f"{field}: {folder / 'config.json'} has no {error}, so the model's size is not known."
         ) from error
 
 
-def _shape(config: dict[str, Any]) -> dict[str, Any]:
+def shape_of(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a model's shape, as the fields of `ModelSize`, from the content of its config.json."""
     heads = config["num_attention_heads"]
     decoder = any("CausalLM" in name for name in config.get("architectures") or ())
     return {

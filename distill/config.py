@@ -63,7 +63,7 @@ class EncoderWorkers(Resources):
 class TargetSettings(Settings):
     """The frozen sentence encoder that turns the teacher's rationales into target vectors."""
 
-    no_effect = frozenset({"batch_size"})
+    no_effect = frozenset({"batch_size", "encoder"})  # the content of the encoder counts
 
     encoder: str = Field("models/all-minilm-l6-v2", description="folder or hub name of a sentence encoder")
     source: Literal["judgements"] = Field("judgements", description="whose rationales are embedded")
@@ -109,6 +109,8 @@ class TargetSettings(Settings):
 
 class StudentSettings(Settings):
     """The student, what it learns from, and the weight of each part of the loss; a weight of 0 drops the part."""
+
+    no_effect = frozenset({"model"})  # its content counts
 
     model: str = Field("models/all-minilm-l6-v2", description="folder or hub name of the starting encoder")
     extractor: Extractor = PolyExtractor()

@@ -22,6 +22,8 @@ MOST_WORDS = 120
 class PerspectiveSettings(Settings):
     """Which perspectives the teacher reasons from, in which order, and where your own are."""
 
+    no_effect = frozenset({"folder", "rules_file"})  # their content counts
+
     names: tuple[str, ...] = Field(
         ("intent", "attributes", "rules"), description="their names, in the order of the student's vectors"
     )
@@ -44,7 +46,8 @@ ASKING = {"sft+dpo": ("rationales", "samples", "judge"), "sft": ("rationales", "
 class TeacherSettings(Settings):
     """The large model that reasons. With an engine behind an address, `engine.model` names it instead."""
 
-    no_effect = frozenset({"tuning"})  # it decides which stages there are, not what any of them does
+    # The content of the model counts, and tuning decides which stages there are, not what any of them does.
+    no_effect = frozenset({"model", "tuning"})
 
     model: str = Field(
         "",
@@ -105,6 +108,8 @@ Engine = Annotated[VllmEngine | ScriptedEngine | OpenAiEngine, Field(discriminat
 
 class AnswerSettings(Settings):
     """How the teacher is asked: form, length and sampling. Shared by rationales, samples and judgements."""
+
+    no_effect = frozenset({"retries", "max_failed_share"})
 
     samples: PositiveInt = Field(1, description="answers per pair and perspective")
     temperature: float = Field(0.7, ge=0, description="0 is greedy")

@@ -25,24 +25,24 @@ from cluster.base.stage_folder import (
     write_json,
 )
 from cluster.base.tables import check_writable
-from cluster.models.folders import check_model, model_fingerprint
+from cluster.models.folders import check_model, model_content
 from cluster.training.driver import CHECKPOINTS
 from mpcot.asking.engines.config import OpenAiEngine
 from mpcot.asking.engines.openai_engine import check_address
 from mpcot.asking.plan import teacher_fingerprint
-from mpcot.asking.prompts import examples
+from mpcot.asking.prompts import PROMPT_VERSION, examples
 from mpcot.pairs.stage import check as check_source
 from mpcot.perspectives.perspective import Perspective, load_perspectives
 from mpcot.schemes.scheme import Scheme, load_scheme
 from mpcot.sources.config import PairsStage
-from mpcot.sources.places import state as file_state
+from mpcot.sources.places import content as file_content
 from workflows.config import RunConfig
 from workflows.resources import check_resources
 from workflows.stages import STAGES, Stage, asks, find_stage, stages_of
 
 STARTED = "started.json"
 AGAIN = "again.json"
-FILES = ("seeds", "judgements", "overrides", "candidates")  # what a source may name beside its path
+FILES = ("path", "seeds", "judgements", "overrides", "candidates")  # what a source may name
 PAID_FOR = "answers"  # keyed by all that decides them, so they outlive a change of settings
 
 
@@ -159,24 +159,28 @@ def stage_folder(config: RunConfig, run_dir: Path, stage: Stage) -> StageFolder:
     return StageFolder(run_dir, stage.name, settings, inputs)
 
 
-def _content(config: RunConfig, stage: Stage) -> dict[str, str]:
-    """Digests of the files that settings only name: a changed file is a changed setting."""
+def _content(config: RunConfig, stage: Stage) -> dict[str, Any]:
+    """Digests of what settings only name, by the name of the setting: a changed file is a changed setting."""
     fields = stage.config.model_fields
-    found = {}
+    found: dict[str, Any] = {}
     if "labels" in fields:
-        found["labels"] = digest(load_scheme(config.labels.scheme).model_dump())
+        found["labels.scheme"] = digest(load_scheme(config.labels.scheme).model_dump())
     if "perspectives" in fields and "perspectives" not in stage.config.reads_only:
         found["perspectives"] = digest([p.model_dump() for p in load_perspectives(config.perspectives)])
     if "teacher" in fields:
-        found["teacher"] = teacher_fingerprint(config.engine, config.teacher.model)
+        found["teacher.model"] = teacher_fingerprint(config.engine, config.teacher.model)
     if "targets" in fields:
-        found["encoder"] = model_fingerprint(config.targets.encoder)
+        found["targets.encoder"] = model_content(config.targets.encoder)
     if "student" in fields:
-        found["student"] = model_fingerprint(config.student.model)
-    for name, field in (("source", "path"), *((field, field) for field in FILES)):
-        path = getattr(config.source, field, None)
-        if "source" in fields and path:
-            found[name] = digest(file_state(path, f"source.{field}"))
+        found["student.model"] = model_content(config.student.model)
+    if fields.keys() & {"rationales", "samples", "judge"}:
+        found["prompts"] = PROMPT_VERSION
+    for section in fields.keys() & {"rationales", "samples"} - stage.config.reads_only.keys():
+        named = (getattr(step, "words_file", None) for step in getattr(config, section).filters)
+        found |= {f"{section}.filters": file_content(path, f"{section}.filters") for path in named if path}
+    for field in FILES if "source" in fields else ():
+        if path := getattr(config.source, field, None):
+            found[f"source.{field}"] = file_content(path, f"source.{field}")
     return found
 
 

@@ -135,11 +135,6 @@ class SharedFolder:
         with ThreadPoolExecutor(COPIES) as pool:
             list(pool.map(copy, [entry.name for entry in self.files(suffix) if entry.name not in there]))
 
-    def remove(self, name: str) -> None:
-        """Delete a file, if it exists."""
-        if self.filesystem.get_file_info(self.path(name)).is_file:
-            self.filesystem.delete_file(self.path(name))
-
     def delete(self) -> None:
         """Delete the folder with everything in it, if it exists."""
         if self.local:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import tomllib
 import zipfile
+from functools import cache
 from pathlib import Path
 
 from pydantic import PositiveInt
@@ -18,6 +19,8 @@ from cluster.base.stage_folder import digest, write_json
 from cluster.config import Settings
 
 PACKAGES = Path(__file__).with_name("packages.toml")
+TEXTS = (".json", ".jinja", ".txt", ".model", ".tiktoken")  # configs, tokenizers and chat templates
+HUB_TIMEOUT_S = 5.0
 WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 
@@ -77,6 +80,30 @@ def model_fingerprint(name: str) -> str:
     tensors = sorted(path.glob("*.safetensors"))
     heads = [_sample(p) for p in tensors]
     return digest([files, config.read_text(encoding="utf-8") if config.exists() else "", heads])
+
+
+def model_content(name: str) -> str:
+    """Return a digest of a model with its tokenizer and chat template, or of its name and revision on a hub."""
+    if not (folder := Path(name)).is_dir():
+        return digest([name, hub_revision(name)])
+    texts = sorted(path for path in folder.rglob("*") if path.suffix in TEXTS and path.is_file())
+    sums = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in texts}
+    return digest([model_fingerprint(name), sums])
+
+
+@cache
+def hub_revision(name: str) -> str:
+    """Return the commit that is loaded by the name of a hub's model, empty if nobody knows it.
+
+    The hub is asked and, where it is not reached, this machine's copy.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    try:
+        return HfApi().model_info(name, timeout=HUB_TIMEOUT_S).sha or ""
+    except Exception:  # each version of the hub's client has errors of its own
+        copy = try_to_load_from_cache(name, "config.json")
+        return Path(copy).parent.name if isinstance(copy, str) else ""
 
 
 def _sample(path: Path, size: int = 1 << 16, places: int = 16) -> str:

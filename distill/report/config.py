@@ -25,7 +25,7 @@ class ReportSettings(Settings):
 class ReportStage(Settings):
     """What `11-report` depends on. The encoder of the targets embeds queries and titles, to compare latents with."""
 
-    reads_only: ClassVar[Fields] = {"targets": ("encoder", "pooling", "normalise", "max_tokens", "precision")}
+    reads_only: ClassVar[Fields] = {"targets": ("pooling", "normalise", "max_tokens", "precision")}
 
     name: str
     seed: int

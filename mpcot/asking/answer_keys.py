@@ -7,9 +7,14 @@ import hashlib
 from cluster.base.stage_folder import digest, result_settings
 from mpcot.asking.prompts import answer_regex
 from mpcot.config import AnswerSettings, Engine
-from mpcot.records import ANSWER
 from mpcot.schemes.scheme import Scheme
 
+# Part of every key. Raise it only if equal settings and prompts lead to other answers: all of them are then asked, and
+# paid for, again. Version 1 is spelt as keys were first made, so that answers from then still count.
+KEY_VERSION: int | list[str] = [
+    "key", "pair_id", "perspective", "sample", "rationale", "verdict", "logprobs", "prompt_tokens", "cached_tokens",
+    "output_tokens", "tries", "reason",
+]  # fmt: skip
 # Settings on which no answer depends, or which show in the prompt, which has a digest of its own.
 NOT_SAMPLING = {
     "splits", "pairs_per_split", "max_failed_share", "retries", "samples", "few_shot", "description_chars", "guide",
@@ -29,7 +34,7 @@ def sampling_digest(model_digest: str, engine: Engine, scheme: Scheme, ask: Answ
         del arguments["thinking"], arguments["thinking_tokens"]
     if ask.when_too_long == "reject":  # the limit makes no difference to a prompt that fits
         arguments.pop("max_model_len", None)
-    return digest([ANSWER.names, model_digest, kept, regex, engine.kind, arguments, seed])
+    return digest([KEY_VERSION, model_digest, kept, regex, engine.kind, arguments, seed])
 
 
 def answer_key(*texts: str) -> str:

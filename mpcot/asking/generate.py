@@ -19,7 +19,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cluster.base.errors import UserError
 from cluster.base.id_sets import IdSet
@@ -35,9 +34,10 @@ from mpcot.asking.engines.start import replica_resources
 from mpcot.asking.join_answers import REQUEST, split_by_pair
 from mpcot.asking.plan import GenerationPlan
 from mpcot.asking.prompts import EVERYTHING, pair_text
+from mpcot.asking.read_parts import answers_in
 from mpcot.asking.worker import AnswerWorker
 from mpcot.config import AnswerSettings, JudgeSettings, VllmEngine
-from mpcot.records import ANSWER, PAIR
+from mpcot.records import PAIR
 
 MISSING, TRIED = "missing", "tried"
 REQUESTED, REQUESTED_HINTED = "requested.parquet", "requested-hinted.parquet"
@@ -85,7 +85,6 @@ def generate(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path
     """
     shared = shared_folder(plan, folder)
     shared.child(ANSWERS).bring(folder / ANSWERS, ".parquet")
-    _remove_others(folder / ANSWERS, shared.child(ANSWERS))
     requested, missing = _write_missing(plan, pairs, folder)
     if not requested:
         raise UserError(f"{label}: no pairs in the splits {', '.join(plan.ask.splits)}. Check 1-pairs and `splits`.")
@@ -111,14 +110,6 @@ def shared_folder(plan: GenerationPlan, folder: Path) -> SharedFolder:
     return SharedFolder.at(store).child(folder.name) if store else SharedFolder.at(folder)
 
 
-def _remove_others(answers: Path, shared: SharedFolder) -> None:
-    """Remove the parts that another version wrote, here and in the shared folder: their keys are never asked for."""
-    for part in answers.glob("*.parquet"):
-        if pq.read_schema(part).names != ANSWER.names:
-            part.unlink()
-            shared.remove(part.name)
-
-
 def answered(plan: GenerationPlan, folder: Path) -> IdSet:
     """Return the keys of the requests that need not be asked again, from the parts of the stage in `folder`."""
     shared = shared_folder(plan, folder)
@@ -135,7 +126,7 @@ def missing_asks(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: 
 
 def _keys(answers: Path, chosen: Callable[[pa.RecordBatch], pa.Array]) -> IdSet:
     """Return the keys of the answers that `chosen` marks."""
-    batches = batches_of(answers, ["key", "reason", "tries"], PAIRS_AT_A_TIME)
+    batches = answers_in(answers, ["key", "reason", "tries"], PAIRS_AT_A_TIME)
     return IdSet(batch["key"].filter(chosen(batch)).to_pylist() for batch in batches)
 
 

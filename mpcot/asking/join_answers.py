@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from cluster.base.tables import batches_of
 from cluster.base.whole_files import disk_error
 from mpcot.asking.failure_reasons import ENGINE_ERROR, PROMPT_TOO_LONG
+from mpcot.asking.read_parts import answers_in
 from mpcot.records import ANSWER, texts
 
 # One row per pair: the keys of its requests, and what stages need to know to sort its answers.
@@ -78,7 +78,7 @@ def split_by_pair(tables: Iterable[pa.Table], schema: pa.Schema, folder: Path) -
 
 def split_answers(parts: Path, folder: Path) -> None:
     """Write the answers of all parts into the buckets of `folder`."""
-    split_by_pair(_gathered(batches_of(parts, batch=SPLIT_ROWS)), ANSWER, folder)
+    split_by_pair(_gathered(answers_in(parts, batch=SPLIT_ROWS)), ANSWER, folder)
 
 
 def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -152,7 +152,8 @@ def settled(answers: pa.RecordBatch, retries: int, too_long: str = "") -> pa.Arr
     reasons = answers["reason"]
     long = _begins_with(reasons, PROMPT_TOO_LONG)
     still_too_long = pc.and_(long, pc.fill_null(pc.ends_with(reasons, too_long), False))
-    failed_too_often = pc.and_(pc.greater(answers["tries"], retries), pc.invert(pc.or_(engine_failed(reasons), long)))
+    tried_too_often = pc.greater(pc.fill_null(answers["tries"], 1), retries)
+    failed_too_often = pc.and_(tried_too_often, pc.invert(pc.or_(engine_failed(reasons), long)))
     return pc.or_(pc.is_null(reasons), pc.or_(still_too_long, failed_too_often))
 
 

@@ -10,14 +10,14 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.base.stage_folder import digest
-from cluster.models.folders import check_model, model_fingerprint
+from cluster.models.folders import check_model, model_content
 from mpcot.asking.answer_keys import answer_key, sampling_digest
 from mpcot.asking.engines.config import OpenAiEngine
 from mpcot.asking.engines.engine import Ask
 from mpcot.asking.failure_reasons import CUT, under
 from mpcot.asking.join_answers import settled
 from mpcot.asking.prompts import Message, messages
-from mpcot.asking.rendering import check_prompts
+from mpcot.asking.rendering import RENDERING_VERSION, check_prompts
 from mpcot.config import AnswerSettings, AskingStage, Engine, VllmEngine
 from mpcot.perspectives.perspective import Perspective, load_perspectives
 from mpcot.records import PAIR
@@ -34,8 +34,10 @@ def model_asked(engine: Engine, model: str) -> str:
 
 
 def teacher_fingerprint(engine: Engine, model: str) -> str:
-    """Return a digest of the model that the engine asks: of its folder, or of its name behind an address."""
-    return digest([engine.model, engine.snapshot]) if isinstance(engine, OpenAiEngine) else model_fingerprint(model)
+    """Return a digest of the model that the engine asks: of what it is and how it is addressed, or of its name."""
+    if isinstance(engine, OpenAiEngine):
+        return digest([engine.model, engine.snapshot])
+    return digest([model_content(model), RENDERING_VERSION])
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from mpcot.details import attributes_text
 from mpcot.perspectives.perspective import Perspective
 from mpcot.schemes.scheme import Scheme
 
+# In the fingerprints of stages that ask. Raise it when equal settings make other prompts. Keys hold the prompt itself.
+PROMPT_VERSION = 1
 VERDICT = "Verdict:"
 CONFIDENCE = "Confidence:"
 HINT = "Hint:"

@@ -11,6 +11,8 @@ from jinja2 import TemplateError
 from cluster.base.errors import UserError
 from mpcot.asking.prompts import Message
 
+# In the keys of answers. Raise it when the same chat is put into a template otherwise.
+RENDERING_VERSION = 1
 OPENED = re.compile(r"<(think|thinking|thought|reasoning)>\s*$")
 
 

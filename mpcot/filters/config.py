@@ -56,6 +56,7 @@ class RepetitionFilter(Settings):
 class GroundedFilter(Settings):
     """A number, model name or brand that is neither in the query nor in the product's text nor in your word list."""
 
+    no_effect = frozenset({"words_file"})  # its content counts
     kind: Literal["grounded"] = "grounded"
     brands: bool = Field(
         True, description="look at words with a capital letter; turn it off for languages that begin nouns with one"

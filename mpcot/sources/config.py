@@ -22,11 +22,16 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class LabelSettings(Settings):
     """Which label scheme the run uses."""
 
+    no_effect = frozenset({"scheme"})  # its content counts
+
     scheme: str = Field("esci", description="esci, graded, binary, or the path of a .toml file of your own")
 
 
 class AnySource(Settings):
     """What every source has."""
+
+    # The content of files counts, not where they lie.
+    no_effect = frozenset({"max_failed_share", "path", "seeds", "judgements", "overrides", "candidates"})
 
     label_map: dict[str, str] = Field({}, description="which label of the source is which code of the scheme")
     max_failed_share: Share = Field(0.2, description="the stage stops if a larger share of the rows fails")

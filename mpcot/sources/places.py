@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
+import xxhash
 
 from cluster.base.errors import UserError
+from cluster.base.stage_folder import digest
 
 SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods")
@@ -17,7 +20,9 @@ CONVERT_SPREADSHEET = (
     "Save it in the spreadsheet program as CSV UTF-8, or convert it, for instance: "
     "pandas.read_excel(file, dtype=str).to_parquet('judged.parquet')"
 )
+CHUNK_BYTES = 1 << 22
 EMPTY_KEY = "__HIVE_DEFAULT_PARTITION__"  # what Hive and Spark write for null
+_SUMS: dict[tuple[Any, ...], str] = {}
 _LOGS = {"_delta_log": "Delta", ".hoodie": "Hudi"}  # the folder in which a format of tables says which files count
 
 
@@ -45,17 +50,43 @@ def check_path(path: str, field: str) -> None:
     resolve(path, field)
 
 
-def state(path: str, field: str) -> list[tuple[str, int, int]]:
-    """Return name, size in bytes and modification time in nanoseconds of the file, or of all files in the folder.
+def content(path: str, field: str) -> str:
+    """Return a digest of the file, or of all files in the folder that may have rows, wherever they lie.
+
+    A file is known by its ETag where its filesystem gives one, as S3 does, and else by all of its bytes.
 
     Raises:
-        UserError: there is nothing at `path`.
+        UserError: there is nothing at `path`, or it cannot be read.
     """
     filesystem, found = resolve(path, field)
     info = filesystem.get_file_info(found)
-    inside = [info] if info.is_file else filesystem.get_file_info(pafs.FileSelector(found, recursive=True))
-    files = sorted((one for one in inside if one.is_file), key=lambda one: one.path)
-    return [(one.base_name, one.size, one.mtime_ns) for one in files]
+    try:
+        if info.is_file:
+            return digest([suffix(found), _sum(filesystem, info)])
+        inside = filesystem.get_file_info(pafs.FileSelector(found, recursive=True))
+        files = {"/".join(_below(one.path, found)): one for one in inside if one.is_file}
+        shown = {name: one for name, one in files.items() if not any(map(_hidden, name.split("/")))}
+        return digest({name: _sum(filesystem, one) for name, one in shown.items()})
+    except OSError as error:
+        raise UserError(f"{field}: cannot read {path!r}: {error}. Check the rights to it") from error
+
+
+def _sum(filesystem: pafs.FileSystem, info: pafs.FileInfo) -> str:
+    """Return a digest of a file, taken once per process while its size and time stay the same."""
+    place = filesystem.type_name, info.path, info.size, info.mtime_ns
+    if place not in _SUMS:
+        _SUMS[place] = _read_sum(filesystem, info.path)
+    return _SUMS[place]
+
+
+def _read_sum(filesystem: pafs.FileSystem, path: str) -> str:
+    with filesystem.open_input_stream(path, compression=None, buffer_size=CHUNK_BYTES) as stream:
+        if (etag := (stream.metadata() or {}).get(b"ETag")) is not None:
+            return str(etag.decode())
+        sums = xxhash.xxh3_128()
+        while chunk := stream.read(CHUNK_BYTES):
+            sums.update(chunk)
+    return sums.hexdigest()
 
 
 def exists(path: str, name: str, field: str = "source.path") -> str | None:

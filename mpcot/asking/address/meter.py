@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow.compute as pc
 
 from cluster.base.placement import on_this_node
-from cluster.base.tables import batches_of
 from mpcot.asking.answers import ANSWERS, OF_BATCH, USAGE
 from mpcot.asking.engines.config import OpenAiEngine, Price
+from mpcot.asking.read_parts import answers_in
 from mpcot.config import Engine
 
 LOOK_AGAIN_S = 0.2
@@ -135,7 +135,7 @@ def usage_of(folders: Iterable[Path], price: Price | None = None) -> dict[str, f
     """
     sums, cost = dict.fromkeys(USAGE, 0), 0.0
     for part in (part for folder in folders for part in (folder / ANSWERS).glob("*.parquet")):
-        for batch in batches_of(part, list(USAGE), ROWS):
+        for batch in answers_in(part, list(USAGE), ROWS):
             if set(USAGE) <= set(batch.schema.names):  # parts of older versions have no such columns
                 billed = batch.filter(pc.is_valid(batch["cached_tokens"]))
                 used = tuple(pc.sum(billed[name]).as_py() or 0 for name in USAGE)

@@ -154,7 +154,7 @@ def test_a_changed_file_of_judgements_makes_the_pairs_anew(
     assert broadfast("pairs", config_file, *options).exit_code == 0
     write(given, pairs[:8])
     refused = broadfast("pairs", config_file, *options)
-    assert refused.exit_code == 1 and "content.judgements" in text(refused)
+    assert refused.exit_code == 1 and "content.source.judgements" in text(refused)
 
 
 def test_only_a_run_with_judgements_depends_on_the_perspectives_from_the_start() -> None:

@@ -62,7 +62,6 @@ def test_its_settings_are_sections_of_the_run(stage: Stage) -> None:
         ("rationales", {"temperature": 0.1}, ["2-rationales"]),
         ("dpo", {"beta": 0.7, "dev_rows": 3}, ["6-dpo"]),
         ("dpo", {"max_tokens": 77}, ["5-preferences", "6-dpo"]),
-        ("teacher", {"model": "other"}, ["2-rationales", "3-sft"]),
         ("student", {"max_tokens": 9}, ["9-student"]),
     ],
 )

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from shutil import copy
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from cluster.base.errors import UserError
-from cluster.base.shared_folder import SharedFolder
 from cluster.base.tables import read_table, write_table
 from mpcot.asking import generate, join_answers
 from mpcot.asking.answers import ANSWERS, JOINED, Answers
-from mpcot.asking.generate import MISSING, REQUESTED, _given_up, _remove_others, _write_missing, select_pairs
+from mpcot.asking.generate import MISSING, REQUESTED, _given_up, _write_missing, select_pairs
 from mpcot.config import AnswerSettings
 from mpcot.records import ANSWER, PAIR
 from tests.helpers.scripted_plan import PLAN, keys, pair
@@ -167,17 +165,20 @@ def test_what_was_given_up_in_earlier_runs_counts_into_the_share_that_may_fail(t
         generate.generate(strict, [one], tmp_path, "rationales")
 
 
-def test_parts_of_another_version_are_removed(tmp_path: Path) -> None:
+def test_parts_of_other_versions_count_and_stay(tmp_path: Path) -> None:
+    """An upgrade must not make anybody pay again."""
     one = pair()
-    write_part(tmp_path, "w1-0", *map(answer_row, keys(row=one).values()))
-    (part,) = (tmp_path / ANSWERS).iterdir()
-    write_table(part, read_table(part).drop_columns("tries"))
-    shared = SharedFolder.at(tmp_path / "shared")
-    (tmp_path / "shared").mkdir()
-    copy(part, tmp_path / "shared" / part.name)
-    _remove_others(part.parent, shared)
-    assert not part.exists() and not shared.files()
-    assert _write_missing(PLAN, [one], tmp_path) == (6, 6)
+    first, *others = ((key, *place) for place, key in keys(row=one).items())
+    for name, group in (("w1-0", [first]), ("w2-0", others)):
+        write_part(tmp_path, name, *(answer_row(key, perspective=p, sample=n) for key, p, n in group))
+    old, new = sorted((tmp_path / ANSWERS).iterdir())
+    write_table(old, read_table(old).drop_columns(["tries", "cached_tokens", "reason"]))
+    write_table(new, read_table(new).append_column("judge", pa.array(["x"] * len(others))))
+    write_table(tmp_path / ANSWERS / "no-answers.parquet", pa.table({"other": ["x"]}))
+    assert _write_missing(PLAN, [one], tmp_path) == (6, 0)
+    found = collected(tmp_path, 6)
+    assert [row["rationale"] for row in found] == ["r"] * 6 and len(list((tmp_path / ANSWERS).iterdir())) == 3
+    assert {row["key"]: row["tries"] for row in found}[first[0]] is None
 
 
 def test_a_folder_without_answers(tmp_path: Path) -> None:

@@ -1,0 +1,36 @@
+"""Reads the parts that workers wrote, whichever version of this code wrote them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.base.tables import parquet_files
+from mpcot.records import ANSWER
+
+
+def answers_in(parts: Path, columns: Sequence[str] = ANSWER.names, batch: int = 1024) -> Iterator[pa.RecordBatch]:
+    """Yield the answers of a part or of a folder of them, `batch` rows at a time.
+
+    Columns that another version did not write are null, and those that it alone knew are left out, so that what was
+    paid for still counts. A file without keys holds no answers.
+    """
+    schema = pa.schema([ANSWER.field(name) for name in columns])
+    for path in parquet_files(parts):
+        with pq.ParquetFile(path) as file:
+            written = [name for name in columns if name in file.schema_arrow.names]
+            if any(field.name not in written and not field.nullable for field in schema):
+                continue
+            for found in file.iter_batches(batch, columns=written):
+                yield _in_full(found, schema)
+
+
+def _in_full(found: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    arrays = [
+        found[field.name].cast(field.type) if field.name in found.schema.names else pa.nulls(len(found), field.type)
+        for field in schema
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)

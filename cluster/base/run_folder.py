@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from typing import Any
 
 from cluster.base.errors import UsageError
 from cluster.base.stage_folder import read_json, read_manifest
+from cluster.base.whole_files import whole_file
+
+RUN_ID = "run_id"
 
 
 def saved_config(run_dir: Path) -> dict[str, Any]:
@@ -19,6 +23,21 @@ def saved_config(run_dir: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"{run_dir} is not a run folder: it has no config.json")
     return read_json(path)
+
+
+def run_id(run_dir: Path, begin: bool = False) -> str | None:
+    """Return what tells a run from others in a store that they share, or None if it has none yet.
+
+    It stays with the run folder wherever that lies.
+
+    Args:
+        begin: give the run one.
+    """
+    path = run_dir / RUN_ID
+    if not path.exists() and begin:
+        with whole_file(path) as partial:
+            partial.write_text(f"{run_dir.resolve().name}-{uuid.uuid4().hex[:8]}\n", encoding="utf-8")
+    return path.read_text(encoding="utf-8").strip() if path.exists() else None
 
 
 def finished_stage(run_dir: Path, stage: str, upto: str) -> Path:

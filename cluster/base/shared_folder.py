@@ -70,6 +70,11 @@ class SharedFolder:
         files = (info for info in found if info.is_file and info.base_name.endswith(suffix))
         return sorted((Entry(info.base_name, info.mtime.timestamp()) for info in files), key=lambda entry: entry.name)
 
+    def folders(self) -> list[str]:
+        """Return the names of the folders directly in this one, sorted."""
+        found = self.filesystem.get_file_info(pafs.FileSelector(self.root, allow_not_found=True))
+        return sorted(info.base_name for info in found if not info.is_file)
+
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write a parquet file.
 

@@ -22,8 +22,9 @@ import pyarrow.compute as pc
 
 from cluster.base.errors import UserError
 from cluster.base.id_sets import IdSet
-from cluster.base.progress import Board, progress
+from cluster.base.progress import Board, console, progress
 from cluster.base.ray_session import stream_parquet
+from cluster.base.run_folder import RUN_ID, run_id
 from cluster.base.shared_folder import SharedFolder
 from cluster.base.tables import batches_of, rows_of, table_writer
 from mpcot.asking.address.meter import SharedMeter, spent_in, usage_figures
@@ -83,8 +84,9 @@ def generate(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path
     Raises:
         UserError: there are no pairs, or the engine cannot start or has stopped.
     """
-    shared = shared_folder(plan, folder)
-    shared.child(ANSWERS).bring(folder / ANSWERS, ".parquet")
+    shared = shared_folder(plan, folder, begin=True)
+    for place in (shared, *_of_one_run(plan, folder)):
+        place.child(ANSWERS).bring(folder / ANSWERS, ".parquet")
     requested, missing = _write_missing(plan, pairs, folder)
     if not requested:
         raise UserError(f"{label}: no pairs in the splits {', '.join(plan.ask.splits)}. Check 1-pairs and `splits`.")
@@ -104,10 +106,36 @@ def generate(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path
     return Answers(folder, label, plan.ask.max_failed_share, requested, missing, plan.hinted, told, usage)
 
 
-def shared_folder(plan: GenerationPlan, folder: Path) -> SharedFolder:
-    """Return the folder that driver and workers share: the stage's, or one of its name in the configured store."""
+def shared_folder(plan: GenerationPlan, folder: Path, begin: bool = False) -> SharedFolder:
+    """Return the folder that driver and workers share: the stage's, or one of its name in this run's part of the store.
+
+    Args:
+        begin: give the run a part of the store if it has none yet.
+    """
+    store, own = plan.engine.replicas.store, run_id(folder.parent)
+    if store and own is None and begin:
+        own = run_id(folder.parent, begin=True)
+        _say_others(SharedFolder.at(store), folder.parent)
+    return SharedFolder.at(store).child(own).child(folder.name) if store and own else SharedFolder.at(folder)
+
+
+def _of_one_run(plan: GenerationPlan, folder: Path) -> list[SharedFolder]:
+    """Return where the stage's answers are in a store that holds one run alone: they were paid for."""
     store = plan.engine.replicas.store
-    return SharedFolder.at(store).child(folder.name) if store else SharedFolder.at(folder)
+    return [SharedFolder.at(store).child(folder.name)] if store else []
+
+
+def _say_others(store: SharedFolder, run_dir: Path) -> None:
+    """Say how to go on with answers in the store that a run of this name left there, if its folder was lost."""
+    name = run_dir.resolve().name
+    others = [other for other in store.folders() if other.rpartition("-")[0] == name]
+    if others:
+        console().print(
+            f"  the store has answers of {', '.join(others)}. If that is this run, whose folder was lost, stop and "
+            f"write its name into {run_dir / RUN_ID}, so that they are not asked for again",
+            style="yellow",
+            highlight=False,
+        )
 
 
 def answered(plan: GenerationPlan, folder: Path) -> IdSet:

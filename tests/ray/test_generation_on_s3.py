@@ -12,6 +12,7 @@ from moto.server import ThreadedMotoServer
 
 from cluster.base.errors import UserError
 from cluster.base.ray_session import ray_session
+from cluster.base.run_folder import RUN_ID, run_id
 from cluster.base.shared_folder import SharedFolder
 from cluster.base.stage_folder import MANIFEST, StageFolder, read_json
 from cluster.base.tables import read_table
@@ -57,9 +58,10 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def keys() -> list[str]:
-    found = boto3.client("s3").list_objects_v2(Bucket=BUCKET, Prefix=f"runs/one/{STAGE}/")
-    names = [item["Key"].removeprefix(f"runs/one/{STAGE}/") for item in found.get("Contents", [])]
+def keys(run_dir: Path) -> list[str]:
+    prefix = f"runs/one/{run_id(run_dir)}/{STAGE}/"
+    found = boto3.client("s3").list_objects_v2(Bucket=BUCKET, Prefix=prefix)
+    names = [item["Key"].removeprefix(prefix) for item in found.get("Contents", [])]
     return [name for name in names if name and not name.endswith("/")]
 
 
@@ -71,7 +73,7 @@ def test_a_source_is_read_from_a_bucket(run_dir: Path) -> None:
 def test_an_engine_that_dies_leaves_its_answers_in_the_bucket(run_dir: Path) -> None:
     with pytest.raises(UserError, match="its processes are gone after 12 answers"):
         run_here(run_dir, {"stops_after": 12, "delay_s": 0.01, "replicas": REPLICAS | {"restarts": 0}})
-    there = SharedFolder.at(str(REPLICAS["store"])).child(STAGE).child("answers")
+    there = SharedFolder.at(f"{REPLICAS['store']}/{run_id(run_dir)}/{STAGE}/answers")
     on_s3 = [
         key
         for entry in there.files(".parquet")
@@ -86,11 +88,12 @@ def test_the_next_run_goes_on_from_the_bucket_and_brings_the_answers_home(run_di
     manifest = run_here(run_dir, {"replicas": REPLICAS})
     assert manifest["figures"]["reused"] == 12 and manifest["figures"]["asked"] == 3 * PAIRS - 12
     check_exactly_once(run_dir)
-    assert sorted(f"answers/{part.name}" for part in parts(run_dir)) == sorted(keys())
+    assert sorted(f"answers/{part.name}" for part in parts(run_dir)) == sorted(keys(run_dir))
 
 
 def test_a_run_folder_that_was_lost_asks_for_nothing(run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "1-pairs").symlink_to(run_dir / "1-pairs")
+    (tmp_path / RUN_ID).write_bytes((run_dir / RUN_ID).read_bytes())
     assert run_here(tmp_path, {"replicas": REPLICAS})["figures"]["asked"] == 0
     check_exactly_once(tmp_path)
     assert read_json(tmp_path / STAGE / MANIFEST)["counts"] == read_json(run_dir / STAGE / MANIFEST)["counts"]
@@ -102,13 +105,14 @@ def test_both_rounds_of_a_hinted_retry_go_by_way_of_the_bucket(run_dir: Path, tm
     for name in ("first", "lost and made anew"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "1-pairs").symlink_to(run_dir / "1-pairs")
+        (tmp_path / name / RUN_ID).write_text("hinted-aaaa")
         manifests.append(run_here(tmp_path / name, engine, hinted_retry=True))
     first, again = (manifest["figures"] for manifest in manifests)
     requested = manifests[0]["counts"]["requested"]
     assert requested == 3 * PAIRS + first["hinted"]["requested"] > 3 * PAIRS
     assert first["asked"] == again["reused"] == requested and again["asked"] == first["reused"] == 0
     assert manifests[0]["counts"] == manifests[1]["counts"] and first["hinted"] == again["hinted"]
-    there = SharedFolder.at(f"s3://{BUCKET}/runs/hinted/{STAGE}/answers").files(".parquet")
+    there = SharedFolder.at(f"s3://{BUCKET}/runs/hinted/hinted-aaaa/{STAGE}/answers").files(".parquet")
     assert [entry.name for entry in there] == [part.name for part in parts(tmp_path / "lost and made anew")]
 
 

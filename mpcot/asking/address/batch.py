@@ -109,7 +109,7 @@ def read_batch(plan: GenerationPlan, pairs: Pairs, folder: Path, file: Path) -> 
     rows = [answer_row(reply, plan.scheme, plan.ask.asks_confidence) | owner | {"tries": 1} for reply, owner in asked]
     with file.open("rb") as whole:
         part = f"{OF_BATCH}{hashlib.file_digest(whole, 'sha256').hexdigest()[:12]}-000000.parquet"
-    parts = shared_folder(plan, folder).child(ANSWERS)
+    parts = shared_folder(plan, folder, begin=True).child(ANSWERS)
     if rows and part not in {entry.name for entry in parts.files()}:
         parts.write_table(part, pa.Table.from_pylist(rows, ANSWER))
         found.taken = len(rows)

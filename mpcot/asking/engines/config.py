@@ -20,7 +20,9 @@ class Replicas(Resources):
     pairs_per_task: PositiveInt = Field(96, description="pairs of one task; an engine works on two tasks at a time")
     flush_rows: PositiveInt = Field(256, description="the most answers that may wait to be written")
     flush_seconds: PositiveFloat = Field(10.0, description="the longest time that an answer may wait to be written")
-    store: str | None = Field(None, description="URI of a folder for the answers, if not the run folder; one per run")
+    store: str | None = Field(
+        None, description="URI of a folder for the answers, if not the run folder; runs may share it"
+    )
     stalled_s: PositiveFloat = Field(600.0, description="an engine that finishes no answer for this long has hung")
     restarts: NonNegativeInt = Field(3, description="how often a stopped engine is replaced, if no request is to blame")
 

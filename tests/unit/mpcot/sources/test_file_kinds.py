@@ -194,7 +194,9 @@ def test_tasks_on_a_cluster_read_all_rows_in_order(tmp_path: Path, monkeypatch: 
     files = find(str(tmp_path))
     tasks = list(tasks_of(files))
     assert tasks == [
-        {"part": part, "first": first, "end": end} for part in (0, 1) for first, end in ((0, 2), (2, 4), (4, 5))
+        {"part": part, "first": first, "end": end, "row": 3 * first}
+        for part in (0, 1)
+        for first, end in ((0, 2), (2, 4), (4, 5))
     ]
     read = (
         batches(files, files.parts[one["part"]], ["product_id", "day"], range(one["first"], one["end"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Optional
@@ -53,7 +54,9 @@ def serve(
     def ready(url: str) -> None:
         console().print(f"listening on {url}, docs at {url}/docs")
 
-    with clear_errors(SERVE_LOG), quiet(None if verbose else SERVE_LOG), ray_session(settings.cluster):
+    # Whoever collects a service's output, such as a container or systemd, gets all of it.
+    log = SERVE_LOG if sys.stdout.isatty() and not verbose else None
+    with clear_errors(SERVE_LOG), quiet(log), ray_session(settings.cluster):
         serve_export(export_dir, settings.serve, ready)
 
 

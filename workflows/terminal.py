@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import typer
@@ -18,6 +20,7 @@ from cluster.base.errors import UsageError, UserError
 from cluster.base.progress import console, use_console
 
 LOG = "broadfast.log"
+LOG_BYTES, LOG_EVERY_S = 64 * 2**20, 60.0
 SECRET_NAME = re.compile("KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 LEAST_SECRET_CHARS = 8  # shorter values are switches, as of TOKENIZERS_PARALLELISM
 PASSWORD = re.compile(r"://[^/@\s]+@")
@@ -27,7 +30,8 @@ PASSWORD = re.compile(r"://[^/@\s]+@")
 def quiet(log: Path | None) -> Iterator[None]:
     """Send all output of this process and its children to `log`, except what is printed on the console.
 
-    This redirects the file descriptors, because native code and worker processes write to them directly.
+    This redirects the file descriptors, because native code and worker processes write to them directly. A log that
+    has grown to `LOG_BYTES` begins anew, and the text so far is kept beside it, in place of what was kept before.
     """
     if log is None:
         yield
@@ -42,9 +46,14 @@ def quiet(log: Path | None) -> Iterator[None]:
     os.dup2(file, 1)
     os.dup2(file, 2)
     use_console(person)
+    ended = threading.Event()
+    keeper = threading.Thread(target=_bound, args=(log, ended), daemon=True)
+    keeper.start()
     try:
         yield
     finally:
+        ended.set()
+        keeper.join()
         sys.stdout.flush()
         sys.stderr.flush()
         os.dup2(kept[0], 1)
@@ -53,6 +62,17 @@ def quiet(log: Path | None) -> Iterator[None]:
         use_console(before)
         for descriptor in (*kept, file):
             os.close(descriptor)
+
+
+def _bound(log: Path, ended: threading.Event) -> None:
+    """Begin the log anew whenever it is full. Who writes to it appends, and so goes on at its new end."""
+    while True:
+        with suppress(OSError):
+            if log.stat().st_size >= LOG_BYTES:
+                shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+                os.truncate(log, 0)
+        if ended.wait(LOG_EVERY_S):
+            return
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from safetensors.numpy import load_file, save_file
+from xxhash import xxh3_64_intdigest
 
 from cluster.base.errors import UserError
 from cluster.base.tables import read_table, write_table
@@ -108,7 +109,9 @@ class RationaleIndex:
 
 
 def write_index(folder: Path, pairs: Path, judgements: Path, limit: int) -> int:
-    """Write the index of the student in `folder` over the first `limit` judged training pairs; return their number.
+    """Write the index of the student in `folder` over `limit` judged training pairs; return their number.
+
+    Of more, it takes those whose ids have the smallest hashes: the first of a file are often of one kind.
 
     There is no index for a student whose latent vectors learnt no rationales, with a limit of 0, or without judged
     training pairs.
@@ -118,7 +121,8 @@ def write_index(folder: Path, pairs: Path, judgements: Path, limit: int) -> int:
         return 0
     judged = {row["pair_id"]: row for row in read_table(judgements).to_pylist()}
     train = [row for row in read_table(pairs).to_pylist() if row["split"] == "train" and row["pair_id"] in judged]
-    if not (train := train[:limit]):
+    drawn = {id_ for _, id_ in sorted((xxh3_64_intdigest(row["pair_id"]), row["pair_id"]) for row in train)[:limit]}
+    if not (train := [row for row in train if row["pair_id"] in drawn]):
         return 0
     latents = predict(student, load_tokenizer(folder), train).latents
     assert latents is not None

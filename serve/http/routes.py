@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
-from fastapi.responses import FileResponse, PlainTextResponse
+from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
@@ -16,6 +16,7 @@ from starlette.staticfiles import StaticFiles
 from serve.config import LimitSettings, ServeSettings
 from serve.http.bearer_tokens import NO_TOKENS, BearerTokens, Tokens
 from serve.http.bodies import Bodies
+from serve.http.docs_page import HEADERS, docs_page
 from serve.http.middleware import Admission, HeadAsGet, RequestLog
 from serve.http.refusals import PROBLEM_JSON, ProblemDetails, Refusal, answer_errors
 from serve.http.rerank import (
@@ -86,7 +87,9 @@ def make_api(
         log: gets one line per request.
     """
     limits = settings.limits
-    api = FastAPI(title="broadfast", version="1", description="Relevance of products for a query.", redoc_url=None)
+    api = FastAPI(
+        title="broadfast", version="1", description="Relevance of products for a query.", redoc_url=None, docs_url=None
+    )
     # The middleware that is added last sees a request first.
     api.add_middleware(Bodies, limits=limits)
     api.add_middleware(Admission, hasty=service.hasty)
@@ -106,6 +109,11 @@ def make_api(
     api.include_router(open_to_all(service))
     api.mount("/page", StaticFiles(directory=PAGE), name="page")
     describe_refusals(api)
+
+    @api.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(docs_page(api.openapi()), headers=HEADERS)
+
     return api
 
 

@@ -19,6 +19,7 @@ from cluster.base.errors import UserError
 from cluster.base.processor import inference_precision
 from cluster.base.stage_folder import read_manifest
 from distill.student.model import Student, StudentOutput, load_tokenizer, read_student_config
+from distill.student.predict import predict
 from mpcot.sources.clean_texts import served_pair
 from serve.config import ServeSettings
 from serve.http.schemas import Explanation, LabelInfo, ModelInfo, Result, ScoreInput, Verdict
@@ -27,6 +28,13 @@ from serve.scoring.packed_student import PackedStudent
 from serve.scoring.token_cache import Pair, TokenCache
 
 PROOF = {"query": "red phone case", "title": "Phone case, red"}
+# Of several lengths and scripts, so that a batch of them is padded.
+PROOFS = (
+    PROOF,
+    {"query": "Kaffeemühle", "title": "咖啡研磨机", "brand": "Größe"},
+    {"query": "maple orbit 5", "title": "Maple Orbit 5", "description": "A phone with a large screen. " * 20},
+)
+MOST_DIFFERENCE = {"fp32": 0.002, "bf16": 0.1}  # of a probability; of a form that is wrong it is larger
 Answered = list[Result] | ArithmeticError
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 
@@ -95,23 +103,35 @@ class Scorer:
         """Load an export folder, onto a GPU where the settings give a replica one.
 
         Raises:
-            UserError: the folder is not an export, or the settings ask for a GPU and there is none.
+            UserError: the folder is not an export, the settings ask for a GPU and there is none, or the fast form of
+                the student answers otherwise than the student.
         """
         check_export(export_dir)
         if settings.gpus_per_replica and not torch.cuda.is_available():
             raise UserError("serve.gpus_per_replica: this machine has no GPU that PyTorch can use; set it to 0")
         if not settings.gpus_per_replica:
             torch.set_num_threads(settings.model_threads)
-        return cls(
-            Student.load(export_dir),
-            load_tokenizer(export_dir),
+        student, tokenizer = Student.load(export_dir), load_tokenizer(export_dir)
+        precision = inference_precision(settings.precision, gpu=settings.gpus_per_replica > 0)
+        scorer = cls(
+            student,
+            tokenizer,
             export_name(export_dir),
-            precision=inference_precision(settings.precision, gpu=settings.gpus_per_replica > 0),
+            precision=precision,
             max_batch_tokens=settings.batch.max_batch_tokens,
             device="cuda" if settings.gpus_per_replica else "cpu",
             kept_products=settings.kept_products,
             explainer=load_explainer(export_dir, read_student_config(export_dir).perspectives),
         )
+        pairs = [served_pair(pair) for pair in PROOFS]
+        plain = predict(student, tokenizer, pairs).served(student.config)
+        difference = float(np.abs(scorer.score(PROOFS).probabilities - plain).max())
+        if difference > MOST_DIFFERENCE[precision]:
+            raise UserError(
+                f"{export_dir}: probabilities of its fast form in {precision} differ by {difference:.3f} from those of"
+                " the student itself. Set serve.precision = 'fp32', or report this if it is set."
+            )
+        return scorer
 
     @property
     def about(self) -> ModelInfo:

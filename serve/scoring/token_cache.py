@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.student.inputs import CHARACTERS_PER_TOKEN, product_text, short_queries
 
-Ids = list[int]
+Ids = np.ndarray  # of int32: a list would hold an object of 28 bytes for each
 Pair = tuple[Ids, Ids]  # ids of query and product
 KEPT_QUERIES = 4096
 
@@ -30,9 +30,9 @@ class Frame:
     `segments` are the token types of those five parts in turn, or None for a tokenizer without token types.
     """
 
-    before: Ids
-    between: Ids
-    after: Ids
+    before: list[int]
+    between: list[int]
+    after: list[int]
     segments: tuple[int, int, int, int, int] | None
 
     def __len__(self) -> int:
@@ -82,7 +82,7 @@ class TokenCache:
         ids = np.full((len(pairs), length), self.pad, dtype=np.int64)
         mask, types = np.zeros_like(ids), np.zeros_like(ids)
         for row, (query, product) in enumerate(pairs):
-            whole = [*self.frame.before, *query, *self.frame.between, *product, *self.frame.after]
+            whole = np.concatenate([self.frame.before, query, self.frame.between, product, self.frame.after])
             ids[row, : len(whole)], mask[row, : len(whole)] = whole, 1
             if self.frame.segments:
                 types[row, : len(whole)] = self._types(query, product)
@@ -106,12 +106,12 @@ class TokenCache:
         found = {text: ids for text in texts if (ids := kept.get(text)) is not None}
         missing = [text for text in dict.fromkeys(texts) if text not in found]
         for text, ids in zip(missing, tokenise(missing) if missing else (), strict=True):
-            found[text] = ids
+            found[text] = np.array(ids, np.int32)
             if kept.maxsize:
-                kept[text] = ids
+                kept[text] = found[text]
         return found
 
-    def _tokenised(self, texts: Sequence[str]) -> list[Ids]:
+    def _tokenised(self, texts: Sequence[str]) -> list[list[int]]:
         return self.tokenizer(
             list(texts),
             add_special_tokens=False,
@@ -121,6 +121,6 @@ class TokenCache:
             return_token_type_ids=False,
         )["input_ids"]
 
-    def _tokenised_queries(self, queries: Sequence[str]) -> list[Ids]:
+    def _tokenised_queries(self, queries: Sequence[str]) -> list[list[int]]:
         short = short_queries(self.tokenizer, queries, self.max_tokens // 2)
         return self._tokenised([short[query] for query in queries])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from pathlib import Path
 
 import pytest
 import typer
 
-from workflows.terminal import clear_errors
+from workflows.terminal import clear_errors, quiet
 
 KEY = "sk-0123456789abcdef"
 
@@ -36,3 +38,15 @@ def test_the_traceback_of_a_failure_is_in_a_file_that_the_message_names(
     for text in (said, story):
         assert "Bearer $HOST_API_KEY" in text and "https://***@host/v1" in text and "TOKENIZERS false" in text
         assert KEY not in text and "me:pass" not in text
+
+
+def test_a_full_log_begins_anew_and_what_was_in_it_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workflows.terminal.LOG_BYTES", 1000)
+    monkeypatch.setattr("workflows.terminal.LOG_EVERY_S", 0.01)
+    log, kept = tmp_path / "serve.log", tmp_path / "serve.log.1"
+    with quiet(log):
+        os.write(1, b"before" * 200)
+        while not kept.exists() or log.stat().st_size:
+            time.sleep(0.01)
+        os.write(1, b"after")
+    assert (log.read_bytes(), kept.read_bytes()) == (b"after", b"before" * 200)

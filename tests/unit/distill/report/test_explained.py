@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from cluster.base.stage_folder import write_json
-from cluster.base.tables import rows_of
+from cluster.base.tables import read_table, rows_of
 from distill.report.explained import conclusion, explained
 from distill.report.stage import figures
 from distill.student.model import CONFIG, Student, load_tokenizer, read_student_config
 from distill.student.predict import predict
-from distill.student.rationale_index import RationaleIndex, write_index
+from distill.student.rationale_index import ROWS, RationaleIndex, write_index
 from tests.helpers.report_run import CODES, NAMES, report_stage, write_run
 
 
@@ -50,6 +50,19 @@ def test_the_figures_are_those_of_what_is_served(tmp_path: Path) -> None:
     assert biased is not None and biased["verdicts"]["label"] == pytest.approx(said.count(CODES[3]) / len(said))
     report = {"headline": {"judges": {}, "ceiling": None}, "explanations": found}
     assert figures(report)["explanation_gain_points"] == found["explanation_gain_points"]
+
+
+def test_of_many_pairs_the_index_draws_some_from_the_whole_file(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", tiny=tmp_path / "bert")
+    files = [tmp_path / "run" / name for name in ("1-pairs/pairs.parquet", "7-judgements/judgements.parquet")]
+    export = folder.input("10-export")
+    train = [row["pair_id"] for row in rows_of(files[0]) if row["split"] == "train"]
+    drawn = []
+    for limit in (10, 10, 20):
+        assert write_index(export, *files, limit) == limit
+        drawn.append(read_table(export / ROWS)["pair_id"].to_pylist())
+    assert drawn[0] == drawn[1] != train[:10] and set(drawn[0]) < set(drawn[2])
+    assert drawn[2] == sorted(drawn[2], key=train.index), "in the order of the file"
 
 
 @pytest.mark.parametrize(

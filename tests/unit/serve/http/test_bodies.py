@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import re
 
 import pytest
 from starlette.testclient import TestClient
@@ -106,3 +107,15 @@ def test_a_long_request_id_is_cut(caplog):
     with caplog.at_level(logging.INFO, "tests.ids"):
         said = asker.post("/v1/rerank", json={"query": "q", "documents": ["x"]}, headers={"X-Request-ID": "i" * 5000})
     assert said.json()["id"] == caplog.records[0].request_id == "i" * ID_CHARS
+
+
+def test_the_docs_run_and_load_nothing_from_elsewhere(client):
+    page = client.get("/docs")
+    assert "default-src 'none'" in page.headers["content-security-policy"] and "script" not in page.text
+    assert not re.findall(r"(?:src|href)=.(?:https?:)?//", page.text)
+    schema = client.get("/openapi.json").json()
+    for path in schema["paths"]:
+        assert path in page.text
+    for name in schema["components"]["schemas"]:
+        assert f'id="{name}"' in page.text
+    assert 'href="#ScoreRequest"' in page.text and 'href="#ScoreResponse"' in page.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from cluster.base.errors import UserError
 from distill.student.model import Student, load_tokenizer
@@ -152,3 +153,14 @@ def test_a_gpu_is_not_tried_where_there_is_none(export, monkeypatch):
 
 def test_the_name_tells_two_exports_apart(export):
     assert export_name(export) == f"{export.name}@01234567"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_fast_form_that_answers_otherwise_is_not_served(export, monkeypatch, precision):
+    Scorer.load(export, ServeSettings(precision=precision))
+    # The fast form has a way of its own through the encoder.
+    monkeypatch.setattr(
+        Student, "encode", lambda self, ids, *_: 100 * torch.randn(*ids.shape, self.encoder.config.hidden_size)
+    )
+    with pytest.raises(UserError, match=f"fast form in {precision} differ by"):
+        Scorer.load(export, ServeSettings(precision=precision))

@@ -74,3 +74,10 @@ def test_a_product_seen_before_is_not_tokenised_again(monkeypatch):
     assert ask("shoe") == ["shoe"]
     assert ask("lamp", "mug") == ["mug"], "two are kept; the longest unused went"
     assert len(tokens.products) == 2
+
+
+def test_a_kept_token_takes_four_bytes():
+    tokens = TokenCache(tiny_tokenizer(), 48, "title", 9)
+    tokens([{"query": "red phone", "title": "red phone case"}])
+    (ids,) = tokens.products.values()
+    assert (len(ids), ids.nbytes) == (3, 12)

@@ -29,8 +29,9 @@ class Series:
     values: Mapping[str, str] = field(default_factory=dict)
 
     def labels(self, *values: str) -> Series:
-        """Return the series with these values of its labels, in their order."""
-        return Series(self.own.labels(*values), self.through_ray, (), dict(zip(self.names, values, strict=True)))
+        """Return the series with these values of its labels, in their order; Ray Serve adds that of the replica."""
+        told = dict(zip(self.names[1:], values[1:], strict=True))
+        return Series(self.own.labels(*values), self.through_ray, (), told)
 
     def inc(self, amount: float = 1) -> None:
         """Count so many more."""
@@ -90,12 +91,12 @@ class Metrics:
 
     def _counter(self, name: str, about: str, *labels: str) -> Series:
         names, full = ("replica", *labels), f"broadfast_{name}"
-        rays = self.ray_metrics and self.ray_metrics.Counter(f"{full}_total", about, tag_keys=names)
+        rays = self.ray_metrics and self.ray_metrics.Counter(f"{full}_total", about, tag_keys=labels)
         return Series(Counter(full, about, names, registry=self.registry), rays, names)
 
     def _histogram(self, name: str, about: str, buckets: tuple[float, ...], *labels: str) -> Series:
         names, full = ("replica", *labels), f"broadfast_{name}"
-        rays = self.ray_metrics and self.ray_metrics.Histogram(full, about, boundaries=list(buckets), tag_keys=names)
+        rays = self.ray_metrics and self.ray_metrics.Histogram(full, about, boundaries=list(buckets), tag_keys=labels)
         return Series(Histogram(full, about, names, buckets=buckets, registry=self.registry), rays, names)
 
     def _gauge(self, name: str, about: str) -> Gauge:

@@ -121,7 +121,9 @@ def write_index(folder: Path, pairs: Path, judgements: Path, limit: int) -> int:
         return 0
     judged = {row["pair_id"]: row for row in read_table(judgements).to_pylist()}
     train = [row for row in read_table(pairs).to_pylist() if row["split"] == "train" and row["pair_id"] in judged]
-    drawn = {id_ for _, id_ in sorted((xxh3_64_intdigest(row["pair_id"]), row["pair_id"]) for row in train)[:limit]}
+    drawn = {
+        id_ for _, id_ in sorted((xxh3_64_intdigest(row["pair_id"].encode()), row["pair_id"]) for row in train)[:limit]
+    }
     if not (train := [row for row in train if row["pair_id"] in drawn]):
         return 0
     latents = predict(student, load_tokenizer(folder), train).latents

@@ -155,10 +155,12 @@ def test_other_models_and_perspectives_are_other_settings(
     own.mkdir()
     shipped = Path(__file__).parents[3] / "mpcot" / "perspectives" / "intent.toml"
     (own / "intent.toml").write_text(shipped.read_text() + "\n")
-    same = broadfast("rationales", config_file, "--out", run_dir)
-    assert same.exit_code == 0, same.output
-    result = broadfast("rationales", config_file, "--set", f"perspectives.folder={own}", "--out", run_dir)
-    assert result.exit_code == 1 and "perspectives.folder: None -> " in text(result)
+    elsewhere = ("rationales", config_file, "--set", f"perspectives.folder={own}", "--out", run_dir)
+    for same in (broadfast("rationales", config_file, "--out", run_dir), broadfast(*elsewhere)):
+        assert same.exit_code == 0, same.output
+    (own / "intent.toml").write_text(shipped.read_text().replace("shopper", "customer"))
+    result = broadfast(*elsewhere)
+    assert result.exit_code == 1 and "perspectives: " in text(result)
 
 
 def test_resources_are_no_other_settings(config_file: Path, run_dir: Path, without_ray: None) -> None:

@@ -230,6 +230,7 @@ def test_the_application_is_open_to_the_tokens_of_its_settings_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cluster.base.errors import UserError
+    from serve.http.bearer_tokens import Tokens
     from serve.on_ray import application as deploy
 
     given: list[object] = []
@@ -241,4 +242,4 @@ def test_the_application_is_open_to_the_tokens_of_its_settings_alone(
         deploy.app(arguments)
     file.write_text("0123456789abcdef\n", encoding="utf-8")
     deploy.app(arguments)
-    assert given == [(hashlib.sha256(b"0123456789abcdef").digest(),)]
+    assert given == [Tokens((hashlib.sha256(b"0123456789abcdef").digest(),))]

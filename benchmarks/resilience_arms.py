@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from scale import pair
 
 from cluster.base.ray_session import ray_session
-from cluster.base.stage_folder import StageFolder
+from cluster.base.stage_folder import StageFolder, digest
 from cluster.base.tables import write_table
 from cluster.config import ClusterSettings, TrainSettings, Workers
 from cluster.training.arrow_rows import write_rows
@@ -35,8 +34,9 @@ from mpcot.rationales import run_rationales
 from mpcot.records import PAIR
 from mpcot.sources.config import LabelSettings
 from teacher.config import Full
+from teacher.examples import EXAMPLE
 from teacher.model import load_tokenizer
-from teacher.sft import EXAMPLE, SftTask, to_sequences
+from teacher.sft import SftTask, to_sequences
 
 MODEL = Path(__file__).parents[1] / "models" / "smollm2-135m-instruct"
 STAGE, NOTES = "2-rationales", "notes"
@@ -44,6 +44,14 @@ SEED = 3
 ENGINES, START_S, ANSWER_S = 4, 20.0, 8.0  # four engines of two GPUs, as on one node
 STEPS, ROWS, MAX_TOKENS = 400, 800, 128
 SENTENCE = "the shopper wants a drill and this case only holds one so it is not what they asked for"
+
+
+def pair(number: int) -> dict[str, Any]:
+    """Return a training pair with ids as stage 1 gives them."""
+    ids = {"pair_id": digest(["pair", number]), "query_id": digest(["query", number // 10]), "product_id": str(number)}
+    text = {"query": f"cordless drill {number // 10}", "title": f"cordless drill {number}, 18 V, two batteries, case"}
+    rest = {"locale": "us", "brand": None, "description": None, "label": "ESCI"[number % 4], "split": "train"}
+    return ids | text | rest
 
 
 def scripted(notes: Path) -> ScriptedEngine:

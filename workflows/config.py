@@ -215,9 +215,8 @@ def bulk_config(path: Path | None, table: str, changes: Iterable[str] = ()) -> B
     name = data.pop("name", None)
     if not data.keys() <= BulkConfig.model_fields.keys():
         config = validate({"name": name} | data, str(path))
-        read = ("columns", "format", "default_locale")
-        given = {key: getattr(config.source, key) for key in read if hasattr(config.source, key)}
-        data = {"source": given, "bulk": config.bulk, "cluster": config.cluster}
+        named = config.source.model_dump(include={"columns", "format", "default_locale"})
+        data = {"source": named, "bulk": config.bulk, "cluster": config.cluster}
     data["source"] = {**data.get("source", {}), "kind": "table", "path": table}
     return _checked(BulkConfig, data, str(path or "score"))
 

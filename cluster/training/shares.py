@@ -21,7 +21,7 @@ def build_model(task: TrainTask, plan: dict[str, Any]) -> Any:
         return task.build()
     import deepspeed
     import torch
-    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
     deepspeed.init_distributed(dist_init_required=False)  # Ray has; DeepSpeed has not seen it yet
     dtype = torch.bfloat16 if plan["bf16"]["enabled"] else torch.float32

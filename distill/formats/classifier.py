@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ class Classifier:
         if kind not in LAYERS:
             raise UserError(f"{export_dir}: its encoder is a {kind}; sequence classification takes {', '.join(LAYERS)}")
         self.model = self._plain(export_dir)
-        self.first, self.last = (self.model.get_submodule(name) for name in LAYERS[kind])
+        self.first, self.last = (cast(nn.Linear, self.model.get_submodule(name)) for name in LAYERS[kind])
 
     @property
     def exact(self) -> bool:
@@ -118,10 +118,10 @@ class Classifier:
         self.model.train()
         with progress("distilling", unit="pair", total=teaching.epochs * len(pairs)) as bar:
             for epoch in range(teaching.epochs):
-                for chosen in torch.randperm(len(pairs)).split(teaching.batch):
+                for chosen in torch.split(torch.randperm(len(pairs)), teaching.batch):
                     loss = self._loss(self._logits([pairs[n] for n in chosen.tolist()]), targets[chosen])
                     optimizer.zero_grad()
-                    loss.backward()
+                    torch.autograd.backward(loss)
                     nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
                     optimizer.step()
                     schedule.step()

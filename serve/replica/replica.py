@@ -51,7 +51,9 @@ class QueuedStudent:
         self.figures = self.metrics.of_model(scorer.name)
         self.cache = ScoreCache(scorer.reads, settings.cache, self.figures) if settings.cache.max_pairs else None
         batch = settings.batch
-        self.batcher = Batcher(self._answer, batch.max_batch_pairs, batch.batch_wait_ms / 1000)
+        self.batcher: Batcher[Job, list[Result]] = Batcher(
+            self._answer, batch.max_batch_pairs, batch.batch_wait_ms / 1000
+        )
         self.pace = Pace(settings.longest_wait_s / batch.max_batch_pairs)
         self.metrics.watch_waiting(self.waiting)
         thread.queues.append(self.queued_s)

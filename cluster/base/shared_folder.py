@@ -7,7 +7,7 @@ So a file in the folder is whole or absent.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,8 +126,11 @@ class SharedFolder:
         with pq.ParquetFile(self.path(name), filesystem=self.filesystem) as file:
             yield from file.iter_batches(batch_size=rows, columns=columns)
 
-    def bring(self, target: Path, suffix: str) -> None:
-        """Copy the files that `target` does not have yet. A file of the same name is taken to be the same file."""
+    def bring(self, target: Path, suffix: str, besides: Collection[str] = ()) -> None:
+        """Copy the files that `target` does not have yet, except those `besides`.
+
+        A file of the same name is taken to be the same file.
+        """
         if self == SharedFolder.at(target):
             return
 
@@ -135,7 +138,7 @@ class SharedFolder:
             with whole_file(target / name) as partial:
                 pafs.copy_files(self.path(name), str(partial.absolute()), self.filesystem)
 
-        there = {path.name for path in target.glob(f"*{suffix}")}
+        there = {*besides, *(path.name for path in target.glob(f"*{suffix}"))}
         # Copying tens of thousands of small objects is mostly waiting.
         with ThreadPoolExecutor(COPIES) as pool:
             list(pool.map(copy, [entry.name for entry in self.files(suffix) if entry.name not in there]))

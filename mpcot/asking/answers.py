@@ -11,9 +11,9 @@ from typing import Any
 
 from cluster.base.errors import UserError
 from mpcot.asking.failure_reasons import kind_of
-from mpcot.asking.join_answers import AnsweredPairs, join_by_pair, split_answers
+from mpcot.asking.join_answers import AnsweredPairs, join_by_pair
 
-ANSWERS, JOINED = "answers", "joined"
+ANSWERS, JOINED, ASKED = "answers", "joined", "asked.parquet"
 OF_BATCH = "batch-"  # how the names of parts begin that hold answers of an offline batch
 ENOUGH_ASKED = 500
 USAGE = ("prompt_tokens", "cached_tokens", "output_tokens")
@@ -52,10 +52,9 @@ class Answers:
                 must not be kept then.
         """
         place = joined_folder(self.folder, self.hinted)
-        split_answers(self.folder / ANSWERS, place / "answers")
         lost, some = 0, list[str]()
         reasons: Counter[str] = Counter()
-        for joined in join_by_pair(place / "requests", place / "answers"):
+        for joined in join_by_pair(place / ASKED, self.folder / ANSWERS):
             lost, some = lost + len(joined.lost), sorted([*some, *joined.lost])[:3]
             reasons.update(map(kind_of, joined.answers["reason"].drop_null().to_pylist()))
             yield joined

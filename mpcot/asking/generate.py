@@ -1,8 +1,7 @@
 """Asks the teacher about pairs, from every perspective and as often as configured. Three stages use it.
 
 Workers write answers to parquet parts as they finish, under keys that depend on all that an answer depends on. A rerun
-reads the parts and asks only for what is missing, in whatever order the rows come. To find what is missing, the driver
-keeps 16 bytes per answered request in memory, and nothing else that grows.
+reads the parts and asks only for what is missing, in whatever order the rows come.
 """
 
 from __future__ import annotations
@@ -11,42 +10,32 @@ import gc
 import heapq
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from cluster.base.errors import UserError
 from cluster.base.id_sets import IdSet
-from cluster.base.progress import Board, console, progress
+from cluster.base.progress import Board, progress
 from cluster.base.ray_session import stream_parquet
-from cluster.base.run_folder import RUN_ID, run_id
 from cluster.base.shared_folder import SharedFolder
-from cluster.base.tables import batches_of, rows_of, table_writer
+from cluster.base.tables import rows_of
 from mpcot.asking.address.meter import SharedMeter, spent_in, usage_figures
-from mpcot.asking.answers import ANSWERS, Answers, TooManyFailed, joined_folder, too_many_failed
+from mpcot.asking.answers import ANSWERS, Answers, TooManyFailed, too_many_failed
 from mpcot.asking.engines.config import OpenAiEngine
 from mpcot.asking.engines.engine import Ask
 from mpcot.asking.engines.start import replica_resources
-from mpcot.asking.join_answers import REQUEST, split_by_pair
+from mpcot.asking.merge_parts import bring_parts
+from mpcot.asking.missing_requests import MISSING, given_up, shared_folder, write_missing
 from mpcot.asking.plan import GenerationPlan
-from mpcot.asking.prompts import EVERYTHING, pair_text
 from mpcot.asking.read_parts import answers_in
 from mpcot.asking.worker import AnswerWorker
 from mpcot.config import AnswerSettings, JudgeSettings, VllmEngine
-from mpcot.records import PAIR
 
-MISSING, TRIED = "missing", "tried"
-REQUESTED, REQUESTED_HINTED = "requested.parquet", "requested-hinted.parquet"
-TASKS_PER_FILE = 4  # as many tasks of one file as Ray Data has in flight
+TRIED = "tried"
 FILES_AT_A_TIME = 2  # per replica: one begins while the last answers of the other are awaited
 PAIRS_AT_A_TIME = 8192
-KEY = pa.schema([pa.field("key", pa.string())])
-MISSING_PAIR = PAIR.append(pa.field("keys", pa.list_(pa.string()))).append(pa.field("file", pa.string()))
 
 
 def select_pairs(pairs: Path, ask: AnswerSettings) -> Iterator[dict[str, Any]]:
@@ -86,37 +75,24 @@ def generate(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path
     """
     shared = shared_folder(plan, folder, begin=True)
     for place in (shared, *_of_one_run(plan, folder)):
-        place.child(ANSWERS).bring(folder / ANSWERS, ".parquet")
-    requested, missing = _write_missing(plan, pairs, folder)
+        bring_parts(place.child(ANSWERS), folder / ANSWERS)
+    requested, missing = write_missing(plan, pairs, folder)
     if not requested:
         raise UserError(f"{label}: no pairs in the splits {', '.join(plan.ask.splits)}. Check 1-pairs and `splits`.")
     told = {}
     if missing:
-        failed, most = _given_up(plan, folder), plan.ask.max_failed_share
+        failed, most = given_up(plan, folder), plan.ask.max_failed_share
         if failed / requested > most:
             said = too_many_failed(failed / requested, most, Counter({"given up in earlier runs": failed}))
             raise UserError(f"{label}: {said} Raise retries to ask them again, or max_failed_share to go on.")
         plan.check()
         told = _run_workers(plan, folder, shared, label, (requested, missing, failed))
-    shared.child(ANSWERS).bring(folder / ANSWERS, ".parquet")
+    bring_parts(shared.child(ANSWERS), folder / ANSWERS)
     for left in (folder / ANSWERS).glob("*.partial"):  # workers were killed while they wrote these
         left.unlink(missing_ok=True)
     shared.child(MISSING).delete()
     usage = usage_figures(plan.engine, folder)
     return Answers(folder, label, plan.ask.max_failed_share, requested, missing, plan.hinted, told, usage)
-
-
-def shared_folder(plan: GenerationPlan, folder: Path, begin: bool = False) -> SharedFolder:
-    """Return the folder that driver and workers share: the stage's, or one of its name in this run's part of the store.
-
-    Args:
-        begin: give the run a part of the store if it has none yet.
-    """
-    store, own = plan.engine.replicas.store, run_id(folder.parent)
-    if store and own is None and begin:
-        own = run_id(folder.parent, begin=True)
-        _say_others(SharedFolder.at(store), folder.parent)
-    return SharedFolder.at(store).child(own).child(folder.name) if store and own else SharedFolder.at(folder)
 
 
 def _of_one_run(plan: GenerationPlan, folder: Path) -> list[SharedFolder]:
@@ -125,87 +101,21 @@ def _of_one_run(plan: GenerationPlan, folder: Path) -> list[SharedFolder]:
     return [SharedFolder.at(store).child(folder.name)] if store else []
 
 
-def _say_others(store: SharedFolder, run_dir: Path) -> None:
-    """Say how to go on with answers in the store that a run of this name left there, if its folder was lost."""
-    name = run_dir.resolve().name
-    others = [other for other in store.folders() if other.rpartition("-")[0] == name]
-    if others:
-        console().print(
-            f"  the store has answers of {', '.join(others)}. If that is this run, whose folder was lost, stop and "
-            f"write its name into {run_dir / RUN_ID}, so that they are not asked for again",
-            style="yellow",
-            highlight=False,
-        )
-
-
 def answered(plan: GenerationPlan, folder: Path) -> IdSet:
     """Return the keys of the requests that need not be asked again, from the parts of the stage in `folder`."""
     shared = shared_folder(plan, folder)
     if not shared.local:
-        shared.child(ANSWERS).bring(folder / ANSWERS, ".parquet")
-    return _keys(folder / ANSWERS, plan.settled) if (folder / ANSWERS).is_dir() else IdSet()
+        bring_parts(shared.child(ANSWERS), folder / ANSWERS)
+    if not (folder / ANSWERS).is_dir():
+        return IdSet()
+    batches = answers_in(folder / ANSWERS, ["key", "reason", "tries"], PAIRS_AT_A_TIME)
+    return IdSet(batch["key"].filter(plan.settled(batch)).to_pylist() for batch in batches)
 
 
 def missing_asks(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path) -> Iterator[Ask]:
     """Return the requests of the stage in `folder` that have no answer yet."""
     done = answered(plan, folder)
     return (ask for pair in pairs for *_, ask in plan.asks(pair) if not done.has([ask.key])[0])
-
-
-def _keys(answers: Path, chosen: Callable[[pa.RecordBatch], pa.Array]) -> IdSet:
-    """Return the keys of the answers that `chosen` marks."""
-    batches = answers_in(answers, ["key", "reason", "tries"], PAIRS_AT_A_TIME)
-    return IdSet(batch["key"].filter(chosen(batch)).to_pylist() for batch in batches)
-
-
-def _given_up(plan: GenerationPlan, folder: Path) -> int:
-    """Return how many requests failed too often in earlier runs. They are not asked again, but count as failed."""
-    failed = _keys(folder / ANSWERS, lambda batch: pc.and_(plan.settled(batch), pc.is_valid(batch["reason"])))
-    if not len(failed):
-        return 0
-    failed = failed.minus(_keys(folder / ANSWERS, lambda batch: pc.is_null(batch["reason"])))
-    requests = batches_of(folder / (REQUESTED_HINTED if plan.hinted else REQUESTED), ["key"], PAIRS_AT_A_TIME)
-    return sum(int(failed.has(batch["key"].to_pylist()).sum()) for batch in requests)
-
-
-def _write_missing(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path) -> tuple[int, int]:
-    """Write all requests, and the pairs that lack answers. Return the number of requests and of missing answers."""
-    missing = shared_folder(plan, folder).child(MISSING)
-    missing.delete()
-    (folder / REQUESTED_HINTED).unlink(missing_ok=True)
-    (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
-    done = _keys(folder / ANSWERS, plan.settled)
-    pairs_per_file = TASKS_PER_FILE * plan.engine.replicas.pairs_per_task
-    counts: Counter[str] = Counter()
-
-    def requests() -> Iterator[pa.Table]:
-        stream = iter(pairs)
-        while rows := list(islice(stream, PAIRS_AT_A_TIME)):
-            keys = [[ask.key for _, _, ask in plan.asks(row)] for row in rows]
-            flat = [key for own in keys for key in own]
-            known = iter(done.has(flat).tolist())
-            lacking = [[key for key in own if not next(known)] for own in keys]
-            waiting = [row | {"keys": own} for row, own in zip(rows, lacking, strict=True) if own]
-            counts["files"] += _write_pairs(waiting, missing, counts["files"], pairs_per_file)
-            counts["missing"] += sum(map(len, lacking))
-            counts["requested"] += len(flat)
-            written.write_table(pa.table([flat], schema=KEY))
-            columns = [[row[name] for row in rows] for name in ("pair_id", "label", "split")]
-            yield pa.table([*columns, [pair_text(row, EVERYTHING) for row in rows], keys], schema=REQUEST)
-
-    with table_writer(folder / (REQUESTED_HINTED if plan.hinted else REQUESTED), KEY) as written:
-        split_by_pair(requests(), REQUEST, joined_folder(folder, plan.hinted) / "requests")
-    return counts["requested"], counts["missing"]
-
-
-def _write_pairs(rows: list[dict[str, Any]], store: SharedFolder, first: int, per_file: int) -> int:
-    """Write pairs with their missing keys to files that are numbered from `first` on. Return how many files."""
-    starts = range(0, len(rows), per_file)
-    for number, start in enumerate(starts, first):
-        name = f"{number:06d}"
-        named = [row | {"file": name} for row in rows[start : start + per_file]]
-        store.write_table(f"{name}.parquet", pa.Table.from_pylist(named, MISSING_PAIR))
-    return len(starts)
 
 
 @contextmanager

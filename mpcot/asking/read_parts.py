@@ -12,6 +12,12 @@ from cluster.base.tables import parquet_files
 from mpcot.records import ANSWER
 
 
+def parts_with_keys(parts: Path) -> list[Path]:
+    """Return the parts in a folder, or the one part, that say whose answers they hold."""
+    needed = {field.name for field in ANSWER if not field.nullable}
+    return [path for path in parquet_files(parts) if needed <= {*pq.read_schema(path).names}]
+
+
 def answers_in(parts: Path, columns: Sequence[str] = ANSWER.names, batch: int = 1024) -> Iterator[pa.RecordBatch]:
     """Yield the answers of a part or of a folder of them, `batch` rows at a time.
 

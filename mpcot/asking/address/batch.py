@@ -20,7 +20,8 @@ from mpcot.asking.address.estimate import SAMPLE, Estimate, estimated
 from mpcot.asking.answers import ANSWERS, OF_BATCH
 from mpcot.asking.engines.config import OpenAiEngine
 from mpcot.asking.engines.engine import Ask, Reply
-from mpcot.asking.generate import answered, missing_asks, shared_folder
+from mpcot.asking.generate import answered, missing_asks
+from mpcot.asking.missing_requests import shared_folder
 from mpcot.asking.plan import GenerationPlan
 from mpcot.asking.worker import answer_row
 from mpcot.records import ANSWER

@@ -18,7 +18,7 @@ class Replicas(Resources):
     cpus: PositiveInt = Field(1, description="CPUs of one engine")
     gpus: NonNegativeInt = Field(0, description="GPUs of one engine; tensor_parallel may take more")
     pairs_per_task: PositiveInt = Field(96, description="pairs of one task; an engine works on two tasks at a time")
-    flush_rows: PositiveInt = Field(256, description="the most answers that may wait to be written")
+    flush_rows: PositiveInt = Field(2048, description="the most answers that may wait to be written")
     flush_seconds: PositiveFloat = Field(10.0, description="the longest time that an answer may wait to be written")
     store: str | None = Field(
         None, description="URI of a folder for the answers, if not the run folder; runs may share it"

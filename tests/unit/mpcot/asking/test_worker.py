@@ -20,7 +20,7 @@ from mpcot.asking.answer_parts import Tries
 from mpcot.asking.answers import TooManyFailed, least_share
 from mpcot.asking.engines.engine import EngineStopped
 from mpcot.asking.engines.scripted_engine import Scripted
-from mpcot.asking.generate import MISSING_PAIR
+from mpcot.asking.missing_requests import MISSING_PAIR
 from mpcot.asking.poison_requests import PoisonRequests
 from mpcot.asking.worker import STOPPED, AnswerWorker
 from mpcot.config import AnswerSettings, Replicas, ScriptedEngine

@@ -1,31 +1,29 @@
-"""What `broadfast verify` checks: the files of every manifest, and the ledger of every stage as sets of ids.
-
-Ids are compared by digests of 16 bytes, and only those that a message names are kept as text.
-"""
+"""What `broadfast verify` checks: the files of every manifest, and the ledger of every stage as sets of ids."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.base.errors import UsageError
-from cluster.base.id_sets import IdSet
+from cluster.base.sql import Database, database, scan
 from cluster.base.stage_folder import read_manifest
-from cluster.base.tables import batches_of, rows_of, values_of
+from cluster.base.tables import parquet_files
 from mpcot.asking.answers import ANSWERS
-from mpcot.asking.generate import REQUESTED, REQUESTED_HINTED
+from mpcot.asking.missing_requests import REQUESTED, REQUESTED_HINTED
 from mpcot.asking.prompts import VERDICT
 from mpcot.pairs.given_judgements import FAILED, GIVEN
 from workflows.stages import STAGES
 
-BATCH = 65536
-NAMED = 1000  # with more wrong ids than this, the message may name others than the first
+FIRST = "ORDER BY id LIMIT 1000"  # with more wrong ids than this, the message may name others than the first
+FIRST_PREFERENCE = "arg_min(preference_id, file_row_number)"
+Naming = Callable[[list[str]], list[str]]
 Result = tuple[str, str, list[str]]
 
 
@@ -37,20 +35,21 @@ def verify_run(run_dir: Path) -> list[Result]:
     """
     if not any((run_dir / stage.name).is_dir() for stage in STAGES):
         raise UsageError(f"{run_dir} is not a run folder: none of {STAGES[0].name} to {STAGES[-1].name} is in it")
-    results = []
-    for stage in STAGES:
-        folder = run_dir / stage.name
-        manifest = read_manifest(folder)
-        if manifest is None:
-            results += [(stage.name, "", ["has not finished: no manifest"])] if folder.is_dir() else []
-            continue
-        wrong = _files(folder, manifest) + _inputs(run_dir, manifest)
-        try:
-            wrong += LEDGERS[stage.name](run_dir, manifest) if stage.name in LEDGERS else []
-        except (OSError, pa.ArrowException) as error:
-            wrong = wrong or [f"cannot be read: {error}"]
-        results.append((stage.name, ", ".join(f"{k} {v:,}" for k, v in manifest["counts"].items()), wrong))
-    return results
+    with database(run_dir) as data:
+        folders = (run_dir / stage.name for stage in STAGES)
+        return [_verified(data, folder) for folder in folders if folder.is_dir()]
+
+
+def _verified(data: Database, folder: Path) -> Result:
+    manifest, run_dir = read_manifest(folder), folder.parent
+    if manifest is None:
+        return folder.name, "", ["has not finished: no manifest"]
+    wrong = _files(folder, manifest) + _inputs(run_dir, manifest)
+    try:
+        wrong += LEDGERS[folder.name](data, run_dir, manifest) if folder.name in LEDGERS else []
+    except (OSError, pa.ArrowException, duckdb.Error) as error:
+        wrong = wrong or [f"cannot be read: {error}"]
+    return folder.name, ", ".join(f"{k} {v:,}" for k, v in manifest["counts"].items()), wrong
 
 
 def _files(folder: Path, manifest: dict[str, Any]) -> list[str]:
@@ -70,94 +69,68 @@ def _inputs(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
     ]
 
 
-@dataclass(frozen=True)
-class Ids:
-    """A column of ids in parquet files, which are read again whenever the ids are needed."""
-
-    paths: tuple[Path, ...]
-    column: str = "pair_id"
-    beside: tuple[str, ...] = ()
-    where: Callable[[pa.RecordBatch], Any] | None = None
-
-    def batches(self) -> Iterator[list[str]]:
-        """Yield some of the ids at a time: those that `where`, which also gets the columns `beside`, marks as true."""
-        for path in self.paths:
-            for batch in batches_of(path, [self.column, *self.beside], BATCH):
-                kept = batch if self.where is None else batch.filter(pa.array(self.where(batch)))
-                yield kept[self.column].to_pylist()
-
-    def set(self) -> IdSet:
-        """Return the ids as a set."""
-        return IdSet(self.batches())
+def _ids(*paths: Path, column: str = "pair_id", where: str = "true") -> str:
+    """Return the SQL of a column of ids in parquet files."""
+    return f"SELECT {column} AS id FROM {scan(*paths)} WHERE {where}"
 
 
-@dataclass(frozen=True)
-class Several:
-    """The ids of several columns, which a message may name."""
-
-    parts: tuple[Ids, ...]
-
-    def batches(self) -> Iterator[list[str]]:
-        """Yield some of the ids at a time."""
-        for part in self.parts:
-            yield from part.batches()
+def _files_of(folder: Path, *names: str) -> list[Path]:
+    return [folder / f"{name}.parquet" for name in names]
 
 
-def _ids(folder: Path, *names: str, column: str = "pair_id") -> Ids:
-    return Ids(tuple(folder / f"{name}.parquet" for name in names), column)
-
-
-def _compare(
-    what: str, expected: IdSet, found: Ids, lost: Ids | Several, name: Callable[[list[str]], Iterable[str]] = list
-) -> list[str]:
+def _compare(data: Database, what: str, expected: str, found: str, name: Naming = list) -> list[str]:
     """Name the ids that are missing, those that nobody asked for, and those that occur twice.
 
     Args:
-        lost: contains the texts of the expected ids.
+        expected: SQL of the ids that should be there; `found` of those that are.
         name: turns ids into their names in the message.
     """
+    kinds = {
+        "lost": f"SELECT DISTINCT id FROM ({expected}) ANTI JOIN ({found}) USING (id)",
+        "unknown": f"SELECT DISTINCT id FROM ({found}) ANTI JOIN ({expected}) USING (id)",
+        "ids occur twice": f"SELECT id FROM ({found}) GROUP BY id HAVING count(*) > 1",
+    }
     wrong = []
-    present = found.set()
-    kinds = (("lost", expected.minus(present), lost), ("unknown", present.minus(expected), found))
-    for kind, ids, texts in (*kinds, ("ids occur twice", present.repeated(), found)):
-        if len(ids):
-            first = sorted(name(ids.first(texts.batches(), NAMED)))[:3]
-            wrong.append(f"{what}: {len(ids)} {kind}, first {', '.join(first)}")
+    for kind, query in kinds.items():
+        rows = data.rows(f"WITH wrong AS ({query}) SELECT id, (SELECT count(*) FROM wrong) FROM wrong {FIRST}")
+        if rows:
+            first = sorted(name([row[0] for row in rows]))[:3]
+            wrong.append(f"{what}: {rows[0][1]} {kind}, first {', '.join(first)}")
     return wrong
 
 
-def _pairs(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
+def _pairs(data: Database, run_dir: Path, manifest: dict[str, Any]) -> list[str]:
     folder, counts = run_dir / "1-pairs", manifest["counts"]
-    pairs = _ids(folder, "pairs")
-    found = pairs.set()
-    failed = sum(len(batch) for batch in values_of(folder / "failed.parquet", "source_row"))
-    wrong = _compare("pairs", found, pairs, pairs)
-    if counts["read"] != len(found) + failed:
-        wrong.append(f"read {counts['read']:,}, but there are {len(found):,} pairs and {failed:,} failed rows")
-    return wrong + _given(folder, counts, found)
+    pairs = _ids(folder / "pairs.parquet")
+    wrong = _compare(data, "pairs", pairs, pairs)
+    found, failed = _rows(folder / "pairs.parquet"), _rows(folder / "failed.parquet")
+    if counts["read"] != found + failed:
+        wrong.append(f"read {counts['read']:,}, but there are {found:,} pairs and {failed:,} failed rows")
+    return wrong + _given(data, folder, counts)
 
 
-def _given(folder: Path, counts: dict[str, int], pairs: IdSet) -> list[str]:
+def _given(data: Database, folder: Path, counts: dict[str, int]) -> list[str]:
     """Check the judgements from elsewhere, if there are any: as many as counted, and all of known pairs."""
     if "judgements" not in counts:
         return []
     tables = {"judgements": GIVEN, "judgements_failed": FAILED}
     rows = {name: _rows(folder / table) for name, table in tables.items()}
     said = [f"{name}: {n:,} rows, the manifest says {counts[name]:,}" for name, n in rows.items() if n != counts[name]]
-    judged = Ids((folder / GIVEN,))
-    unknown = judged.set().minus(pairs)
-    if len(unknown):
-        said.append(f"judgements of {len(unknown)} unknown pairs, first {unknown.first(judged.batches(), 1)[0]}")
-    return said
+    return said + _unknown(data, "judgements", folder / GIVEN, folder / "pairs.parquet")
 
 
-def _answers(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
+def _unknown(data: Database, what: str, rows: Path, pairs: Path) -> list[str]:
+    query = f"SELECT count(DISTINCT id), min(id) FROM ({_ids(rows)}) ANTI JOIN ({_ids(pairs)}) USING (id)"
+    ((count, first),) = data.rows(query)
+    return [f"{what} of {count} unknown pairs, first {first}"] if count else []
+
+
+def _answers(data: Database, run_dir: Path, manifest: dict[str, Any]) -> list[str]:
     folder, counts = run_dir / manifest["stage"], manifest["counts"]
     sizes = {part: _rows(folder / f"{part}.parquet") for part in ("kept", "filtered", "failed")}
-    hinted = folder / REQUESTED_HINTED
-    asked = Ids((folder / REQUESTED, *([hinted] if hinted.exists() else [])), "key")
-    found = _ids(folder, *sizes, column="key")
-    wrong = _compare("answers", asked.set(), found, asked, lambda keys: _places(folder, keys))
+    asked = [path for path in (folder / REQUESTED, folder / REQUESTED_HINTED) if path.exists()]
+    found = _ids(*_files_of(folder, *sizes), column="key")
+    wrong = _compare(data, "answers", _ids(*asked, column="key"), found, partial(_places, data, folder))
     wrong += [
         f"{part}: {rows:,} rows, the manifest says {counts[part]:,}"
         for part, rows in sizes.items()
@@ -172,91 +145,74 @@ def _rows(path: Path) -> int:
     return pq.read_metadata(path).num_rows
 
 
-def _places(folder: Path, keys: list[str]) -> list[str]:
+def _places(data: Database, folder: Path, keys: list[str]) -> list[str]:
     """Return what was asked as pair/perspective/sample, or the key itself where there is no answer."""
-    named = {key: key for key in keys}
-    wanted = pa.array(keys, pa.string())
-    for batch in batches_of(folder / ANSWERS, ["key", "pair_id", "perspective", "sample"], BATCH):
-        for row in batch.filter(pc.is_in(batch["key"], wanted)).to_pylist():
-            named[row["key"]] = f"{row['pair_id']}/{row['perspective']}/{row['sample']}"
-    return list(named.values())
+    if not parquet_files(folder / ANSWERS):
+        return keys
+    query = f"""SELECT DISTINCT coalesce(pair_id || '/' || perspective || '/' || sample, key)
+        FROM wrong LEFT JOIN {scan(folder / ANSWERS)} USING (key)"""
+    return [name for (name,) in data.rows(query, wrong=pa.table({"key": keys}))]
 
 
-def _preferences(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
-    path, pairs = run_dir / "5-preferences" / "preferences.parquet", _ids(run_dir / "1-pairs", "pairs")
-    scores = ("chosen_reference_logprob", "rejected_reference_logprob")
-    own = Ids((path,), "preference_id")
-    wrong = _compare("preferences", own.set(), own, own)
-    unknown = Ids((path,)).set().minus(pairs.set())
-    if len(unknown):
-        first = unknown.first(Ids((path,)).batches(), 3)
-        wrong.append(f"preferences' pairs: {len(unknown)} unknown, first {', '.join(first)}")
+def _preferences(data: Database, run_dir: Path, manifest: dict[str, Any]) -> list[str]:
+    path, pairs = run_dir / "5-preferences" / "preferences.parquet", run_dir / "1-pairs" / "pairs.parquet"
+    own = _ids(path, column="preference_id")
+    wrong = _compare(data, "preferences", own, own) + _unknown(data, "preferences", path, pairs)
     if _rows(path) != manifest["counts"]["preferences"]:
         wrong.append(f"{_rows(path):,} preferences, the manifest says {manifest['counts']['preferences']:,}")
-    wrong += _one_right_one_wrong(run_dir / "1-pairs" / "pairs.parquet", path)
-    unscored = [row["preference_id"] for row in rows_of(path, ["preference_id", *scores]) if None in row.values()]
-    if unscored:
-        wrong.append(f"{len(unscored)} preferences have no reference log-probabilities, first {unscored[0]}")
+    wrong += _one_right_one_wrong(data, pairs, path)
+    unscored = "chosen_reference_logprob IS NULL OR rejected_reference_logprob IS NULL"
+    ((count, first),) = data.rows(f"SELECT count(*), {FIRST_PREFERENCE} FROM {scan(path)} WHERE {unscored}")
+    if count:
+        wrong.append(f"{count} preferences have no reference log-probabilities, first {first}")
     return wrong
 
 
-def _one_right_one_wrong(pairs: Path, preferences: Path) -> list[str]:
+def _one_right_one_wrong(data: Database, pairs: Path, preferences: Path) -> list[str]:
     """Name the preferences whose chosen verdict is not the gold label, and those whose rejected one is."""
-    gold = IdSet(
-        [f"{row['pair_id']}/{row['label']}" for row in batch.to_pylist()]
-        for batch in batches_of(pairs, ["pair_id", "label"], BATCH)
-    )
     found = []
-    for side, right in (("chosen", True), ("rejected", False)):
-        swapped: list[str] = []
-        for batch in batches_of(preferences, ["preference_id", "pair_id", side], BATCH):
-            ids, pair_ids, texts = (batch[name].to_pylist() for name in ("preference_id", "pair_id", side))
-            said = [f"{pair}/{text.rpartition(VERDICT)[2].strip()}" for pair, text in zip(pair_ids, texts, strict=True)]
-            swapped += [i for i, has in zip(ids, gold.has(said).tolist(), strict=True) if has is not right]
-        if swapped:
-            found.append(f"{len(swapped)} {side} answers are {'wrong' if right else 'right'}, first {swapped[0]}")
+    for side, right in (("chosen", "right"), ("rejected", "wrong")):
+        verdict = f"trim(string_split({side}, '{VERDICT}')[-1], ' \n')"
+        query = f"""SELECT count(*), {FIRST_PREFERENCE} FROM {scan(preferences)} LEFT JOIN
+            (SELECT pair_id, label FROM {scan(pairs)}) USING (pair_id)
+            WHERE coalesce({verdict} = label, false) != {right == "right"}"""
+        ((count, first),) = data.rows(query)
+        if count:
+            found.append(f"{count} {side} answers are {'wrong' if right == 'right' else 'right'}, first {first}")
     return found
 
 
-def _judgements(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
+def _judgements(data: Database, run_dir: Path, manifest: dict[str, Any]) -> list[str]:
     folder, counts = run_dir / "7-judgements", manifest["counts"]
-    judged, rows = _ids(folder, "judgements"), _rows(folder / "judgements.parquet")
-    sources = [_ids(folder, "given")] if (folder / "given.parquet").exists() else []
-    if (folder / REQUESTED).exists():  # somebody was asked
-        requested = Ids((folder / REQUESTED,), "key").set()
-        sources.append(
-            Ids((folder / ANSWERS,), beside=("key",), where=lambda batch: requested.has(batch["key"].to_pylist()))
-        )
-    spoken = Several(tuple(sources))
-    known = IdSet(spoken.batches()).both(_ids(run_dir / "1-pairs", "pairs").set())
-    failed = _ids(folder, "failed").set().minus(judged.set())
-    wrong = _compare("judgements", known.minus(failed), judged, spoken)
+    judged, rows = _ids(folder / "judgements.parquet"), _rows(folder / "judgements.parquet")
+    spoken = [_ids(path) for path in _files_of(folder, "given") if path.exists()]
+    if (folder / REQUESTED).exists() and parquet_files(folder / ANSWERS):  # somebody was asked
+        spoken.append(f"{_ids(folder / ANSWERS)} AND key IN (SELECT key FROM {scan(folder / REQUESTED)})")
+    expected = f"""(({" UNION ".join(spoken)}) INTERSECT {_ids(run_dir / "1-pairs" / "pairs.parquet")})
+        EXCEPT ({_ids(folder / "failed.parquet")} EXCEPT {judged})"""
+    wrong = _compare(data, "judgements", expected, judged)
     unjudged = counts.get("failed", 0) + counts.get("left_out", 0)
     if counts["requested"] != counts["judged"] + unjudged or counts["judged"] != rows:
         wrong.append(f"requested {counts['requested']:,}, judged {rows:,}, failed or left out {unjudged:,}")
     return wrong
 
 
-def _targets(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
-    expected = _ids(run_dir / "7-judgements", "judgements")
-    return _compare("targets", expected.set(), _ids(run_dir / "8-targets", "targets", "failed"), expected)
+def _targets(data: Database, run_dir: Path, manifest: dict[str, Any]) -> list[str]:
+    expected = _ids(run_dir / "7-judgements" / "judgements.parquet")
+    return _compare(data, "targets", expected, _ids(*_files_of(run_dir / "8-targets", "targets", "failed")))
 
 
-def _student(run_dir: Path, manifest: dict[str, Any]) -> list[str]:
-    held_out = Ids((run_dir / "1-pairs" / "pairs.parquet",), beside=("split",), where=_held_out)
-    expected = held_out.set()
-    wrong = []
-    for path in sorted((run_dir / "9-student").glob("*/predictions.parquet")):
-        found = Ids((path,), beside=("split",), where=_held_out)
-        wrong += _compare(f"predictions of {path.parent.name}", expected, found, held_out)
-    return wrong
+def _student(data: Database, run_dir: Path, manifest: dict[str, Any]) -> list[str]:
+    held_out = "split IN ('dev', 'test')"
+    expected = _ids(run_dir / "1-pairs" / "pairs.parquet", where=held_out)
+    return [
+        said
+        for path in sorted((run_dir / "9-student").glob("*/predictions.parquet"))
+        for said in _compare(data, f"predictions of {path.parent.name}", expected, _ids(path, where=held_out))
+    ]
 
 
-def _held_out(batch: pa.RecordBatch) -> Any:
-    return pc.is_in(batch["split"], pa.array(["dev", "test"]))
-
-
-LEDGERS: dict[str, Callable[[Path, dict[str, Any]], list[str]]] = {
+LEDGERS: dict[str, Callable[[Database, Path, dict[str, Any]], list[str]]] = {
     "1-pairs": _pairs,
     "2-rationales": _answers,
     "4-samples": _answers,

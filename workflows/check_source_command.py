@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.base.progress import console
+from mpcot.pairs.overlap import overlap_warning
 from mpcot.pairs.preview import SHOWN, Preview, preview
-from mpcot.pairs.settle_rows import overlap_warning
 from mpcot.sources.config import PairsStage
 from workflows.config import load_config
 from workflows.serve_commands import Changes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -76,35 +76,52 @@ def named(row: Mapping[str, Any]) -> str:
     return f"{row['query']!r}, product {row['product_id']}" if row["query"] else f"pair {row['pair_id']}"
 
 
-def correct(rows: Iterable[Row], overrides: list[Row]) -> dict[str, Any]:
-    """Put the corrected labels into the good rows of the source, and return what became of the corrections.
-
-    Returns: `changed` and `unchanged` count pairs, `unknown` those that no good row has; `named` are the first of them.
+class Corrections:
+    """Puts corrected labels in the place of the source's own, and tells what became of them.
 
     Raises:
-        UserError: a pair has two corrected labels, or none of the corrected pairs is in the source.
+        UserError: a pair has two corrected labels.
     """
-    labels = _labels(overrides)
-    kinds: dict[str, str] = {}
-    for row in rows:
-        if row["error"] or row["pair_id"] not in labels:
-            continue
-        before, row["label"] = row["label"], labels[row["pair_id"]]
-        if kinds.get(row["pair_id"]) != "changed":
-            kinds[row["pair_id"]] = "unchanged" if before == row["label"] else "changed"
-    unknown = [row for row in overrides if row["pair_id"] not in kinds]
-    if unknown and not kinds:
-        raise UserError(
-            f"{FIELD}: none of the {len(labels)} pairs is in the source, the first is {named(unknown[0])}. Look at its "
-            "locale, or take the setting out"
-        )
-    counts = Counter(kinds.values())
-    return {
-        "changed": counts["changed"],
-        "unchanged": counts["unchanged"],
-        "unknown": len({row["pair_id"] for row in unknown}),
-        "named": [named(row) for row in unknown[:NAMED]],
-    }
+
+    def __init__(self, overrides: list[Row]) -> None:
+        self.overrides, self.labels = overrides, _labels(overrides)
+        self.kinds: dict[str, str] = {}
+
+    def apply(self, pair_ids: Sequence[str | None], labels: Sequence[str | None]) -> list[str | None]:
+        """Return the labels of rows after correction. A row without an id has failed already."""
+        return [
+            label if pair not in self.labels else self._corrected(pair, label)
+            for pair, label in zip(pair_ids, labels, strict=True)
+        ]
+
+    def _corrected(self, pair: str, before: str | None) -> str:
+        label = self.labels[pair]
+        if self.kinds.get(pair) != "changed":
+            self.kinds[pair] = "unchanged" if before == label else "changed"
+        return label
+
+    def figures(self) -> dict[str, Any]:
+        """Return what became of the corrections, once all rows have been corrected.
+
+        Returns: `changed` and `unchanged` count pairs, `unknown` those that no good row has; `named` are the first of
+        them.
+
+        Raises:
+            UserError: none of the corrected pairs is in the source.
+        """
+        unknown = [row for row in self.overrides if row["pair_id"] not in self.kinds]
+        if unknown and not self.kinds:
+            raise UserError(
+                f"{FIELD}: none of the {len(self.labels)} pairs is in the source, the first is {named(unknown[0])}. "
+                "Look at its locale, or take the setting out"
+            )
+        counts = Counter(self.kinds.values())
+        return {
+            "changed": counts["changed"],
+            "unchanged": counts["unchanged"],
+            "unknown": len({row["pair_id"] for row in unknown}),
+            "named": [named(row) for row in unknown[:NAMED]],
+        }
 
 
 def _labels(overrides: Iterable[Row]) -> dict[str, str]:

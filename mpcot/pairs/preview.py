@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from cluster.base.errors import UserError
-from mpcot.pairs.settle_rows import KEYS, Row, assign_splits, identify, refuse_failed
+from mpcot.pairs.settle_rows import DECIDED, REASON, Row, SettledRows, settled_rows
 from mpcot.records import SPLITS
 from mpcot.schemes.scheme import load_scheme
-from mpcot.sources.clean_rows import SourceRows, reason_of
+from mpcot.sources.clean_rows import ROW
 from mpcot.sources.config import FileSource, PairsStage, TableSource
 from mpcot.sources.open_source import read_source
 
@@ -48,14 +50,13 @@ def preview(config: PairsStage, shown: int) -> Preview:
         if isinstance(config.source, FileSource):
             _look_at_files(config.source, seen)
         source = read_source(config.source, scheme)
-        rows: list[Row] = source.rows.select(KEYS).to_pylist()
-        seen.read = len(rows)
-        identify(rows, len(rows) - source.candidates, config, scheme)
-        _tell(rows, source, shown, seen)
-        refuse_failed(rows, config)
-        seen.overlap = assign_splits(rows, config)
-        _tell(rows, source, shown, seen)
-        refuse_failed(rows, config)
+        with TemporaryDirectory(prefix="broadfast-") as scratch, settled_rows(config, scheme, Path(scratch)) as rows:
+            rows.take(source)
+            _tell(rows, shown, seen)
+            rows.refuse_failed()
+            seen.overlap = rows.assign_splits()
+            _tell(rows, shown, seen)
+            rows.refuse_failed()
     except UserError as error:
         seen.problem = str(error)
     return seen
@@ -73,17 +74,20 @@ def _look_at_files(source: FileSource, seen: Preview) -> None:
             seen.likely = likely_names(files.columns, {*source.columns, *source.columns.values()})
 
 
-def _tell(rows: list[Row], source: SourceRows, shown: int, seen: Preview) -> None:
-    titles = source.rows.slice(0, shown).select(["title"]).to_pylist()
-    seen.rows = [row | title for row, title in zip(rows[:shown], titles, strict=True)]
-    failed: dict[str, list[Row]] = defaultdict(list)
-    asked: dict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        if row["error"]:
-            failed[reason_of(row["error"])].append(row)
-        elif row["split"] in SPLITS:
-            asked[row["split"]].add(row["query_id"])
-    by_number = sorted(failed.items(), key=lambda one: -len(one[1]))
-    seen.failed = {reason: (len(some), some[0]) for reason, some in by_number}
-    seen.labels = dict(Counter(row["label"] for row in rows if not row["error"]).most_common())
-    seen.queries = {split: len(asked[split]) for split in SPLITS}
+def _tell(rows: SettledRows, shown: int, seen: Preview) -> None:
+    seen.read = rows.count
+    texts, decided = next(rows.texts(), (ROW.empty_table(), DECIDED.empty_table()))
+    titles = texts.slice(0, shown).select(["title"]).to_pylist()
+    seen.rows = [row | title for row, title in zip(decided.slice(0, shown).to_pylist(), titles, strict=True)]
+    reasons = rows.sql(
+        f"""SELECT {REASON} AS reason, count(*) AS times, min(source_row) AS first, arg_min(error, source_row) FROM rows
+        WHERE error IS NOT NULL GROUP BY reason ORDER BY times DESC, first"""
+    )
+    seen.failed = {reason: (times, {"source_row": first, "error": error}) for reason, times, first, error in reasons}
+    labels = "SELECT label, count(*) AS times FROM rows WHERE error IS NULL GROUP BY label ORDER BY times DESC, label"
+    seen.labels = dict(rows.sql(labels))
+    queries = (
+        "SELECT split, count(DISTINCT query_id) FROM rows WHERE error IS NULL AND split IS NOT NULL GROUP BY split"
+    )
+    found = dict(rows.sql(queries))
+    seen.queries = {split: found.get(split, 0) for split in SPLITS}

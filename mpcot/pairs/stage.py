@@ -9,17 +9,18 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster.base.errors import UserError
 from cluster.base.progress import console
 from cluster.base.stage_folder import StageFolder
-from cluster.base.tables import write_table
+from cluster.base.tables import table_writer, write_table
 from mpcot.config import GivenPairsStage
 from mpcot.pairs.given_judgements import write_given
 from mpcot.pairs.ids import pair_id
-from mpcot.pairs.settle_rows import KEYS, Row, assign_splits, identify, overlap_warning, reasons, refuse_failed
+from mpcot.pairs.overlap import overlap_warning
+from mpcot.pairs.settle_rows import Row, SettledRows, settled_rows
 from mpcot.pairs.splits import LABELLED, unit_hash
 from mpcot.records import FAILED_ROW, PAIR, SEED, SPLITS
 from mpcot.schemes.scheme import Scheme, load_scheme
@@ -36,33 +37,28 @@ def run(config: PairsStage, folder: StageFolder) -> None:
     """
     scheme = load_scheme(config.labels.scheme)
     source = read_source(config.source, scheme)
-    rows = source.rows.select(KEYS).to_pylist()
-    own = len(rows) - source.candidates
-    corrected = identify(rows, own, config, scheme)
-    _settle_failed(config, source.rows, rows, folder)
-    overlap = assign_splits(rows, config)
-    failed = _settle_failed(config, source.rows, rows, folder)
-    pairs = [row for row in rows if not row["error"]]
-    if not any(row["split"] == "train" for row in pairs):
-        raise UserError("split.train: no labelled training pair is left. Raise it or give more queries")
-    seeds, refused = _seeds(source, pairs, config)
-    write_table(folder.path / "pairs.parquet", _pair_table(source.rows, pairs))
-    write_table(folder.path / "seeds.parquet", pa.Table.from_pylist(seeds, schema=SEED))
-    _check_ledger(len(rows), pairs, failed)
-    counts = {"read": len(rows), "pairs": len(pairs), "failed": len(failed), "seeds": len(seeds)}
-    counts |= {split: sum(row["split"] == split for row in pairs) for split in SPLITS}
-    if config.source.candidates is not None:
-        counts["candidates"] = sum(row["source_row"] >= own for row in pairs)
-    figures = _figures(pairs, failed, refused, scheme) | {"overlap": overlap}
-    if said := overlap_warning(overlap):
-        console().print(f"  warning: {said}", style="yellow", highlight=False)
-    if source.judgements is not None:
-        assert isinstance(config, GivenPairsStage), "the table of stages has it so where source.judgements is set"
-        ids = {row["pair_id"] for row in pairs}
-        given, figures["judgements"] = write_given(source.judgements, ids, config.perspectives.names, folder.path)
-        counts |= given
-    if corrected is not None:
-        counts["corrected"], figures["overrides"] = corrected["changed"], corrected
+    with settled_rows(config, scheme, folder.path / "settling") as rows:
+        rows.take(source)
+        _refuse_failed(rows, folder)
+        overlap = rows.assign_splits()
+        _refuse_failed(rows, folder)
+        counts = _counts(rows)
+        if not counts["train"]:
+            raise UserError("split.train: no labelled training pair is left. Raise it or give more queries")
+        _write_pairs(rows, folder)
+        seeds, refused = _seeds(source, rows, config)
+        write_table(folder.path / "seeds.parquet", pa.Table.from_pylist(seeds, schema=SEED))
+        counts["seeds"] = len(seeds)
+        figures = _figures(rows, refused, scheme) | {"overlap": overlap}
+        if said := overlap_warning(overlap):
+            console().print(f"  warning: {said}", style="yellow", highlight=False)
+        if source.judgements is not None:
+            assert isinstance(config, GivenPairsStage), "the table of stages has it so where source.judgements is set"
+            ids = _known_pairs(rows, source.judgements)
+            given, figures["judgements"] = write_given(source.judgements, ids, config.perspectives.names, folder.path)
+            counts |= given
+    if rows.corrected is not None:
+        counts["corrected"], figures["overrides"] = rows.corrected["changed"], rows.corrected
     folder.finish(counts, figures)
 
 
@@ -91,53 +87,64 @@ def _candidates(source: SourceSettings) -> int | None:
     return count_candidates(source.candidates)
 
 
-def _source_rows(source: pa.Table, rows: list[Row]) -> pa.Table:
-    """Return the texts of the rows, which have the order of the source. `take` would join the chunks of columns."""
-    wanted = np.zeros(len(source), bool)
-    wanted[[row["source_row"] for row in rows]] = True
-    return source.filter(pa.array(wanted))
+def _refuse_failed(rows: SettledRows, folder: StageFolder) -> None:
+    """Write the failed rows. If they are too many, stop, so that the user can look at them."""
+    with table_writer(folder.path / "failed.parquet", FAILED_ROW) as writer:
+        for texts, decided in rows.texts():
+            failed = pc.is_valid(decided["error"])
+            if pc.any(failed).as_py():
+                writer.write_table(_failed_table(texts.filter(failed), decided.filter(failed)))
+    rows.refuse_failed()
 
 
-def _failed_table(source: pa.Table, failed: list[Row]) -> pa.Table:
-    texts = _source_rows(source, failed).to_pylist()
+def _failed_table(texts: pa.Table, decided: pa.Table) -> pa.Table:
     shown = ("query", "product_id", "locale", "title", "label", "split")
-    made = [
-        {
-            "source_row": row["source_row"],
-            "reason": row["error"],
-            "row": text["raw"] or failed_json({name: text[name] for name in shown}),
-        }
-        for row, text in zip(failed, texts, strict=True)
-    ]
-    return pa.Table.from_pylist(made, schema=FAILED_ROW)
+    said = [text["raw"] or failed_json({name: text[name] for name in shown}) for text in texts.to_pylist()]
+    return pa.table([texts["source_row"], decided["error"], said], schema=FAILED_ROW)
 
 
-def _pair_table(source: pa.Table, pairs: list[Row]) -> pa.Table:
-    """Return the pairs: what was decided about each, and its texts, which never leave Arrow."""
-    texts = _source_rows(source, pairs)
-    decided = ("pair_id", "query_id", "label", "split")
-    columns = {name: pa.array([row[name] for row in pairs], pa.string()) for name in decided}
-    arrays = [columns[name] if name in decided else texts[name] for name in PAIR.names]
-    return pa.table(arrays, schema=PAIR)
+def _write_pairs(rows: SettledRows, folder: StageFolder) -> None:
+    """Write the pairs: what was decided about each, and its texts, which never leave Arrow."""
+    decided_of = ("pair_id", "query_id", "label", "split")
+    with table_writer(folder.path / "pairs.parquet", PAIR) as writer:
+        for texts, decided in rows.texts():
+            arrays = [decided[name] if name in decided_of else texts[name] for name in PAIR.names]
+            writer.write_table(pa.table(arrays, schema=PAIR).filter(pc.is_null(decided["error"])))
 
 
-def _settle_failed(config: PairsStage, source: pa.Table, rows: list[Row], folder: StageFolder) -> list[Row]:
-    """Write and return the failed rows. If they are too many, stop, so that the user can look at them."""
-    failed = [row for row in rows if row["error"]]
-    write_table(folder.path / "failed.parquet", _failed_table(source, failed))
-    refuse_failed(rows, config)
-    return failed
+def _counts(rows: SettledRows) -> dict[str, int]:
+    """Return the ledger. Every row of the source is in pairs or in failed, exactly once."""
+    ((out, good, failed, more),) = rows.sql(
+        f"""SELECT count(DISTINCT source_row), count(*) FILTER (error IS NULL), count(error),
+        count(*) FILTER (error IS NULL AND source_row >= {rows.own}) FROM rows"""
+    )
+    assert rows.count == out == good + failed, f"1-pairs: {rows.count} rows read, {out} out, {good} good"
+    splits = dict(rows.sql("SELECT split, count(*) FROM rows WHERE error IS NULL GROUP BY split"))
+    counts = {"read": rows.count, "pairs": good, "failed": failed} | {name: splits.get(name, 0) for name in SPLITS}
+    return counts | ({"candidates": more} if rows.config.source.candidates is not None else {})
 
 
-def _seeds(source: SourceRows, pairs: list[Row], config: PairsStage) -> tuple[list[Row], Counter[str]]:
+def _known_pairs(rows: SettledRows, named: pa.Table) -> dict[str, Row]:
+    """Return the `label` and `split` of the pairs that rows of seeds or judgements name, by the pairs' ids."""
+    columns = (named[name].to_pylist() for name in ("locale", "query", "product_id"))
+    ids = {pair_id(locale, query or "", product or "") for locale, query, product in zip(*columns, strict=True)}
+    wanted = pa.table([sorted(ids)], schema=pa.schema([("pair_id", pa.string())]))
+    query = "SELECT pair_id, label, split FROM rows SEMI JOIN wanted USING (pair_id) WHERE error IS NULL"
+    found = rows.sql(query, wanted=wanted)
+    return {pair: {"pair_id": pair, "label": label, "split": split} for pair, label, split in found}
+
+
+def _seeds(source: SourceRows, rows: SettledRows, config: PairsStage) -> tuple[list[Row], Counter[str]]:
     """Return the seed rationales of training pairs, and the reasons of those that are left out, counted."""
-    by_id = {row["pair_id"]: row for row in pairs}
-    share = config.source.seed_rationale_share if isinstance(config.source, CatalogueSource) else 1.0
-    seeded = _seeded([row for row in pairs if row["split"] == "train"], share, config.seed)
-    kept: list[Row] = []
     refused: Counter[str] = Counter()
+    if source.seeds is None:
+        return [], refused
+    by_id = _known_pairs(rows, source.seeds)
+    share = config.source.seed_rationale_share if isinstance(config.source, CatalogueSource) else 1.0
+    seeded = _seeded([pair for pair in by_id.values() if pair["split"] == "train"], share, config.seed)
+    kept: list[Row] = []
     seen: set[tuple[str | None, ...]] = set()
-    for seed in source.seeds.to_pylist() if source.seeds is not None else ():
+    for seed in source.seeds.to_pylist():
         key = pair_id(seed["locale"], seed["query"] or "", seed["product_id"] or "")
         text = (key, seed["perspective"], seed["rationale"])
         reason = _refusal(seed, by_id.get(key), key in seeded, text in seen)
@@ -173,18 +180,13 @@ def _refusal(seed: Mapping[str, Any], pair: Row | None, drawn: bool, again: bool
     return "beyond seed_rationale_share" if not drawn else "duplicate" if again else None
 
 
-def _check_ledger(read: int, pairs: list[Row], failed: list[Row]) -> None:
-    """Check that every row of the source is in pairs or in failed, exactly once."""
-    ids = [row["source_row"] for row in pairs] + [row["source_row"] for row in failed]
-    doubled = [row for row, count in Counter(ids).items() if count > 1]
-    assert len(ids) == read and not doubled, f"1-pairs: {read} rows read, {len(ids)} out, doubled {doubled[:5]}"
-
-
-def _figures(pairs: list[Row], failed: list[Row], refused: Counter[str], scheme: Scheme) -> dict[str, Any]:
-    mix = {split: Counter(row["label"] for row in pairs if row["split"] == split) for split in LABELLED}
+def _figures(rows: SettledRows, refused: Counter[str], scheme: Scheme) -> dict[str, Any]:
+    query = "SELECT split, label, count(*) FROM rows WHERE error IS NULL GROUP BY split, label"
+    mix = {(split, label): count for split, label, count in rows.sql(query)}
+    queries = dict(rows.sql("SELECT split, count(DISTINCT query_id) FROM rows WHERE error IS NULL GROUP BY split"))
     return {
-        "labels": {split: {code: mix[split][code] for code in scheme.codes} for split in LABELLED},
-        "queries": {split: len({r["query_id"] for r in pairs if r["split"] == split}) for split in SPLITS},
-        "failed_reasons": reasons(failed),
+        "labels": {split: {code: mix.get((split, code), 0) for code in scheme.codes} for split in LABELLED},
+        "queries": {split: queries.get(split, 0) for split in SPLITS},
+        "failed_reasons": rows.reasons(),
         "seeds_left_out": dict(refused),
     }

@@ -94,26 +94,14 @@ class Twins:
 
     def like(self, queries: Collection[str]) -> set[str]:
         """Return the ids of all queries that are twins of `queries`, these included."""
-        chosen = np.isin(self.texts, self.texts[[self.numbers[query] for query in queries]]).any(axis=1)
+        known: Any = np.isin(self.texts, self.texts[[self.numbers[query] for query in queries]])
+        chosen = known.any(axis=1)
         return {query for query, number in self.numbers.items() if chosen[number]}
 
-    def overlap(self, splits: Sequence[str | None], split: str, learnt: Collection[str]) -> dict[str, float]:
-        """Return the shares of a split's queries, as such or as a twin, and of its products that are also learnt from.
-
-        Args:
-            splits: R, the split of each row, or None if it is left out.
-            learnt: the splits that the student learns from.
-        """
-        own = np.fromiter((name == split for name in splits), bool, len(splits))
-        known = np.fromiter((name in learnt for name in splits), bool, len(splits))
-        asked, seen = self.texts[np.unique(self.of_row[own])], self.texts[np.unique(self.of_row[known])]
-        products = np.isin(np.unique(self.products[own]), self.products[known])
-        twins = np.isin(asked, seen).any(axis=1)
-        return {"queries": _mean(twins), "products": _mean(products)}
-
-
-def _mean(found: np.ndarray) -> float:
-    return round(float(found.mean()), 4) if len(found) else 0.0
+    def share_like(self, queries: Collection[str], others: Collection[str]) -> float:
+        """Return the share of `queries` that are among the others, as such or as a twin."""
+        asked, seen = (self.texts[[self.numbers[query] for query in some]] for some in (queries, others))
+        return round(float(np.isin(asked, seen).any(axis=1).mean()), 4) if len(asked) else 0.0
 
 
 def groups_of(rows: Sequence[Row], kept: Collection[Kept]) -> dict[str, str]:

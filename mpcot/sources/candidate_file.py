@@ -6,14 +6,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mpcot.sources.clean_rows import Cleaning, SourceRows, make_row, rows_table
 from mpcot.sources.config import COLUMNS, REQUIRED
 from mpcot.sources.delimited import PARSE_ERROR
-from mpcot.sources.filesets import FileSet, collect, find
+from mpcot.sources.filesets import FileSet, find, stream
 
 FIELD = "source.candidates"
 DECIDED = ("label", "split", "ratings")  # columns that a candidate cannot have: it follows its query
@@ -21,17 +20,14 @@ READ = tuple(name for name in COLUMNS if name not in DECIDED)
 
 
 def with_candidates(source: SourceRows, path: str, cleaning: Cleaning) -> SourceRows:
-    """Return the source with the rows of the file after its own, numbered on, none of which has a label or a split.
+    """Return the source with the rows of the file after its own, none of which has a label or a split.
 
     Raises:
         UserError: the file cannot be read (see `filesets.find`), or lacks query, product_id or title.
     """
     files = find(path, field=FIELD)
     files.need(REQUIRED, FIELD)
-    rows = collect(files, partial(_to_rows, cleaning=cleaning), READ)
-    numbers = pa.array(np.arange(len(rows)) + len(source.rows), pa.int64())
-    rows = rows.set_column(0, rows.schema.field(0), numbers)
-    return replace(source, rows=pa.concat_tables([source.rows, rows]), candidates=len(rows))
+    return replace(source, candidates=stream(files, partial(_to_rows, cleaning=cleaning), READ))
 
 
 def count_candidates(path: str | None) -> int | None:

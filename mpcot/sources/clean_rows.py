@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -42,13 +43,27 @@ SPLIT_NAMES = {
 class SourceRows:
     """All rows of a source (`ROW`), and its seed rationales (`SOURCE_SEED`) and judgements, if it has any.
 
-    The last `candidates` of the rows are those of `source.candidates`.
+    `tables` are its own rows and `candidates` those of `source.candidates`, some at a time; they can be read once.
     """
 
-    rows: pa.Table
+    tables: Iterable[pa.Table]
     seeds: pa.Table | None = None
     judgements: pa.Table | None = None
-    candidates: int = 0
+    candidates: Iterable[pa.Table] = ()
+
+    def numbered(self) -> Iterator[tuple[pa.Table, bool]]:
+        """Yield all rows, whose `source_row` counts from 0, and whether they are candidates."""
+        count = 0
+        for tables, more in ((self.tables, False), (self.candidates, True)):
+            for table in tables:
+                numbers = pa.array(range(count, count + len(table)), pa.int64())
+                count += len(table)
+                yield table.set_column(0, ROW.field(0), numbers), more
+
+    @cached_property
+    def rows(self) -> pa.Table:
+        """All rows as one table, for a source that fits into memory."""
+        return pa.concat_tables([ROW.empty_table(), *(table for table, _ in self.numbered())])
 
 
 @dataclass(frozen=True)

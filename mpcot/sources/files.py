@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from mpcot.sources.clean_rows import SOURCE_SEED, Cleaning, SourceRows, make_row
 from mpcot.sources.clean_texts import clean_text
 from mpcot.sources.config import COLUMNS, REQUIRED, EsciSource, FileSource, TableSource, WandsSource
 from mpcot.sources.delimited import PARSE_ERROR
-from mpcot.sources.filesets import MAPPED, FileSet, collect, find
+from mpcot.sources.filesets import MAPPED, FileSet, collect, find, stream
 from mpcot.sources.places import exists
 
 ESCI_EXAMPLES = "shopping_queries_dataset_examples.parquet"
@@ -39,8 +39,7 @@ def read_files(source: FileSource, cleaning: Cleaning) -> SourceRows:
     Raises:
         UserError: a file that cannot be read (see `filesets.find`), or a missing column.
     """
-    rows = _READERS[source.kind](source, cleaning)  # type: ignore[attr-defined]
-    rows = rows.set_column(0, rows.schema.field(0), pa.array(range(rows.num_rows), pa.int64()))
+    rows: Iterable[pa.Table] = _READERS[source.kind](source, cleaning)  # type: ignore[attr-defined]
     return SourceRows(rows, _read_seeds(source, cleaning) if source.seeds else None)
 
 
@@ -79,12 +78,12 @@ def to_rows(
 
 def _flat(
     files: FileSet, columns: Mapping[str, str], source: FileSource, cleaning: Cleaning, version: str | None = None
-) -> pa.Table:
+) -> Iterable[pa.Table]:
     transform = partial(to_rows, columns=columns, cleaning=cleaning, version=version)
-    return collect(files, transform, [*columns.values(), *([version] if version else [])], source.limit)
+    return stream(files, transform, [*columns.values(), *([version] if version else [])], source.limit)
 
 
-def _read_table(source: TableSource, cleaning: Cleaning) -> pa.Table:
+def _read_table(source: TableSource, cleaning: Cleaning) -> Iterable[pa.Table]:
     files = find(source.path, source.format)
     files.need(list(source.columns.values()), "source.columns", MAPPED)
     columns = {name: source.columns.get(name, name) for name in COLUMNS}
@@ -92,7 +91,7 @@ def _read_table(source: TableSource, cleaning: Cleaning) -> pa.Table:
     return _flat(files, columns, source, cleaning)
 
 
-def _read_esci(source: EsciSource, cleaning: Cleaning) -> pa.Table:
+def _read_esci(source: EsciSource, cleaning: Cleaning) -> Iterable[pa.Table]:
     """Read the two official parquet files if `path` is a folder with them, or else one flat file."""
     folder = source.path.rstrip("/")
     examples = exists(folder, ESCI_EXAMPLES)

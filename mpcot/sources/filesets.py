@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,7 +145,14 @@ def _json_parts(
 
 
 def collect(files: FileSet, transform: Transform, columns: Sequence[str], limit: int | None = None) -> pa.Table:
-    """Return one table of what `transform` makes of the rows, batch by batch, in the order of the files.
+    """Return one table of what `stream` yields."""
+    return pa.concat_tables(stream(files, transform, columns, limit))
+
+
+def stream(
+    files: FileSet, transform: Transform, columns: Sequence[str], limit: int | None = None
+) -> Iterator[pa.Table]:
+    """Return what `transform` makes of the rows, batch by batch, in the order of the files; at least one table.
 
     Args:
         transform: a pure function that can be pickled, from a list of plain rows to a table.
@@ -161,8 +168,18 @@ def collect(files: FileSet, transform: Transform, columns: Sequence[str], limit:
     _say_layouts(files)
     ray = sys.modules.get("ray")
     tables = _ray_tables if ray is not None and ray.is_initialized() else _local_tables
-    result = pa.concat_tables(tables(files, transform, columns, limit))
-    return result if limit is None else result.slice(0, limit)
+    return _some(tables(files, transform, columns, limit), transform, limit)
+
+
+def _some(tables: Iterable[pa.Table], transform: Transform, limit: int | None) -> Iterator[pa.Table]:
+    have = 0
+    for table in tables:
+        yield table if limit is None else table.slice(0, limit - have)
+        have += table.num_rows
+        if limit is not None and have >= limit:
+            return
+    if not have:
+        yield transform([])
 
 
 def _say_layouts(files: FileSet) -> None:
@@ -176,15 +193,10 @@ def _say_layouts(files: FileSet) -> None:
         console().print(f"{path} is read so: {layout}", markup=False, highlight=False)
 
 
-def _local_tables(files: FileSet, transform: Transform, columns: Sequence[str], limit: int | None) -> list[pa.Table]:
-    tables, have = [], 0
-    for part in files.parts:
-        for rows in batches(files, part, columns):
-            tables.append(transform(rows))
-            have += tables[-1].num_rows
-            if limit is not None and have >= limit:
-                return tables
-    return tables or [transform([])]
+def _local_tables(
+    files: FileSet, transform: Transform, columns: Sequence[str], limit: int | None
+) -> Iterator[pa.Table]:
+    return (transform(rows) for part in files.parts for rows in batches(files, part, columns))
 
 
 def batches(
@@ -252,7 +264,7 @@ def batches_of_task(files: FileSet, task: Mapping[str, int], columns: Sequence[s
     yield from batches(files, files.parts[task["part"]], columns, groups)
 
 
-def _ray_tables(files: FileSet, transform: Transform, columns: Sequence[str], limit: int | None) -> list[pa.Table]:
+def _ray_tables(files: FileSet, transform: Transform, columns: Sequence[str], limit: int | None) -> Iterator[pa.Table]:
     import ray
 
     def read(tasks: pa.Table) -> Iterator[pa.Table]:
@@ -265,7 +277,9 @@ def _ray_tables(files: FileSet, transform: Transform, columns: Sequence[str], li
     try:
         given = ray.data.from_items(tasks, override_num_blocks=len(tasks))
         made = given.map_batches(read, batch_format="pyarrow", batch_size=1)
-        blocks = ray.get((made if limit is None else made.limit(limit)).to_arrow_refs())
+        blocks: Any = (made if limit is None else made.limit(limit)).iter_batches(
+            batch_size=None, batch_format="pyarrow"
+        )
+        yield from (block for block in blocks if block.num_columns)
     finally:
         options.preserve_order = ordered
-    return [block for block in blocks if block.num_columns] or [transform([])]

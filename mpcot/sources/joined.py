@@ -66,7 +66,7 @@ def _is_among(raw: Raw, columns: tuple[str, ...], keys: frozenset[tuple[str | No
     return tuple(clean_text(raw.get(name)) for name in columns) in keys
 
 
-def read_esci(examples: str, products: str, source: EsciSource, cleaning: Cleaning) -> pa.Table:
+def read_esci(examples: str, products: str, source: EsciSource, cleaning: Cleaning) -> Iterator[pa.Table]:
     """Read the Shopping Queries Dataset: its examples, joined with its products by id and locale."""
     files, shop = find(examples), find(products)
     files.need(("query", "product_id", "product_locale", "esci_label"), "source.path")
@@ -123,7 +123,7 @@ def _esci_product(raw: Raw) -> Raw:
     }
 
 
-def read_chorus(source: ChorusSource, cleaning: Cleaning) -> pa.Table:
+def read_chorus(source: ChorusSource, cleaning: Cleaning) -> Iterator[pa.Table]:
     """Read a folder with judgments.jsonl and products.jsonl. The rating is the label."""
     folder = source.path.rstrip("/")
     files, shop = find(f"{folder}/judgments.jsonl"), find(f"{folder}/products.jsonl")
@@ -152,7 +152,7 @@ def _attribute_name(key: str) -> str:
     return key.split("_", 1)[-1].replace("_", " ").strip() if key[1:2] == "_" else key
 
 
-def read_wands(source: WandsSource, cleaning: Cleaning) -> pa.Table:
+def read_wands(source: WandsSource, cleaning: Cleaning) -> Iterator[pa.Table]:
     """Read a folder with the tab-separated files query.csv, product.csv and label.csv of WANDS."""
     folder = source.path.rstrip("/")
     files, asked, shop = (find(f"{folder}/{name}.csv", "tsv") for name in ("label", "query", "product"))
@@ -193,29 +193,27 @@ def _wands_features(features: Any) -> dict[str, list[str]]:
     return found
 
 
-def _one_locale(files: FileSet, shop: FileSet, picks: Any, limit: int | None, cleaning: Cleaning) -> pa.Table:
+def _one_locale(files: FileSet, shop: FileSet, picks: Any, limit: int | None, cleaning: Cleaning) -> Iterator[pa.Table]:
     """Read a source without a column for the locale, so that all rows have `source.default_locale`."""
     if cleaning.locales is not None and cleaning.default_locale not in cleaning.locales:
-        return rows_table([])
+        return iter(())
     judged = collect(files, partial(_to_table, schema=JUDGED, pick=picks[0], keep=_all), files.columns, limit)
     on = {"product_id": "product_id"}
     return _join(judged, _judged_products(shop, picks[1], judged, on), tuple(on), cleaning)
 
 
-def _join(judged: pa.Table, items: pa.Table, on: tuple[str, ...], cleaning: Cleaning) -> pa.Table:
-    """Return the judgements in their order, each with the texts of the first product that has its key."""
+def _join(judged: pa.Table, items: pa.Table, on: tuple[str, ...], cleaning: Cleaning) -> Iterator[pa.Table]:
+    """Yield the judgements in their order, each with the texts of the first product that has its key."""
     places: dict[tuple[str | None, ...], int] = {}
     for place, key in enumerate(zip(*(items[name].to_pylist() for name in on), strict=True)):
         places.setdefault(key, place)
     found = [places.get(key) for key in zip(*(judged[name].to_pylist() for name in on), strict=True)]
     texts = wide(items.select(["title", "brand", "description", "bullets", "attributes"])).combine_chunks()
-    tables = []
     for start in range(0, len(found), BATCH):  # texts come again for each judgement
         here = found[start : start + BATCH]
         beside = texts.take(pa.array(here, pa.int64())).to_pylist()
         raws = judged.slice(start, BATCH).to_pylist()
-        tables.append(rows_table(_rows(zip(raws, here, beside, strict=True), cleaning)))
-    return pa.concat_tables(tables) if tables else rows_table([])
+        yield rows_table(_rows(zip(raws, here, beside, strict=True), cleaning))
 
 
 def _rows(joined: Iterable[tuple[Raw, int | None, Raw]], cleaning: Cleaning) -> Iterator[dict[str, Any]]:

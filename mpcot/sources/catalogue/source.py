@@ -31,7 +31,7 @@ def read_catalogue(source: CatalogueSource, cleaning: Cleaning) -> SourceRows:
     pairs = make_pairs(source.pairs, source.products_per_query, source.hard_share, source.world_seed, source.categories)
     rows = (make_row(i, _raw(pair), cleaning) for i, pair in enumerate(pairs))
     seeds = [_seed(pair, name, cleaning) for pair in pairs for name in PERSPECTIVES]
-    return SourceRows(rows_table(rows), pa.Table.from_pylist(seeds, schema=SOURCE_SEED))
+    return SourceRows([rows_table(rows)], pa.Table.from_pylist(seeds, schema=SOURCE_SEED))
 
 
 def _raw(pair: Pair) -> dict[str, Any]:

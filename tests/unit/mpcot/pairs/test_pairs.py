@@ -15,7 +15,7 @@ import pytest
 from cluster.base.errors import UserError
 from cluster.base.stage_folder import StageFolder
 from mpcot.pairs.ids import pair_id
-from mpcot.pairs.stage import _source_rows, check, plan_rows, run
+from mpcot.pairs.stage import check, plan_rows, run
 from mpcot.records import FAILED_ROW, PAIR, SEED
 from mpcot.sources.config import CatalogueSource, LabelSettings, PairsStage, SplitSettings, TableSource
 
@@ -250,15 +250,6 @@ def test_seeds_from_a_file_are_joined_and_checked(tmp_path: Path):
         "duplicate": 1,
         "query or product_id missing": 1,
     }
-
-
-def test_more_text_than_one_arrow_array_may_hold_is_no_obstacle():
-    """Chunks that are one in memory: as many as make 2 GiB."""
-    text = pa.array(["x" * 1000] * 1000)
-    many = pa.table({"title": pa.chunked_array([text] * 2200)})
-    rows = [{"source_row": place} for place in (0, 1_000_000, 2_199_999)]
-    assert _source_rows(many, rows)["title"].to_pylist() == ["x" * 1000] * 3
-    assert not len(_source_rows(many, []))
 
 
 def test_check_names_the_field_before_anything_starts(tmp_path: Path):

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpcot.pairs.settle_rows import KEYS, Row, assign_splits, identify
+from mpcot.pairs.settle_rows import Row, settled_rows
 from mpcot.schemes.scheme import load_scheme
 from mpcot.sources.config import PairsStage, SplitSettings, TableSource
 from mpcot.sources.open_source import read_source
@@ -29,10 +29,10 @@ Rows = Sequence[tuple[str, ...]]
 def settle(config: PairsStage) -> list[Row]:
     """Return what stage 1 decides of every row that was read, without writing anything."""
     scheme = load_scheme(config.labels.scheme)
-    rows: list[Row] = read_source(config.source, scheme).rows.select(KEYS).to_pylist()
-    identify(rows, len(rows), config, scheme)
-    assign_splits(rows, config)
-    return rows
+    with tempfile.TemporaryDirectory() as folder, settled_rows(config, scheme, Path(folder)) as rows:
+        rows.take(read_source(config.source, scheme))
+        rows.assign_splits()
+        return list(rows.decisions())
 
 
 def tables(letters: str) -> st.SearchStrategy[list[tuple[str, ...]]]:

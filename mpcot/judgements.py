@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cluster.base.sql import database, scan
 from cluster.base.stage_folder import StageFolder
-from cluster.base.tables import batches_of, rows_of, table_writer
+from cluster.base.tables import conformed, table_writer
 from mpcot.asking.answers import Answers, asked_figures
 from mpcot.asking.generate import generate, select_pairs
 from mpcot.asking.join_answers import AnsweredPairs
@@ -103,13 +104,15 @@ def _gold_of_dev(pair: Mapping[str, Any]) -> str | None:
 
 def rewrite(path: Path, pairs: Path, fit: VoteFit, perspectives: Sequence[str], scheme: Scheme) -> Quality:
     """Apply the fit to the judgements in the file, and return the quality that they then have."""
-    truth = {row["pair_id"]: row for row in rows_of(pairs / "pairs.parquet", ["pair_id", "label", "split"])}
     quality = Quality(perspectives)
-    with table_writer(path, JUDGEMENT) as judged:  # it takes the place of the file once it is whole
-        for batch in batches_of(path):
-            rows = [fit.apply(row, scheme) for row in batch.to_pylist()]
+    # The writer's file takes the place of the one that is read once it is whole.
+    with table_writer(path, JUDGEMENT) as judged, database(path.parent) as data:
+        known = f"pair_id IN (SELECT pair_id FROM {scan(path)})"
+        truth = data.in_order([pairs / "pairs.parquet"], "pair_id", ["pair_id", "label", "split"], known)
+        for batches, last in data.in_order([path], "pair_id", JUDGEMENT.names).chunks():
+            rows = [fit.apply(row, scheme) for row in conformed(batches, JUDGEMENT).to_pylist()]
             judged.write_table(pa.Table.from_pylist(rows, JUDGEMENT))
-            quality.add(rows, truth)
+            quality.add(rows, {row["pair_id"]: row for batch in truth.upto(last) for row in batch.to_pylist()})
     return quality
 
 

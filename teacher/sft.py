@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import accumulate, chain, groupby, islice, starmap
-from operator import itemgetter
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +16,17 @@ import xxhash
 from cluster.base.errors import UserError
 from cluster.base.progress import console
 from cluster.base.stage_folder import StageFolder
-from cluster.base.tables import read_table
+from cluster.base.tables import rows_in, table_of
 from cluster.models.folders import check_model
 from cluster.training.arrow_rows import ArrowRows, write_rows
 from cluster.training.driver import Row, Rows, TrainTask, run_training
-from mpcot.asking.prompts import answer, messages
-from mpcot.asking.rendering import render
-from mpcot.config import SampleSettings
-from mpcot.perspectives.perspective import Perspective, load_perspectives
 from mpcot.schemes.scheme import Scheme, load_scheme
 from teacher.answer_tokens import IGNORED, Joined, encode, joined_length, pad, share, verdict_tokens
 from teacher.config import SftStage, Tuning
+from teacher.examples import VOTE, collect_examples
 from teacher.fitting import Fitting
 from teacher.model import attention_kernel, load_tokenizer, load_trainable, save_merged
 
-EXAMPLE = pa.schema(
-    [(name, pa.string()) for name in ("pair_id", "query_id", "perspective", "prompt", "answer", "verdict", "origin")]
-    + [("weight", pa.float32())]
-)
-KEPT_COLUMNS = ["pair_id", "perspective", "sample", "rationale", "verdict", "hinted", "weight"]
-VOTE = "vote"  # origin of the teacher's rationales for pairs without a gold label
 TEXTS = pa.list_(pa.string())
 SEQUENCE = pa.schema(
     [("pair_id", pa.string()), ("prompts", TEXTS), ("answers", TEXTS), ("weights", pa.list_(pa.float32()))]
@@ -57,7 +46,7 @@ def run(config: SftStage, folder: StageFolder) -> None:
     sequences = [to_sequences(table, settings.answers_per_sequence) for table in (train, dev)]
     for name, table in zip(("train", "dev"), sequences, strict=True):
         write_rows(folder.path / f"{name}.arrow", table)
-    lengths = sequence_lengths(fitting, chain.from_iterable(table.to_pylist() for table in sequences))
+    lengths = sequence_lengths(fitting, chain.from_iterable(map(rows_in, sequences)))
     task = SftTask(
         settings.train, config.seed, str(folder.path.resolve()), model, settings.tuning, settings.max_tokens,
         settings.verdict_weight, attention=attention_kernel(lengths, settings.train.workers.gpus_per_worker > 0),
@@ -76,63 +65,22 @@ def run(config: SftStage, folder: StageFolder) -> None:
     folder.finish({"train": len(train), "dev": len(dev), "left_out": fitting.left_out.total()}, figures)
 
 
-def collect_examples(config: SftStage, pairs_folder: Path, rationales: Path, fitting: Fitting) -> pa.Table:
-    """Return one example per kept rationale and per seed of the training split, in a fixed order.
-
-    Prompts are shortened to what fits, and what cannot fit is left out; `fitting` counts both. With
-    `sft.use_unlabelled` the examples of unlabelled pairs are added, with their pair's agreement as `weight`.
-    """
-    splits = ("train", "unlabelled") if config.sft.use_unlabelled else ("train",)
-    pairs = {p["pair_id"]: p for p in read_table(pairs_folder / "pairs.parquet").to_pylist() if p["split"] in splits}
-    found: list[dict[str, Any]] = []
-    if "teacher" in config.sft.origins:
-        kept = read_table(rationales / "kept.parquet", KEPT_COLUMNS)
-        found += [row | {"origin": "hinted" if row["hinted"] else "teacher"} for row in kept.to_pylist()]
-    if "seed" in config.sft.origins:
-        found += [row | {"sample": 0, "weight": 1.0} for row in read_table(pairs_folder / "seeds.parquet").to_pylist()]
-    perspectives = {p.name: p for p in load_perspectives(config.perspectives)}
-    rows = []
-    for row in found:
-        pair, perspective = pairs.get(row["pair_id"]), perspectives.get(row["perspective"])
-        if pair is None or perspective is None:
-            continue
-        if pair["label"] is None:
-            if row["origin"] != "teacher":  # a seed would give away the label that was held back
-                continue
-            row["origin"] = VOTE
-        rows.append(row | {"query_id": pair["query_id"], "answer": answer(row["rationale"], row["verdict"])})
-    rows.sort(key=lambda r: (r["pair_id"], r["perspective"], r["origin"], r["sample"]))
-    write = partial(prompt_of, fitting.tokenizer, load_scheme(config.labels.scheme), config.samples)
-
-    def fitted(pair_id: str, of_pair: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        own = list(of_pair)
-        asked = [(row["answer"], partial(write, perspectives[row["perspective"]])) for row in own]
-        for row, prompt in zip(own, fitting.prompts(pairs[pair_id], asked), strict=True):
-            if prompt is not None:
-                yield row | {"prompt": prompt}
-
-    by_pair = groupby(rows, key=itemgetter("pair_id"))
-    usable = islice(chain.from_iterable(starmap(fitted, by_pair)), config.sft.max_rows)
-    return pa.Table.from_pylist(list(usable), EXAMPLE)
-
-
-def prompt_of(
-    tokenizer: Any, scheme: Scheme, form: SampleSettings, perspective: Perspective, pair: Mapping[str, Any]
-) -> str:
-    """Return the prompt about a pair as the teacher reads it in training."""
-    return render(tokenizer, messages(pair, perspective, scheme, form))
-
-
 def to_sequences(examples: pa.Table, most: int) -> pa.Table:
     """Return one row per training sequence: up to `most` answers to one pair, whose prompts begin alike."""
-    rows: list[dict[str, Any]] = []
-    for example in examples.select(["pair_id", "prompt", "answer", "weight"]).to_pylist():
-        if not rows or rows[-1]["pair_id"] != example["pair_id"] or len(rows[-1]["answers"]) == most:
-            rows.append({"pair_id": example["pair_id"], "prompts": [], "answers": [], "weights": []})
-        rows[-1]["prompts"].append(example["prompt"])
-        rows[-1]["answers"].append(example["answer"])
-        rows[-1]["weights"].append(example["weight"])
-    return pa.Table.from_pylist(rows, SEQUENCE)
+
+    def rows() -> Iterator[Row]:
+        row: Row | None = None
+        for example in rows_in(examples.select(["pair_id", "prompt", "answer", "weight"])):
+            if row is None or row["pair_id"] != example["pair_id"] or len(row["answers"]) == most:
+                if row is not None:
+                    yield row
+                row = {"pair_id": example["pair_id"], "prompts": [], "answers": [], "weights": []}
+            for name in ("prompt", "answer", "weight"):
+                row[f"{name}s"].append(example[name])
+        if row is not None:
+            yield row
+
+    return table_of(rows(), SEQUENCE)
 
 
 def sequence_lengths(fitting: Fitting, sequences: Iterable[Row]) -> Iterator[int]:

@@ -59,7 +59,18 @@ def conflicts(
     settings: PreferenceSettings,
     seed: int,
 ) -> list[Preference]:
-    """Return the preferences, sorted by pair. Each has one right and one wrong answer.
+    """Return the preferences of `all_conflicts`, as many as the settings allow."""
+    return limited(all_conflicts(answers, fallback, gold, settings, seed), gold, settings, seed)
+
+
+def all_conflicts(
+    answers: Iterable[Candidate],
+    fallback: Iterable[Candidate],
+    gold: Mapping[str, str | None],
+    settings: PreferenceSettings,
+    seed: int,
+) -> list[Preference]:
+    """Return the preferences of some pairs, sorted by pair. Each has one right and one wrong answer.
 
     Args:
         answers: the SFT model's samples, right and wrong.
@@ -79,7 +90,7 @@ def conflicts(
         wrong = [c for c in by_pair[pair_id] if c.verdict != label]
         right = right or [c for c in spare[pair_id] if c.verdict == label]
         found += _combine(right, wrong, settings, random.Random(f"{seed}/{pair_id}"))
-    return _limited(found, gold, settings, seed)
+    return found
 
 
 def _combine(
@@ -136,7 +147,7 @@ def _rank(p: Preference, settings: PreferenceSettings) -> tuple[bool, float]:
 Drawn = list[tuple[int, Preference]]
 
 
-def _limited(
+def limited(
     found: list[Preference], gold: Mapping[str, str | None], settings: PreferenceSettings, seed: int
 ) -> list[Preference]:
     """Return what is left after balancing and `max_rows`: drawn by the seed, in the order given."""

@@ -2,50 +2,48 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cluster.base.errors import UserError
+from cluster.base.sql import Database, Ordered, database, scan
 from cluster.base.stage_folder import StageFolder
-from cluster.base.tables import read_table, write_table
+from cluster.base.tables import conformed, read_table, write_table
 from mpcot.asking.prompts import answer
 from mpcot.audit.disputes import find_disputes
 from mpcot.judgements import judge_pairs
 from mpcot.perspectives.perspective import JOINT, joint, load_perspectives
-from mpcot.records import NOT_GOLD, PREFERENCE
+from mpcot.records import NOT_GOLD, PAIR, PREFERENCE
 from mpcot.schemes.scheme import load_scheme
 from teacher.config import PreferenceStage
+from teacher.examples import prompt_of
 from teacher.fitting import Fitting
 from teacher.model import load_tokenizer
-from teacher.preferences.conflicts import Candidate, Preference, conflicts, gold_probability
+from teacher.preferences.conflicts import Candidate, Preference, all_conflicts, gold_probability, limited
 from teacher.preferences.reference_logprobs import SIDES, score_preferences
-from teacher.sft import prompt_of
 
+Row = dict[str, Any]
 ANSWER_COLUMNS = ["pair_id", "perspective", "sample", "rationale", "verdict", "logprobs", "reason", "hinted"]
 
 
 def run(config: PreferenceStage, folder: StageFolder) -> None:
     """Write `5-preferences/preferences.parquet`."""
-    pairs = {p["pair_id"]: p for p in read_table(folder.input("1-pairs") / "pairs.parquet").to_pylist()}
+    seen = _Conflicts(config)
+    with database(folder.path) as data:
+        seen.read(data, folder)
+        found = limited(seen.found, seen.gold, config.preferences, config.seed)
+        pairs = _pairs_of(data, folder.input("1-pairs"), {p.chosen.pair_id for p in found})
     gold = {pair_id: pair["label"] for pair_id, pair in pairs.items()}
-    samples = list(candidates(folder.input("4-samples"), ("kept", "filtered"), gold, config))
-    disputed: set[str] = (
-        disputed_pairs(folder.input("4-samples"), gold, config) if config.preferences.skip_disputed else set()
-    )
-    samples = [c for c in samples if c.pair_id not in disputed or c.verdict == gold[c.pair_id]]
-    found = conflicts(samples, fallback_candidates(config, folder, gold), gold, config.preferences, config.seed)
     if not found and config.preferences.when_empty == "stop":
-        right = sum(gold[c.pair_id] == c.verdict for c in samples)
         raise UserError(
-            f"preferences: there is nothing to prefer: {right} of {len(samples)} answers are right, and none of them "
-            "shares a pair with a wrong one. Raise samples.samples or samples.temperature, or go on without DPO by "
-            'preferences.when_empty = "skip".'
+            f"preferences: there is nothing to prefer: {seen.right} of {seen.answers} answers are right, and none of "
+            "them shares a pair with a wrong one. Raise samples.samples or samples.temperature, or go on without DPO "
+            'by preferences.when_empty = "skip".'
         )
     model = str((folder.input("3-sft") / "model").resolve())
     fitting = Fitting(load_tokenizer(model), config.dpo.max_tokens)
@@ -64,47 +62,87 @@ def run(config: PreferenceStage, folder: StageFolder) -> None:
         "rejected_perspectives": dict(Counter(p.rejected.perspective for p in found)),
         "left_out": dict(fitting.left_out),
         "cut": dict(fitting.cut),
-        "disputed_pairs": len(disputed),
+        "disputed_pairs": seen.disputed,
     }
     folder.finish(counts, figures)
 
 
-def candidates(
-    stage: Path, files: tuple[str, ...], gold: dict[str, Any], config: PreferenceStage
-) -> Iterator[Candidate]:
-    """Yield the answers of a generation stage that may be chosen or rejected."""
-    scheme = load_scheme(config.labels.scheme)
-    for name in files:
-        for row in read_table(stage / f"{name}.parquet", ANSWER_COLUMNS).to_pylist():
-            label = gold[row["pair_id"]]
-            logprobs, reason, hinted = row.pop("logprobs"), row.pop("reason"), row.pop("hinted")
+class _Conflicts:
+    """Finds the preferences of all pairs, of which only some are in memory; `gold` has the labels of those in conflict.
+
+    Args:
+        answers: how many samples may be chosen or rejected, of which so many are `right`.
+        disputed: how many pairs are passed over because their gold label is disputed.
+    """
+
+    def __init__(self, config: PreferenceStage) -> None:
+        self.config, self.scheme = config, load_scheme(config.labels.scheme)
+        self.found: list[Preference] = []
+        self.gold: dict[str, str | None] = {}
+        self.answers = self.right = self.disputed = 0
+
+    def read(self, data: Database, folder: StageFolder) -> None:
+        """Look at the samples pair by pair, and at answers from elsewhere as `preferences.fallback` says."""
+        files = [folder.input("4-samples") / f"{name}.parquet" for name in ("kept", "filtered")]
+        pairs, elsewhere = folder.input("1-pairs"), self.config.preferences.fallback
+        known = f"pair_id IN (SELECT pair_id FROM {scan(*files)})"
+        labels = data.in_order([pairs / "pairs.parquet"], "pair_id", ["pair_id", "label"], known)
+        samples = data.in_order(files, "pair_id", ANSWER_COLUMNS)
+        kept = [folder.input("2-rationales") / "kept.parquet"] if "rationales" in elsewhere else []
+        first = data.in_order(kept, "pair_id", ANSWER_COLUMNS, known) if kept else Ordered((), "pair_id")
+        seeds = defaultdict[str, list[Candidate]](list)
+        for seed in seed_candidates(pairs, self.config.perspectives.names) if "seeds" in elsewhere else ():
+            seeds[seed.pair_id].append(seed)
+        for batches, last in labels.chunks():
+            gold = {row["pair_id"]: row["label"] for batch in batches for row in batch.to_pylist()}
+            fallback = [*self._candidates(rows_of(first.upto(last)), gold)]
+            fallback += [seed for pair in gold for seed in seeds.get(pair, ())]
+            self._add(rows_of(samples.upto(last)), fallback, gold)
+
+    def _add(self, rows: list[Row], fallback: list[Candidate], gold: dict[str, str | None]) -> None:
+        config = self.config
+        samples = list(self._candidates(rows, gold))
+        disputed = disputed_pairs(rows, gold, config) if config.preferences.skip_disputed else set()
+        samples = [c for c in samples if c.pair_id not in disputed or c.verdict == gold[c.pair_id]]
+        found = all_conflicts(samples, fallback, gold, config.preferences, config.seed)
+        self.found += found
+        self.gold |= {p.chosen.pair_id: gold[p.chosen.pair_id] for p in found}
+        self.answers += len(samples)
+        self.right += sum(gold[c.pair_id] == c.verdict for c in samples)
+        self.disputed += len(disputed)
+
+    def _candidates(self, rows: list[Row], gold: Mapping[str, str | None]) -> Iterator[Candidate]:
+        """Yield the answers that may be chosen or rejected."""
+        for row in rows:
+            label = gold.get(row["pair_id"])
             # A hint gives the label away. So a wrong answer to a prompt with one says nothing about the prompt
             # without it, and neither does the probability of the label.
-            if label is None or reason not in (None, NOT_GOLD) or (hinted and reason is not None):
+            if label is None or row["reason"] not in (None, NOT_GOLD) or (row["hinted"] and row["reason"] is not None):
                 continue
-            row["gold_probability"] = None if hinted else gold_probability(logprobs, label, scheme)
-            yield Candidate(**row)
+            sure = None if row["hinted"] else gold_probability(row["logprobs"], label, self.scheme)
+            yield Candidate(**{name: row[name] for name in ANSWER_COLUMNS[:5]}, gold_probability=sure)
 
 
-def disputed_pairs(stage: Path, gold: dict[str, Any], config: PreferenceStage) -> set[str]:
+def rows_of(batches: list[pa.RecordBatch]) -> list[Row]:
+    """Return batches as rows."""
+    return [row for batch in batches for row in batch.to_pylist()]
+
+
+def _pairs_of(data: Database, pairs: Path, wanted: set[str]) -> dict[str, Row]:
+    """Return some pairs by their ids."""
+    ids = pa.table([sorted(wanted)], schema=pa.schema([("pair_id", pa.string())]))
+    query = f"SELECT {', '.join(PAIR.names)} FROM {scan(pairs / 'pairs.parquet')} SEMI JOIN wanted USING (pair_id)"
+    found = conformed(list(data.stream(query, wanted=ids)), PAIR)
+    return {row["pair_id"]: row for row in found.to_pylist()}
+
+
+def disputed_pairs(rows: list[Row], gold: Mapping[str, str | None], config: PreferenceStage) -> set[str]:
     """Return the pairs whose gold label the samples of all perspectives dispute with confidence."""
     scheme = load_scheme(config.labels.scheme)
-    columns = [name for name in ANSWER_COLUMNS if name != "hinted"]
-    tables = [read_table(stage / f"{name}.parquet") for name in ("kept", "filtered")]
-    rows = pa.concat_tables(table.filter(pc.invert(table["hinted"])).select(columns) for table in tables)
-    rows = rows.filter(pc.or_kleene(pc.is_null(rows["reason"]), pc.equal(rows["reason"], NOT_GOLD)))
     # A verdict that is not gold is no reason to pass over an answer here: it is what a dispute is made of.
-    rows = rows.set_column(rows.column_names.index("reason"), "reason", pa.nulls(len(rows), pa.string()))
-    judged = judge_pairs(rows.to_pylist(), config.perspectives.names, scheme)
+    usable = [row | {"reason": None} for row in rows if not row["hinted"] and row["reason"] in (None, NOT_GOLD)]
+    judged = judge_pairs(usable, config.perspectives.names, scheme)
     return {dispute.pair_id for dispute in find_disputes(judged, gold, scheme).found}
-
-
-def fallback_candidates(config: PreferenceStage, folder: StageFolder, gold: dict[str, Any]) -> Iterator[Candidate]:
-    """Yield right answers from elsewhere, for pairs that no sample got right, as `preferences.fallback` says."""
-    if "rationales" in config.preferences.fallback:
-        yield from candidates(folder.input("2-rationales"), ("kept",), gold, config)
-    if "seeds" in config.preferences.fallback:
-        yield from seed_candidates(folder.input("1-pairs"), config.perspectives.names)
 
 
 def seed_candidates(pairs: Path, perspectives: Sequence[str]) -> Iterator[Candidate]:

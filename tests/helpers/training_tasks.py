@@ -18,7 +18,8 @@ from cluster.training.arrow_rows import write_rows
 from cluster.training.checkpoints import storage_place
 from cluster.training.driver import CHECKPOINTS
 from teacher.config import Full, Lora, Tuning
-from teacher.sft import EXAMPLE, SftTask, to_sequences
+from teacher.examples import EXAMPLE
+from teacher.sft import SftTask, to_sequences
 
 NOTED = "checkpoint_manager_snapshot.json"
 PATIENCE_S = 300.0

@@ -16,8 +16,8 @@ from mpcot.perspectives.perspective import Perspective
 from mpcot.records import PAIR, SEED, SORTED
 from mpcot.schemes.scheme import load_scheme
 from teacher.answer_tokens import encode
+from teacher.examples import collect_examples, prompt_of
 from teacher.fitting import ANSWER_TOO_LONG, PROMPT_TOO_LONG, Fitting
-from teacher.sft import collect_examples, prompt_of
 from tests.helpers.tiny_llama import tiny_llama_tokenizer
 from tests.unit.teacher.test_sft_data import kept, pair, seed, stage
 

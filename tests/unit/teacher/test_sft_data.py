@@ -21,18 +21,10 @@ from mpcot.records import PAIR, SEED, SORTED
 from mpcot.schemes.scheme import load_scheme
 from mpcot.sources.config import LabelSettings
 from teacher.config import SftSettings, SftStage
+from teacher.examples import EXAMPLE, VOTE, collect_examples
 from teacher.fitting import Fitting
 from teacher.model import load_tokenizer
-from teacher.sft import (
-    EXAMPLE,
-    VOTE,
-    cap_labels,
-    check_labels,
-    collect_examples,
-    hold_out,
-    sequence_lengths,
-    to_sequences,
-)  # fmt: skip
+from teacher.sft import cap_labels, check_labels, hold_out, sequence_lengths, to_sequences
 
 SPLITS = ("train", "dev", "test", "train")
 

@@ -22,6 +22,7 @@ from cluster.training.best_weights import before_training, kept
 from cluster.training.checkpoints import delete_checkpoints, storage_place, trainings_with_checkpoints
 from cluster.training.curves import MlflowBoard
 from cluster.training.deepspeed_config import deepspeed_config
+from cluster.training.lengths import write_lengths
 from cluster.training.task import Row, Rows, TrainTask, epoch_batches
 from cluster.training.worker import TrainJob, train_worker
 
@@ -79,6 +80,7 @@ def run_training(task: TrainTask, out: Path, label: str) -> TrainResult:
     storage = storage_place(settings.checkpoints, out / CHECKPOINTS)
     name = run_name(task, storage, label)
     out.mkdir(parents=True, exist_ok=True)
+    write_lengths(task, out / CHECKPOINTS)
     with progress(label, unit="step") as bar:
         board = Board.start(bar, f"Ray Train to start, and workers to load the model ({settings.workers.count})")
         job = TrainJob(task, str(out.resolve()), str(out.resolve() / CHECKPOINTS), board.actor)

@@ -113,7 +113,15 @@ def worker_share(batch: list[int], rank: int, world: int, grouped: bool) -> list
 def epoch_batches(
     lengths: Sequence[int], settings: TrainSettings, seed: int, epoch: int, groups: Sequence[int] | None = None
 ) -> list[list[int]]:
-    """Return the global batches of the epoch as row numbers, the same for any number of workers.
+    """Return what `epoch_rows` does, as lists."""
+    found: list[list[int]] = epoch_rows(lengths, settings, seed, epoch, groups).tolist()
+    return found
+
+
+def epoch_rows(
+    lengths: Sequence[int], settings: TrainSettings, seed: int, epoch: int, groups: Sequence[int] | None = None
+) -> Any:
+    """Return the global batches of the epoch as an array of row numbers, the same for any number of workers.
 
     Rows are shuffled. With `length_buckets`, rows of similar length are put together within windows of so many batches,
     and the batches are shuffled again. The last batch is filled with the first rows of the epoch.
@@ -136,4 +144,4 @@ def epoch_batches(
         sizes = np.asarray(lengths)
         order = np.concatenate([w[np.argsort(sizes[w], kind="stable")] for w in windows])
     batches = order.reshape(-1, size)
-    return batches[draw.permutation(len(batches))].tolist()
+    return batches[draw.permutation(len(batches))]

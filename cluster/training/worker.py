@@ -15,8 +15,9 @@ from cluster.training.best_weights import BestWeights, best, mark_kept, waited_e
 from cluster.training.checkpoints import staging_place
 from cluster.training.curves import write_tensorboard
 from cluster.training.deepspeed_config import clips_itself, deepspeed_config
+from cluster.training.lengths import lengths_of
 from cluster.training.shares import build_model
-from cluster.training.task import TrainTask, epoch_batches, parameter_groups, step_seed, worker_share
+from cluster.training.task import TrainTask, epoch_rows, parameter_groups, step_seed, worker_share
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Loop:
             torch.set_num_threads(self.settings.workers.cpus_per_worker)
         self.rows = self.task.train_rows()
         self.dev = self.task.dev_rows()
-        self.lengths = [self.task.length(self.rows[i]) for i in range(len(self.rows))]
+        self.lengths = lengths_of(self.task, self.rows, Path(job.scratch))
         self.groups = self.task.groups(self.rows)
         self.per_epoch = -(-len(self.rows) // self.settings.global_batch)
         self.steps = self.settings.steps_over(len(self.rows))
@@ -78,7 +79,7 @@ class Loop:
         self.engine = self._engine()
         self.state = TrainState()
         self.started = time.monotonic()
-        self.batches: tuple[int, list[list[int]]] = (-1, [])
+        self.batches: tuple[int, Any] = (-1, None)
         self.best = BestWeights(Path(job.scratch))
 
     def _engine(self) -> Any:
@@ -135,9 +136,8 @@ class Loop:
         self.task.progress = state.step / self.steps
         epoch = state.step // self.per_epoch
         if self.batches[0] != epoch:
-            batches = epoch_batches(self.lengths, self.settings, self.task.seed, epoch, self.groups)
-            self.batches = (epoch, batches)
-        whole = self.batches[1][state.step % self.per_epoch]
+            self.batches = (epoch, epoch_rows(self.lengths, self.settings, self.task.seed, epoch, self.groups))
+        whole = self.batches[1][state.step % self.per_epoch].tolist()
         mine = worker_share(whole, self.rank, self.world, self.groups is not None)
         size = len(mine) // count
         torch.manual_seed(step_seed(self.task.seed, state.step, self.rank))

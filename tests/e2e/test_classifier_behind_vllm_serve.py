@@ -33,7 +33,7 @@ ARGUMENTS = (
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return format_run(tmp_path_factory.mktemp("run"), scheme="binary")
+    return format_run(tmp_path_factory.mktemp("run"), scheme="binary", width=64)  # vLLM wants heads of 32 on a CPU
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from distill.student.model import build_student, load_tokenizer
 from mpcot.records import PAIR
 from mpcot.schemes.scheme import load_scheme
 from tests.helpers.report_run import NAMES
-from tests.helpers.tiny_bert import WORDS, tiny_bert
+from tests.helpers.tiny_bert import WIDTH, WORDS, tiny_bert
 
 BIAS = (0.3, -0.2, 0.1, -0.2)
 
@@ -30,7 +30,9 @@ def pair_rows(train: int = 96, test: int = 40) -> list[dict[str, Any]]:
     return rows
 
 
-def format_run(folder: Path, extractor: Extractor | None = None, scheme: str = "esci", **more: Any) -> Path:
+def format_run(
+    folder: Path, extractor: Extractor | None = None, scheme: str = "esci", width: int = WIDTH, **more: Any
+) -> Path:
     """Write `1-pairs` and `10-export` into `folder`; return the export, a plain student unless it has an extractor."""
     found = load_scheme(scheme)
     bias = BIAS if scheme == "esci" else ()
@@ -39,7 +41,7 @@ def format_run(folder: Path, extractor: Extractor | None = None, scheme: str = "
         target_width=8, max_tokens=48, fields="title", temperature=1.7, label_bias=bias, fingerprint="0123456789abcdef",
         **more,
     )  # fmt: skip
-    tiny_bert(folder / "bert")
+    tiny_bert(folder / "bert", width=width)
     with torch.random.fork_rng():
         torch.manual_seed(5)
         student = build_student(str(folder / "bert"), config)

@@ -34,12 +34,12 @@ def tiny_tokenizer() -> BertTokenizer:
     return BertTokenizer(vocab={piece: i for i, piece in enumerate(dict.fromkeys(pieces))})
 
 
-def tiny_bert(folder: Path, max_positions: int = 64, layers: int = 2) -> Path:
-    """Write a random BERT of width 16 and its tokenizer into `folder`; the same weights every time."""
+def tiny_bert(folder: Path, max_positions: int = 64, layers: int = 2, width: int = WIDTH) -> Path:
+    """Write a random BERT and its tokenizer into `folder`; the same weights every time."""
     tokenizer = tiny_tokenizer()
     config = BertConfig(
         vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
+        hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=32,

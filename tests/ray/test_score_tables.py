@@ -143,16 +143,19 @@ def test_a_table_on_s3_is_scored_onto_s3(export: Path, tmp_path: Path) -> None:
         assert sum(b.num_rows for e in written.files(".parquet") for b in written.batches(e.name)) == 17
 
 
-def test_the_command(export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "300")
     write(tmp_path / "pairs.parquet", [{"term": row["query"]} | row for row in rows(0, 9)])
     asked = ("score", export, "pairs.parquet", "--set", "source.columns.query=term", "--out", "scores.parquet")
     done = broadfast(*asked)
     assert done.exit_code == 0, done.output
-    assert "scores.parquet: 9 rows scored, 9 of them now" in text(done)
+    assert "scores.parquet: 9 rows scored, 9 of them now" in capfd.readouterr().out
     assert read_table(tmp_path / "scores.parquet").num_rows == 9
-    assert "9 rows scored, 0 of them now" in text(broadfast(*asked))
+    assert broadfast(*asked).exit_code == 0
+    assert "9 rows scored, 0 of them now" in capfd.readouterr().out
     assert "is not a folder" in text(broadfast("score", "nowhere", "pairs.parquet", "--out", "other"))
     assert "one file is joined on a local disk" in text(
         broadfast("score", export, "pairs.parquet", "--out", "s3://b/x.parquet")

@@ -39,6 +39,7 @@ def answered_after_sigterm(ingress: str, export: Path) -> None:
         assert server.stdout is not None
         assert any(f"listening on http://127.0.0.1:{port}" in line for line in server.stdout), "it never got ready"
         products = [{"id": str(i), "title": "red phone case mug lamp " * 8} for i in range(200)]
+        score_once(f"http://127.0.0.1:{port}", "red phone", products, timeout_s=300)  # now it knows its pace
         with ThreadPoolExecutor(20) as pool:
             asked = [
                 pool.submit(score_once, f"http://127.0.0.1:{port}", "red phone", products, timeout_s=300)

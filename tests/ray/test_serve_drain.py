@@ -9,6 +9,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from serve.on_ray.running_service import score_once
 from tests.helpers.free_port import free_port
 from tests.helpers.report_run import write_export
@@ -20,12 +22,12 @@ from serve.config import ServeSettings
 from serve.on_ray.proxy import use_ingress
 settings = ServeSettings(port=int(sys.argv[2]), ingress=sys.argv[3], request_timeout_s=300)
 use_ingress(settings)
-import ray
+from cluster.base.ray_session import ray_session
+from cluster.config import ClusterSettings
 from serve.on_ray.running_service import serve_export
-ray.init(num_cpus=1, object_store_memory=100 * 2**20, include_dashboard=False)
-serve_export(Path(sys.argv[1]), settings)
-print("drained", flush=True)
-ray.shutdown()
+with ray_session(ClusterSettings(num_cpus=1, object_store_mb=100)):
+    serve_export(Path(sys.argv[1]), settings)
+    print("drained", flush=True)
 """
 
 
@@ -57,10 +59,6 @@ def answered_after_sigterm(ingress: str, export: Path) -> None:
         server.kill()
 
 
-def test_requests_in_flight_are_answered_after_sigterm(tmp_path: Path) -> None:
-    """Both kinds of ingress at a time: each waits for the most part."""
-    export, ingresses = write_export(tmp_path / "export", tmp_path / "bert"), ("ray", "haproxy")
-    with ThreadPoolExecutor(len(ingresses)) as pool:
-        services = [pool.submit(answered_after_sigterm, ingress, export) for ingress in ingresses]
-        for service in services:
-            service.result()
+@pytest.mark.parametrize("ingress", ["ray", "haproxy"])
+def test_requests_in_flight_are_answered_after_sigterm(tmp_path: Path, ingress: str) -> None:
+    answered_after_sigterm(ingress, write_export(tmp_path / "export", tmp_path / "bert"))

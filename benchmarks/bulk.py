@@ -11,16 +11,14 @@ import argparse
 import resource
 import statistics
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import torch
 from results import Figure, in_own_process, write_results
-from scale import TITLE
+from scale import MIB, TITLE, Memory
 
 from cluster.base.processor import cores
 from cluster.base.ray_session import ray_session
@@ -48,26 +46,6 @@ WORKER = "PartScorer"
 SINGLE = ("scorer_ms", "onnx_ms", "onnx_int8_ms")
 GRAPHS = (GRAPH, INT8_GRAPH)
 GROUP_ROWS = 16_384
-EVERY_S = 0.25
-MIB = 2**20
-
-
-class Memory(threading.Thread):
-    """Watches the largest private memory of the workers; what they share is limited by the object store."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.workers, self.ended = 0, threading.Event()
-
-    def run(self) -> None:
-        while not self.ended.wait(EVERY_S):
-            for process in psutil.Process().children(recursive=True):
-                try:
-                    if any(WORKER in part for part in process.cmdline()):
-                        memory = process.memory_info()
-                        self.workers = max(self.workers, memory.rss - memory.shared)
-                except psutil.NoSuchProcess:
-                    continue
 
 
 def write_pairs(path: Path, count: int) -> None:
@@ -80,7 +58,7 @@ def write_pairs(path: Path, count: int) -> None:
 
 def pair(n: int) -> dict[str, str]:
     words = 1 + n % 5  # titles of various lengths, as shops have them
-    title = " ".join([TITLE.format(brand=n % 977, n=n)] * words)[: 40 + 31 * (n % 7)]
+    title = " ".join([TITLE.format(brand=f"Brand{n % 977}", n=n)] * words)[: 40 + 31 * (n % 7)]
     return {"query": f"cordless drill {n // 10}", "product_id": str(n), "title": title}
 
 
@@ -137,7 +115,7 @@ def by_command(export: Path, table: Path, out: Path, rows_per_part: int, copies:
     """Score the table as the command does, and return its speed after the first parts and its memory."""
     threads = len(cores()) // copies
     settings = BulkSettings(replicas=copies, cpus_per_replica=threads, rows_per_part=rows_per_part)
-    memory = Memory()
+    memory = Memory(WORKER)
     with ray_session(ClusterSettings(num_cpus=len(cores()), object_store_mb=200)):
         memory.start()
         found, _ = score_table(export, TableSource(path=str(table)), SharedFolder.at(out), settings, Wish())

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from scale import pair
 
 from cluster.base.ray_session import ray_session
-from cluster.base.stage_folder import StageFolder, digest
+from cluster.base.stage_folder import StageFolder
 from cluster.base.tables import write_table
 from cluster.config import ClusterSettings, TrainSettings, Workers
 from cluster.training.arrow_rows import write_rows
@@ -44,14 +45,6 @@ SEED = 3
 ENGINES, START_S, ANSWER_S = 4, 20.0, 8.0  # four engines of two GPUs, as on one node
 STEPS, ROWS, MAX_TOKENS = 400, 800, 128
 SENTENCE = "the shopper wants a drill and this case only holds one so it is not what they asked for"
-
-
-def pair(number: int) -> dict[str, Any]:
-    """Return a training pair with ids as stage 1 gives them."""
-    ids = {"pair_id": digest(["pair", number]), "query_id": digest(["query", number // 10]), "product_id": str(number)}
-    text = {"query": f"cordless drill {number // 10}", "title": f"cordless drill {number}, 18 V, two batteries, case"}
-    rest = {"locale": "us", "brand": None, "description": None, "label": "ESCI"[number % 4], "split": "train"}
-    return ids | text | rest
 
 
 def scripted(notes: Path) -> ScriptedEngine:

@@ -47,11 +47,13 @@ def _small(part: Path) -> bool:
 def _groups(parts: list[Path]) -> Iterator[list[Path]]:
     """Yield parts that have `SMALL_BYTES` to twice as many together, or fewer at the end."""
     group: list[Path] = []
+    held = 0
     for part in parts:
         group.append(part)
-        if sum(one.stat().st_size for one in group) >= SMALL_BYTES:
+        held += part.stat().st_size
+        if held >= SMALL_BYTES:
             yield group
-            group = []
+            group, held = [], 0
     if len(group) > 1:
         yield group
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.base.tables import parquet_files
+from cluster.base.tables import conformed, parquet_files
 from mpcot.records import ANSWER
 
 
@@ -31,12 +31,4 @@ def answers_in(parts: Path, columns: Sequence[str] = ANSWER.names, batch: int = 
             if any(field.name not in written and not field.nullable for field in schema):
                 continue
             for found in file.iter_batches(batch, columns=written):
-                yield _in_full(found, schema)
-
-
-def _in_full(found: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    arrays = [
-        found[field.name].cast(field.type) if field.name in found.schema.names else pa.nulls(len(found), field.type)
-        for field in schema
-    ]
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+                yield from conformed([found], schema).to_batches()

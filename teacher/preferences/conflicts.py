@@ -52,17 +52,6 @@ def gold_probability(logprobs: list[float] | None, gold: str, scheme: Scheme) ->
     return float(softmax(np.asarray(logprobs, dtype=np.float64))[scheme.index(gold)])
 
 
-def conflicts(
-    answers: Iterable[Candidate],
-    fallback: Iterable[Candidate],
-    gold: Mapping[str, str | None],
-    settings: PreferenceSettings,
-    seed: int,
-) -> list[Preference]:
-    """Return the preferences of `all_conflicts`, as many as the settings allow."""
-    return limited(all_conflicts(answers, fallback, gold, settings, seed), gold, settings, seed)
-
-
 def all_conflicts(
     answers: Iterable[Candidate],
     fallback: Iterable[Candidate],

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from mpcot.schemes.scheme import load_scheme
 from teacher.config import PreferenceSettings
-from teacher.preferences.conflicts import Candidate, Preference, conflicts, gold_probability, margin
+from teacher.preferences.conflicts import Candidate, Preference, all_conflicts, gold_probability, limited, margin
 
 ESCI = load_scheme("esci")
 PERSPECTIVES = ("intent", "attributes", "rules")
@@ -33,6 +33,17 @@ def mixed(pairs: int, samples: int = 4) -> tuple[list[Candidate], dict[str, str 
         for sample in range(samples)
     ]
     return answers, dict(gold)
+
+
+def conflicts(
+    answers: list[Candidate],
+    fallback: list[Candidate],
+    gold: dict[str, str | None],
+    settings: PreferenceSettings,
+    seed: int,
+) -> list[Preference]:
+    """What stage 5 keeps of all pairs."""
+    return limited(all_conflicts(answers, fallback, gold, settings, seed), gold, settings, seed)
 
 
 def made(answers: list[Candidate], gold: dict[str, str | None], seed: int = 1, **changes: object) -> list[Preference]:

@@ -131,6 +131,20 @@ def sample_ratio(units: Mapping[str, int], shares: Mapping[str, float]) -> float
     return float(chisquare([units.get(arm, 0) for arm in shares], expected).pvalue) if len(shares) > 1 else 1.0
 
 
+def lifts_of(
+    rates: Mapping[str, Mapping[str, Rate]], control: str, level: float, primary: str | None
+) -> dict[tuple[str, str], Lift]:
+    """Return the lift of each arm and outcome over the control, and whether it holds among those that decide."""
+    lifts = {
+        (arm, kind): lift(own[kind], rates[control][kind], level)
+        for arm, own in rates.items()
+        for kind in own
+        if arm != control
+    }
+    holding = holm({name: one.p for name, one in lifts.items() if primary in (None, name[1])}, 1 - level)
+    return {name: replace(one, holds=name in holding) for name, one in lifts.items()}
+
+
 def analyse(
     exposures: Any,
     outcomes: pd.DataFrame,
@@ -171,18 +185,11 @@ def analyse(
         arm: {kind: ratio(own[kind].to_numpy(float), own["requests"].to_numpy(float)) for kind in kinds}
         for arm, own in sums.groupby("arm")
     }
-    lifts = {
-        (arm, kind): lift(rates[arm][kind], rates[control][kind], level)
-        for arm in rates
-        for kind in kinds
-        if arm != control
-    }
-    deciding = {name: one.p for name, one in lifts.items() if primary in (None, name[1])}
-    holding = holm(deciding, 1 - level)
+    lifts = lifts_of(rates, control, level, primary)
     arms = []
     for arm in sorted(rates, key=lambda name: (name != control, name)):
         own = sums[sums["arm"] == arm]
-        mine = {kind: replace(one, holds=(arm, kind) in holding) for (of, kind), one in lifts.items() if of == arm}
+        mine = {kind: one for (of, kind), one in lifts.items() if of == arm}
         arms.append(ArmResult(arm, counts.models[arm], len(own), int(own["requests"].sum()), rates[arm], mine))
     # The shares of all arms that answer add up to 1, so an arm that was never seen was dealt wrongly too.
     unseen = 1 - sum(shares.values())

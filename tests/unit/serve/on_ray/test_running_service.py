@@ -141,7 +141,7 @@ def test_who_is_told_to_come_back_does(monkeypatch):
     monkeypatch.setattr("time.sleep", asked.append)
 
     def once():
-        return None if asked else Refusal(503, "Overloaded", "later", retry_after_s=3)
+        return None if 3 in asked else Refusal(503, "Overloaded", "later", retry_after_s=3)
 
     echo.hasty = once
     with running(make_api(echo, ServeSettings())) as url:

@@ -253,7 +253,7 @@ def content_digest(run: Path) -> str:
             sums.update(json.dumps(_rounded(row), sort_keys=True, ensure_ascii=False).encode())
     made = read_json(run / "8-targets" / MANIFEST)["settings"]
     how = {name: value for name, value in made["targets"].items() if name not in ("encoder", "controls")}
-    sums.update(digest([how, made["content"]["encoder"]]).encode())
+    sums.update(digest([how, made["content"]["targets.encoder"]]).encode())
     return sums.hexdigest()[:16]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from distill.study.data import content_digest
 from tests.e2e.small import ROOT, SMALL, changes, no_models
 from tests.helpers.command import broadfast, text
 from tests.helpers.free_port import free_port
@@ -42,6 +44,10 @@ def test_all_stages_finish_and_balance(run_dir: Path) -> None:
     assert len(list(run_dir.glob("*/manifest.json"))) == 11
     checked = broadfast("verify", run_dir)
     assert checked.exit_code == 0, text(checked)
+
+
+def test_a_study_can_tell_the_run_from_others(run_dir: Path) -> None:
+    assert re.fullmatch("[0-9a-f]{16}", content_digest(run_dir))
 
 
 def test_vllm_answers_in_the_enforced_form_with_label_logprobs(run_dir: Path) -> None:

@@ -77,7 +77,7 @@ def make_run(run_dir: Path) -> Path:
     return run_dir
 
 
-ENCODED = {"targets": {"text": "rationale"}, "content": {"encoder": "tiny"}}
+ENCODED = {"targets": {"text": "rationale"}, "content": {"targets.encoder": "tiny"}}
 
 
 def write_stages(run_dir: Path, pairs: list[Row], judged: list[Row], targets: list[Row]) -> None:

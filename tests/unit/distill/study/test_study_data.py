@@ -219,7 +219,7 @@ def test_another_processor_may_change_the_last_bits(shop: Path) -> None:
         write_table(shop / f"{path}.parquet", table)
     assert content_digest(shop) == before
     made = read_json(shop / "8-targets" / MANIFEST)
-    made["settings"]["content"]["encoder"] = "another"
+    made["settings"]["content"]["targets.encoder"] = "another"
     write_json(shop / "8-targets" / MANIFEST, made)
     assert content_digest(shop) != before
 

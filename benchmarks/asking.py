@@ -3,7 +3,8 @@
 `--prompts` asks a model about equally many pairs per label of the Shopping Queries Data Set (us) and of Chorus: with
 the short prompt (`short_prompt.toml`, a line for each label and one line of reasoning) and with the one of stage 7. A
 pair without a verdict counts as wrong, with equal probabilities. An answer is kept if its verdict is right and the
-default filters have no objection. Intervals are of resampled queries. Start it again to go on after an interruption.
+default filters have no objection. Soft labels are compared as they come and, as stage 7 makes them, at a temperature,
+fitted here on other queries. Intervals are of resampled queries. Start it again to go on after an interruption.
 
 `--address` answers stage 7's prompts about pairs of the catalogue with vLLM in the process and with `vllm serve` on
 loopback, both with the same engine.
@@ -27,10 +28,11 @@ from results import RESULTS, Figure, in_own_process, write_results
 from cluster.base.stage_folder import read_json, write_json
 from distill.metrics import interval, label_metrics, paired_bootstrap
 from mpcot.schemes.scheme import Scheme, load_scheme
+from mpcot.temperature import fit_temperature, scaled
 from mpcot.votes import distribution, majority
 
-RESAMPLES, CONFIDENCE = 2000, 95
-ADDITIVE = ("accuracy", "log_loss", "kept", "output_tokens")
+RESAMPLES, CONFIDENCE, GROUPS = 2000, 95, 5
+ADDITIVE = ("accuracy", "log_loss", "calibrated_log_loss", "kept", "output_tokens")
 Row = dict[str, Any]
 
 
@@ -48,6 +50,7 @@ def judged(answers: Sequence[Row], scheme: Scheme) -> Row:
         "label": label,
         "accuracy": float(label == gold),
         "log_loss": float(-np.log(max(shares[scheme.index(gold)], 1e-9))),
+        "shares": shares,
         "kept": fmean(row["verdict"] == gold and row["objection"] is None for row in answers),
         "output_tokens": sum(row["output_tokens"] for row in answers),
     }
@@ -58,13 +61,30 @@ def another(label: str, scheme: Scheme) -> str:
     return scheme.codes[scheme.index(label) - 1]
 
 
+def calibrated(pairs: list[Row], scheme: Scheme) -> list[Row]:
+    """Return the pairs with the log-loss after a temperature, which is fitted on the queries of the other groups."""
+    shares = np.array([row["shares"] for row in pairs])
+    gold = np.array([scheme.index(row["gold"]) for row in pairs])
+    group = np.unique([row["query"] for row in pairs], return_inverse=True)[1] % GROUPS
+    for held in range(GROUPS):
+        (own,) = np.nonzero(group == held)
+        temperature = fit_temperature(gold[group != held], shares[group != held]) or 1.0
+        right = scaled(shares[own], temperature)[np.arange(len(own)), gold[own]] if len(own) else ()
+        for row, chance in zip(own, right, strict=True):
+            pairs[row]["calibrated_log_loss"] = float(-np.log(max(chance, 1e-9)))
+    return pairs
+
+
 def by_judge(answers: Sequence[Row], scheme: Scheme) -> dict[str, list[Row]]:
     """Return the pairs as each perspective alone judges them, and as their vote does, in one order."""
     names = list(dict.fromkeys(row["perspective"] for row in answers))
     pairs = sorted({row["pair"] for row in answers})
     at = {(row["pair"], row["perspective"]): row for row in answers}
-    judges = {name: [judged([at[pair, name]], scheme) for pair in pairs] for name in names}
-    return judges | {"vote": [judged([at[pair, name] for name in names], scheme) for pair in pairs]}
+    asked = {name: [name] for name in names} | {"vote": names}
+    return {
+        judge: calibrated([judged([at[pair, name] for name in own], scheme) for pair in pairs], scheme)
+        for judge, own in asked.items()
+    }
 
 
 def gain(short: Sequence[Row], ours: Sequence[Row], name: str) -> dict[str, float]:
@@ -124,6 +144,7 @@ def prompt_figures(rows: Sequence[Row]) -> Iterator[Figure]:
         for name, unit, factor in (
             ("accuracy_gain_points", "points of accuracy", 100),
             ("log_loss_gain", "nats saved", -1),
+            ("calibrated_log_loss_gain", "nats saved after a temperature of other queries", -1),
             ("kept_gain_points", "points of the share kept", 100),
         ):
             column = name.partition("_gain")[0]

@@ -20,7 +20,7 @@ from tests.helpers.generation_run import (
     written,
 )
 
-PAIRS = 400
+PAIRS = 250
 ENGINE = {"delay_s": 1.5, "replicas": {"min": 1, "max": 2, "pairs_per_task": 2, "flush_rows": 4}}
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 

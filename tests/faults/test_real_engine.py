@@ -33,7 +33,7 @@ from tests.helpers.generation_run import (
 )
 
 MODEL = ROOT / "models" / "smollm2-135m-instruct"
-PAIRS = 12
+PAIRS = 6
 PATIENCE_S = 600.0
 CONFIG = RationaleStage(
     seed=1,
@@ -44,7 +44,7 @@ CONFIG = RationaleStage(
         max_model_len=512, max_num_seqs=8, enforce_eager=True, replicas=Replicas(cpus=2, pairs_per_task=2, flush_rows=4)
     ),
     rationales=RationaleSettings(
-        guide="short", description_chars=0, max_tokens=48, max_chars=120, retries=0, max_failed_share=1
+        guide="short", description_chars=0, max_tokens=24, max_chars=120, retries=0, max_failed_share=1
     ),
 )
 

@@ -28,7 +28,8 @@ from tests.helpers.report_run import NAMES, write_export
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 WORDS = ["red", "blue", "drill", "lamp", "mug", "case", "phone", "shoe"]
-SMALL = BulkSettings(replicas=2, rows_per_part=8, precision="fp32")
+SMALL = BulkSettings(replicas=1, rows_per_part=8, precision="fp32")  # a copy takes many seconds to start
+TWO = SMALL.model_copy(update={"replicas": 2})
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +49,21 @@ def write(path: Path, given: list[dict[str, Any]], group: int = 10) -> None:
     pq.write_table(pa.Table.from_pylist(given), path, row_group_size=group)
 
 
-def run(export: Path, table: Path | str, out: Path | str, wish: Wish = Wish(), **source: Any) -> Outcome:  # noqa: B008
+def run(
+    export: Path,
+    table: Path | str,
+    out: Path | str,
+    wish: Wish | None = None,
+    bulk: BulkSettings = SMALL,
+    **source: Any,
+) -> Outcome:
     given = TableSource(path=str(table), **source)
-    return score_table(export, given, SharedFolder.at(out), SMALL, wish)[0]
+    return score_table(export, given, SharedFolder.at(out), bulk, wish or Wish())[0]
 
 
 def test_every_row_gets_the_scores_of_the_scorer_once(export: Path, tmp_path: Path) -> None:
     write(tmp_path / "pairs.parquet", rows(0, 45))
-    assert run(export, tmp_path / "pairs.parquet", tmp_path / "out") == Outcome(45, 45, {})
+    assert run(export, tmp_path / "pairs.parquet", tmp_path / "out", bulk=TWO) == Outcome(45, 45, {})
     found = sorted(read_table(tmp_path / "out").to_pylist(), key=lambda row: row["source_row"])
     assert [row["source_row"] for row in found] == list(range(45))
     assert [row["product_id"] for row in found] == [row["product_id"] for row in rows(0, 45)]

@@ -22,6 +22,7 @@ from teacher.config import DpoSettings, Lora
 from teacher.dpo import DpoTask
 from teacher.preferences.reference_logprobs import ReferenceScorer, fill_logprobs
 from teacher.sft import SftTask, to_sequences
+from tests.helpers.local_s3 import s3_folder, stored
 from tests.helpers.one_worker import training_here
 from tests.helpers.training_tasks import AlwaysFails, Killed, examples, lora_with_dropout, settings, sft_task
 from tests.helpers.two_workers import train_by_two
@@ -166,11 +167,17 @@ def test_one_killed_worker_of_two_takes_nothing_along(
 def test_a_training_as_on_gpus_is_killed_resumed_and_exported(
     by_two: dict[str, TrainResult], llama_folder: Path, tmp_path: Path
 ) -> None:
-    """LoRA, ZeRO-3 and recomputed activations in bf16: one of two is killed in step 8 of 12, as above."""
+    """LoRA, ZeRO-3 and recomputed activations in bf16: one of two is killed in step 8 of 12, as above.
+
+    Its checkpoints lie on S3 storage, a server of the test's own: both can only have gone on from there.
+    """
     staging = tmp_path / "fast-disk"
-    own = as_in_gpu_toml(staging=str(staging), workers=Workers(count=2, max_failures=1))
-    task = Killed(**vars(sft_task(tmp_path, llama_folder, own, Lora(rank=4, alpha=8))), at=(8,), rank=1)
-    rough, calm = run_training(task, tmp_path / "out", "sft"), by_two["gpu.toml"]
+    with s3_folder() as storage:
+        own = as_in_gpu_toml(staging=str(staging), checkpoints=storage, workers=Workers(count=2, max_failures=1))
+        task = Killed(**vars(sft_task(tmp_path, llama_folder, own, Lora(rank=4, alpha=8))), at=(8,), rank=1)
+        rough, calm = run_training(task, tmp_path / "out", "sft"), by_two["gpu.toml"]
+        assert not stored(storage), "a finished training leaves none"
+    assert not list((tmp_path / "out").rglob("*.pt")), "nothing of them lies beside the results"
     assert list(Counter((tmp_path / "passes").read_text().splitlines()).values()) == [8, 6]
     assert curve(rough, "train") == curve(calm, "train") and curve(rough, "dev") == curve(calm, "dev")
     assert curve(rough, "dev")[-1] < 0.98 * curve(rough, "dev")[0], "adapters learn through recomputed layers"

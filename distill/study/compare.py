@@ -82,7 +82,8 @@ def data_part(config: StudyConfig, settings: DataSet, data: StudyData, rows: Seq
     subject = next(row for row in rows if row.row.name == (primary.row if primary else best.row.name))
     said = {row.row.name: by_seed(pairs, row.finals) for row in rows}
     tested = Gold.of(pairs.column("gold"), pairs.column("query"), pairs.scheme)
-    found = {name: scores(tested, own, config.bootstrap_resamples, seed) for name, own in said.items()}
+    fold = np.array(pairs.column("fold"))
+    found = {name: scores(tested, own, config.bootstrap_resamples, seed, fold) for name, own in said.items()}
     compared = comparisons([row.row for row in rows], primary)
     gains = {(a, b, m): gain(found[b], found[a], m, seed) for a, b in compared for m in METRICS}
     over = corrected({key: judged(one, margin(config, key[2])) for key, one in gains.items()}, primary)

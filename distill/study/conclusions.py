@@ -8,7 +8,13 @@ from typing import Any
 from distill.config import LEAST_SKILL
 from distill.study.statistics import METRICS, SURE
 
-NAMES = {"log_loss": "log-loss", "auc": "AUC", "macro_f1": "macro-F1", "accuracy": "accuracy"}
+NAMES = {
+    "log_loss": "log-loss",
+    "auc": "AUC",
+    "macro_f1": "macro-F1",
+    "macro_f1_weighed": "macro-F1 of weighed labels",
+    "accuracy": "accuracy",
+}
 KINDS = {
     "baseline": "labels only",
     "kl": "soft labels",
@@ -39,6 +45,7 @@ def _figures(kinds: Mapping[str, Mapping[str, Any]], end: str) -> dict[str, floa
     told = (
         ("accuracy_gain", "baseline", "accuracy"),
         ("macro_f1_gain", "baseline", "macro_f1"),
+        ("weighed_macro_f1_gain", "baseline", "macro_f1_weighed"),
         ("gain_over_kl", "kl", "macro_f1"),
         ("gain_over_twin", "twin", "macro_f1"),
         ("gain_over_same_verdict", "same_verdicts", "log_loss"),

@@ -23,7 +23,7 @@ SET_BY_ROWS = (
 )  # fmt: skip
 
 
-Figure = Literal["log_loss", "auc", "macro_f1", "accuracy"]
+Figure = Literal["log_loss", "auc", "macro_f1", "macro_f1_weighed", "accuracy"]
 
 
 class Comparison(Settings):

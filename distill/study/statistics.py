@@ -13,6 +13,7 @@ import numpy as np
 
 from distill.metrics import interval
 from distill.study.config import Figure
+from distill.study.decisions import weighed_labels
 from mpcot.schemes.scheme import Scheme
 
 METRICS: tuple[Figure, ...] = get_args(Figure)  # in the order in which they are told
@@ -51,18 +52,23 @@ class Scores:
     resampled: Mapping[str, np.ndarray]
 
 
-def scores(tested: Gold, by_seed: Mapping[int, np.ndarray], samples: int, seed: int) -> Scores:
+def scores(
+    tested: Gold, by_seed: Mapping[int, np.ndarray], samples: int, seed: int, fold: np.ndarray | None = None
+) -> Scores:
     """Return a row's figures on the pairs, and on resamples of their queries that all rows share.
 
     Args:
         by_seed: the row's probabilities NxC by seed.
+        fold: which fold tests each pair (N); without two of them nothing is said of weighed labels.
     """
     once = np.ones((1, len(tested.gold)))
-    whole = [figures_of(tested, own, once) for own in by_seed.values()]
+    several = fold is not None and len(np.unique(fold)) > 1
+    weighed = [weighed_labels(tested.gold, own, fold) if several else None for own in by_seed.values()]  # type: ignore[arg-type]
+    whole = [figures_of(tested, own, once, said) for own, said in zip(by_seed.values(), weighed, strict=True)]
     drawn: list[list[dict[str, np.ndarray]]] = [[] for _ in by_seed]
     for weights in tested.draws(samples, seed):
-        for found, own in zip(drawn, by_seed.values(), strict=True):
-            found.append(figures_of(tested, own, weights))
+        for found, own, said in zip(drawn, by_seed.values(), weighed, strict=True):
+            found.append(figures_of(tested, own, weights, said))
     return Scores(
         tuple(by_seed),
         {m: np.array([one[m][0] for one in whole]) for m in METRICS},
@@ -70,8 +76,10 @@ def scores(tested: Gold, by_seed: Mapping[int, np.ndarray], samples: int, seed: 
     )
 
 
-def figures_of(tested: Gold, probabilities: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Return log-loss in nats, AUC of relevant against not, macro-F1 and accuracy, each B.
+def figures_of(
+    tested: Gold, probabilities: np.ndarray, weights: np.ndarray, weighed: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Return log-loss in nats, AUC of relevant against not, macro-F1 (of weighed labels too) and accuracy, each B.
 
     Macro-F1 is the mean over the labels that are gold, so that all rows share its denominator. AUC is not a number
     where all drawn pairs are relevant, or none.
@@ -79,20 +87,28 @@ def figures_of(tested: Gold, probabilities: np.ndarray, weights: np.ndarray) -> 
     Args:
         probabilities: NxC.
         weights: how often each pair counts, BxN.
+        weighed: the numbers of the labels that are said where macro-F1 counts (N); without them its figure is no
+            number.
     """
     gold, labels = tested.gold, probabilities.shape[1]
-    here, said = np.arange(len(gold)), probabilities.argmax(1)
-    cells = np.zeros((len(gold), labels * labels))
-    cells[here, gold * labels + said] = 1
-    tables = (weights @ cells).reshape(-1, labels, labels)  # rows gold, columns said
-    right, count = np.diagonal(tables, axis1=1, axis2=2), weights.sum(1)
-    asked = tables.sum(2)
-    f1 = np.divide(2 * right, asked + tables.sum(1), out=np.zeros_like(asked), where=asked > 0)
+    here, count = np.arange(len(gold)), weights.sum(1)
+
+    def table_of(said: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return how many pairs are right by label, and macro-F1."""
+        cells = np.zeros((len(gold), labels * labels))
+        cells[here, gold * labels + said] = 1
+        tables = (weights @ cells).reshape(-1, labels, labels)  # rows gold, columns said
+        right, asked = np.diagonal(tables, axis1=1, axis2=2), tables.sum(2)
+        f1 = np.divide(2 * right, asked + tables.sum(1), out=np.zeros_like(asked), where=asked > 0)
+        return right, f1.sum(1) / (asked > 0).sum(1)
+
+    right, macro_f1 = table_of(probabilities.argmax(1))
     relevant = np.array([label.relevant for label in tested.scheme.labels])
     return {
         "log_loss": weights @ -np.log(probabilities[here, gold]) / count,
         "auc": weighted_auc(relevant[gold], probabilities[:, relevant].sum(1), weights),
-        "macro_f1": f1.sum(1) / (asked > 0).sum(1),
+        "macro_f1": macro_f1,
+        "macro_f1_weighed": np.full(len(weights), np.nan) if weighed is None else table_of(weighed)[1],
         "accuracy": right.sum(1) / count,
     }
 

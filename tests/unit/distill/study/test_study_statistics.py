@@ -20,7 +20,8 @@ def drawn(pairs: int, seed: int = 0) -> tuple[list[str], np.ndarray]:
 def test_figures_are_those_of_scikit_learn_with_pairs_that_count_twice() -> None:
     gold, probabilities = drawn(60)
     weights = np.random.default_rng(1).integers(0, 3, (2, 60)).astype(float)
-    found = figures_of(Gold.of(gold, range(60), ESCI), probabilities, weights)
+    weighed = np.random.default_rng(2).integers(0, 4, 60)
+    found = figures_of(Gold.of(gold, range(60), ESCI), probabilities, weights, weighed)
     said = [ESCI.codes[i] for i in probabilities.argmax(1)]
     relevant = [label.relevant for label in ESCI.labels]
     truth = [relevant[ESCI.index(code)] for code in gold]
@@ -30,6 +31,7 @@ def test_figures_are_those_of_scikit_learn_with_pairs_that_count_twice() -> None
             "log_loss": log_loss(gold, probabilities[:, columns], labels=sorted(ESCI.codes), sample_weight=own),
             "auc": roc_auc_score(truth, probabilities[:, relevant].sum(1), sample_weight=own),
             "macro_f1": f1_score(gold, said, average="macro", sample_weight=own),
+            "macro_f1_weighed": f1_score(gold, [ESCI.codes[i] for i in weighed], average="macro", sample_weight=own),
             "accuracy": accuracy_score(gold, said, sample_weight=own),
         }
         assert {name: values[row] for name, values in found.items()} == pytest.approx(expected)

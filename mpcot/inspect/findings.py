@@ -33,6 +33,13 @@ def findings(stage: Mapping[str, Any], ask: AnswerSettings, section: str) -> lis
     return [text for text in found if text]
 
 
+def drawn(looked_at: int, total: int) -> list[str]:
+    """Return the sentence that says that not all answers are in the numbers, if that is so."""
+    if looked_at >= total:
+        return []
+    return [f"All numbers are of {looked_at:,} of {total:,} answers, those about pairs that were drawn by a hash."]
+
+
 def _no_better_than_chance(accuracy: Mapping[str, Any]) -> str | None:
     right, majority = accuracy["all"], accuracy["majority"]
     if right is None or right > majority["share"]:

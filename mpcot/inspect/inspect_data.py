@@ -13,7 +13,7 @@ from mpcot.asking.address.meter import usage_said
 from mpcot.config import ASKING, AnswerSettings, PerspectiveSettings
 from mpcot.inspect import figures
 from mpcot.inspect.examples import examples, looked_at
-from mpcot.inspect.findings import findings
+from mpcot.inspect.findings import drawn, findings
 from mpcot.inspect.read_answers import read_answers
 from mpcot.schemes.scheme import Scheme, load_scheme
 
@@ -81,7 +81,7 @@ def _stage(folder: Path, kind: Kind, scheme: Scheme, names: tuple[str, ...], wan
     assert manifest is not None, "the caller looked"
     asked = manifest["settings"].get(kind.section, {})
     ask = AnswerSettings(**{name: asked[name] for name in AnswerSettings.model_fields if name in asked})
-    everything = read_answers(folder, names)
+    everything, total = read_answers(folder, names)
     answers = everything[~everything["hinted"].astype(bool)]
     found: dict[str, Any] = {
         "stage": folder.name,
@@ -102,5 +102,5 @@ def _stage(folder: Path, kind: Kind, scheme: Scheme, names: tuple[str, ...], wan
         "reasons": {outcome: figures.reasons(answers, outcome) for outcome in ("filtered", "failed")},
     }
     found["grounded"] = figures.ungrounded(*looked_at(answers, folder, names))
-    found["findings"] = findings(found, ask, kind.section)
+    found["findings"] = [*drawn(len(everything), total), *findings(found, ask, kind.section)]
     return found | examples(answers, folder, names, wanted)

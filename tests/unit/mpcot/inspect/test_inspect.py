@@ -17,11 +17,14 @@ from cluster.base.stage_folder import MANIFEST
 from cluster.base.tables import read_table, write_table
 from mpcot.config import AnswerSettings
 from mpcot.inspect import figures
-from mpcot.inspect.findings import findings
+from mpcot.inspect.findings import drawn, findings
 from mpcot.inspect.inspect_data import collect
 from mpcot.inspect.inspect_page import render, write_page
+from mpcot.inspect.read_answers import read_answers
 from mpcot.inspect.terminal import show
-from tests.helpers.inspect_run import NAMES, SCRIPT, answers, write_judgements, write_run, write_stage
+from mpcot.pairs.ids import pair_id
+from mpcot.records import PAIR
+from tests.helpers.inspect_run import NAMES, SCRIPT, answers, pairs, write_judgements, write_run, write_stage
 
 CODES = ("E", "S", "C", "I")
 
@@ -140,6 +143,23 @@ def test_judgements_are_shown_alike(tmp_path: Path) -> None:
     # A judgement is not filtered for its form: the loop on p4 is right.
     assert last["counts"]["kept"] == first["counts"]["kept"] + 1
     assert [pair["pair_id"] for pair in last["conflicts"]] == ["p3", "p1"]
+
+
+def test_of_too_many_answers_those_about_some_pairs_are_read(tmp_path: Path) -> None:
+    """Ids are hashes as stage 1 makes them, so that a share of their range is a share of the pairs."""
+    ids = [pair_id("us", "lamp", str(n)) for n in range(400)]
+    fixed = {"reason": None, "rationale": "It is one.", "verdict": "E", "outcome": "kept", "sample": 0}
+    asked = [{"key": f"{one}{name}", "pair_id": one, "perspective": name} | fixed for one in ids for name in NAMES]
+    rows = [pairs()[0] | {"pair_id": one} for one in ids]
+    write_table(tmp_path / "1-pairs" / "pairs.parquet", pa.Table.from_pylist(rows, PAIR))
+    write_stage(tmp_path, "2-rationales", "rationales", asked)
+    read, total = read_answers(tmp_path / "2-rationales", NAMES, most=200)
+    assert total == 800 and 120 < len(read) < 280
+    assert (read.groupby("pair_id").size() == len(NAMES)).all(), "a pair is there with all its answers"
+    assert read["label"].notna().all()
+    assert len(read_answers(tmp_path / "2-rationales", NAMES)[0]) == 800
+    assert drawn(200, 800) == ["All numbers are of 200 of 800 answers, those about pairs that were drawn by a hash."]
+    assert drawn(800, 800) == []
 
 
 def test_what_is_missing_is_said(found: dict[str, Any], tmp_path: Path) -> None:

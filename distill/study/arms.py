@@ -5,22 +5,34 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from cluster.base.errors import UserError
 from cluster.config import Settings
-from distill.config import StudentSettings
+from distill.config import EmbeddedControl, StudentSettings
 from distill.study.config import Comparison, StudyConfig, without_effect
 
 SHIPPED = Path(__file__).with_name("arms.toml")
-Role = Literal["baseline", "soft_labels", "rival", "candidate", "control"]
+Role = Literal["baseline", "soft_labels", "rival", "candidate", "control", "ceiling"]
 Weight = Literal["alignment_weight", "soft_label_weight"]
 # What only the alignment reads, and so may differ between a row and its twin with lambda 0.
 OF_ALIGNMENT = (
     "alignment_weight", "alignment", "alignment_schedule", "target", "reduction", "normalise_targets", "temperature",
 )  # fmt: skip
+
+
+class Reading(Settings):
+    """Who reads the teacher's rationales, behind the title of the pair's product, and what of them.
+
+    If the `student` itself does, in its tests too, the row is a ceiling: rationales are not at hand where a student
+    serves. A `reader` teaches the student in the teacher's place, see `distill.study.reader`.
+    """
+
+    by: Literal["student", "reader"]
+    text: Literal["rationale", "rationale+verdict"] = "rationale"  # as for `targets.text`
+    tokens: PositiveInt = 192  # that are read of all rationales of a pair, besides `student.max_tokens`
 
 
 class StudyRow(Settings):
@@ -39,6 +51,14 @@ class StudyRow(Settings):
     changes: dict[str, Any] = Field(default_factory=dict)
     each_perspective: bool = False
     needs_unlabelled: bool = False
+    reading: Reading | None = None
+
+    @model_validator(mode="after")
+    def _ceiling(self) -> StudyRow:
+        """Refuse to hold a student that reads rationales for one that can be served."""
+        if (self.role == "ceiling") != (self.reading is not None and self.reading.by == "student"):
+            raise ValueError("the role ceiling and reading = { by = 'student' } need each other")
+        return self
 
 
 Rows = tuple[StudyRow, ...]
@@ -80,7 +100,7 @@ def primary_rows(rows: Rows, primary: Comparison | None) -> set[str]:
     """Return the names of the rows that the primary claim rests on: both of the test, the twin, KL and the controls.
 
     Raises:
-        UserError: one of the two is not a row of the data set.
+        UserError: one of the two is not a row of the data set, or it is a ceiling.
     """
     if primary is None:
         return set()
@@ -88,6 +108,8 @@ def primary_rows(rows: Rows, primary: Comparison | None) -> set[str]:
     for field in ("row", "against"):
         if (name := getattr(primary, field)) not in by_name:
             raise UserError(f"primary.{field}: {name!r} is not one of the rows {', '.join(by_name)}")
+        if by_name[name].role == "ceiling":
+            raise UserError(f"primary.{field}: {name!r} cannot be served, so it is in no test. Name another row.")
     found = {primary.row, primary.against, by_name[primary.row].twin}
     found |= {row.name for row in rows if row.of == primary.row or row.role == "soft_labels"}
     return {name for name in found if name in by_name}
@@ -118,7 +140,8 @@ def _completed(row: StudyRow, rows: Mapping[str, StudyRow]) -> StudyRow:
         return row
     start = rows[row.of]
     weights = row.weights or start.weights
-    return row.model_copy(update={"changes": _merged(start.changes, row.changes), "weights": weights})
+    taken = {"changes": _merged(start.changes, row.changes), "weights": weights, "reading": start.reading}
+    return row.model_copy(update=taken)
 
 
 def _check_links(rows: Sequence[StudyRow], base: StudentSettings) -> None:
@@ -130,6 +153,11 @@ def _check_links(rows: Sequence[StudyRow], base: StudentSettings) -> None:
                 raise UserError(f"row {row.name}: {field}: {name!r} is not among the rows. Add it, or leave both out.")
         if row.of is not None and by_name[row.of].of is not None:
             raise UserError(f"row {row.name}: of: {row.of!r} is a control itself. Name the row that it controls.")
+        if row.of is not None and by_name[row.of].reading and row.changes.get("control") in get_args(EmbeddedControl):
+            raise UserError(
+                f"row {row.name}: changes.control: {row.changes['control']!r} needs vectors of a sentence encoder, and "
+                f"{row.of!r} has those of a reader. Choose shuffled, same_verdicts or half."
+            )
         if row.role == "candidate" and row.twin is None:
             raise UserError(f"row {row.name}: twin: a candidate needs one, its own settings with lambda 0.")
         if row.twin is None or row.of is not None or row.each_perspective:
@@ -137,6 +165,8 @@ def _check_links(rows: Sequence[StudyRow], base: StudentSettings) -> None:
         twin = by_name[row.twin]
         if "alignment_weight" in twin.weights:
             raise UserError(f"row {row.name}: twin: {twin.name!r} is tuned in lambda, which must be 0 there")
+        if row.reading != twin.reading:
+            raise UserError(f"row {row.name}: twin: {twin.name!r} differs in reading, not in lambda alone")
         own, other = (student_of(one, base).model_dump(exclude=set(OF_ALIGNMENT)) for one in (row, twin))
         if different := [name for name, value in own.items() if value != other[name]]:
             raise UserError(f"row {row.name}: twin: {twin.name!r} differs in {different[0]}, not in lambda alone")

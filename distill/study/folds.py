@@ -38,10 +38,19 @@ def assign_folds(rows: list[dict[str, Any]], folds: int, seed: int, kept: tuple[
     """
     splits = ("test",) if folds == 1 else ("train", "test")
     queries = {row["query_id"] for row in rows if row["split"] in splits}
-    ordered = sorted(queries, key=lambda query: (unit_hash("fold", query, seed), query))
-    fold = {query: i % folds for i, query in enumerate(ordered)}
-    groups = groups_of([row for row in rows if row["query_id"] in queries], kept)
-    return {query: fold[groups.get(query, query)] for query in ordered}
+    return dealt([row for row in rows if row["query_id"] in queries], folds, "fold", seed, kept)
+
+
+def dealt(rows: list[Row], parts: int, purpose: str, seed: int, kept: tuple[Kept, ...] = ()) -> dict[str, int]:
+    """Return the part of each query of the rows: in the order of a hash of `purpose` and `seed` they take turns.
+
+    Queries that are kept together are all in the part of the one with the least id.
+    """
+    queries = {row["query_id"] for row in rows}
+    ordered = sorted(queries, key=lambda query: (unit_hash(purpose, query, seed), query))
+    part = {query: i % parts for i, query in enumerate(ordered)}
+    groups = groups_of(rows, kept)
+    return {query: part[groups.get(query, query)] for query in ordered}
 
 
 def fold_folder(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from cluster.base.stage_folder import digest
 from distill.config import StudentSettings
-from distill.study.arms import StudyRow
+from distill.study.arms import Reading, StudyRow
 from distill.study.config import StudyConfig, Tuning
 
 # Part of every key. Raise it when the training changes the result of a run, or when a setting gets another default:
@@ -30,6 +30,7 @@ class Run:
     student: StudentSettings
     seed: int
     fold: int
+    reading: Reading | None = None
 
     def key(self, config: StudyConfig, fingerprint: str, model: str) -> str:
         """Return a digest of everything that decides the run's result.
@@ -40,7 +41,7 @@ class Run:
         """
         folds_seed = None if config.folds == 1 else config.seed
         own = [self.row, self.purpose, self.seed, self.fold, config.folds, folds_seed]
-        return digest([FORMAT, fingerprint, model, own, changed_settings(self.student)])
+        return digest([FORMAT, fingerprint, model, own, changed_settings(self.student) | read_by(self.reading)])
 
 
 def changed_settings(student: StudentSettings) -> dict[str, Any]:
@@ -48,6 +49,11 @@ def changed_settings(student: StudentSettings) -> dict[str, Any]:
     changed = student.model_dump(mode="json", exclude_defaults=True, exclude={"model": True, "train": {"workers"}})
     # The extractor is written in full: without its defaults it would lose its kind, and mlp would look like gat.
     return changed | {"extractor": student.extractor.model_dump(mode="json")}
+
+
+def read_by(reading: Reading | None) -> dict[str, Any]:
+    """Return who reads the rationales, which no student does unless its row says so."""
+    return {} if reading is None else {"reading": reading.model_dump(mode="json")}
 
 
 def trials_of_training(student: StudentSettings, tuning: Tuning) -> list[StudentSettings]:
@@ -72,7 +78,7 @@ def _trained(student: StudentSettings, **values: float) -> StudentSettings:
 
 def trial_runs(data: str, row: StudyRow, students: Sequence[StudentSettings], config: StudyConfig) -> list[Run]:
     """Return a row's trials as runs, all with the first seed and on the first fold."""
-    return [Run(data, row.name, "trial", student, config.seeds[0], 0) for student in students]
+    return [Run(data, row.name, "trial", student, config.seeds[0], 0, row.reading) for student in students]
 
 
 def final_runs(
@@ -80,4 +86,4 @@ def final_runs(
 ) -> list[Run]:
     """Return the runs with the chosen settings: every seed on every fold."""
     places = product(seeds, range(config.folds))
-    return [Run(data, row.name, "final", student, seed, fold) for seed, fold in places]
+    return [Run(data, row.name, "final", student, seed, fold, row.reading) for seed, fold in places]

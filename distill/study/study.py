@@ -25,6 +25,7 @@ from distill.study.runs import (
     Run,
     changed_settings,
     final_runs,
+    read_by,
     trial_runs,
     trials_of_training,
     trials_of_weight,
@@ -225,6 +226,7 @@ class Study:
             "key": self._key(run),
             **{name: getattr(run, name) for name in ("row", "purpose", "seed", "fold")},
             "student": changed_settings(run.student),
+            **read_by(run.reading),
             **result,
         }
         if "probabilities" in result:
@@ -241,7 +243,7 @@ class Study:
         return run.key(self.config, pairs.fingerprint, pairs.model)
 
     def _job(self, run: Run) -> Any:
-        from distill.study.train import Job
+        from distill.study.job import Job
 
         data, config = self.data[run.data], self.config
         assert data.run is not None, "runs need the run folder"
@@ -251,6 +253,7 @@ class Study:
             labels=data.labels,
             perspectives=PerspectiveSettings(names=data.pairs.perspectives),
             student=run.student.model_copy(update={"model": model}),
+            reading=run.reading,
             seed=run.seed,
             fold=run.fold,
             folds=config.folds,
@@ -273,7 +276,7 @@ def execute(jobs: Sequence[Any], workers: StudyWorkers) -> Iterator[tuple[int, d
     """Make runs as Ray tasks; as each one ends, yield its number and its result, or the error's text if it failed."""
     import ray
 
-    from distill.study.train import run_one
+    from distill.study.job import run_one
 
     task = ray.remote(num_cpus=workers.cpus_per_run, num_gpus=workers.gpus_per_run, max_retries=2)(run_one)
     waiting = {task.remote(job): place for place, job in enumerate(jobs)}

@@ -1,4 +1,4 @@
-"""One run of a study: train a student on a fold in this process, then judge dev and, in a final run, test.
+"""Trains a student of a study in this process, then judges dev and, in a final run, test.
 
 It does without Ray Train and DeepSpeed, with which stage 9 trains: they start a controller and workers for every
 training, and a study has hundreds of short runs. A Ray task runs in a process that has imported everything already.
@@ -7,8 +7,6 @@ Model, batches, losses and figures are those of stage 9. Where bf16 is fast it i
 
 from __future__ import annotations
 
-import tempfile
-import time
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,68 +16,26 @@ import torch
 from torch import Tensor
 from transformers import get_scheduler
 
-from cluster.base.devices import use_gpus
 from cluster.base.processor import resolve_precision
 from cluster.base.stage_folder import StageFolder
 from cluster.base.tables import read_table
-from cluster.config import Settings
 from cluster.training.deepspeed_config import accumulation_steps
 from cluster.training.task import epoch_batches, padded_length, parameter_groups, step_seed
-from distill.config import StudentSettings, StudentStage
+from distill.config import StudentStage
 from distill.lrkd.stage import tasks
 from distill.lrkd.task import INPUTS, LrkdTask
 from distill.metrics import evaluate
 from distill.student.model import Student, load_tokenizer
 from distill.student.predict import predict
 from distill.study.data import READS, hashed_id
-from distill.study.folds import fold_folder
-from mpcot.config import PerspectiveSettings
-from mpcot.sources.config import Kept, LabelSettings
 from mpcot.temperature import fit_over_queries, scaled
 
 CALIBRATED = ("accuracy", "macro_f1", "auc")
 
 
-class Job(Settings):
-    """Everything that a run needs, as plain data that can be sent to a worker."""
-
-    run: Path
-    labels: LabelSettings
-    perspectives: PerspectiveSettings
-    student: StudentSettings
-    seed: int
-    fold: int
-    folds: int
-    folds_seed: int
-    hidden_labels: float = 0
-    kept_together: tuple[Kept, ...] = ()
-    test: bool
-    threads: int
-    gpus: float = 0
-
-
-def run_one(job: Job) -> dict[str, Any]:
-    """Train a student, judge it and return what is kept of the run.
-
-    Returns: `dev` figures as stage 9 logs them, but with `log_loss`, accuracy, macro-F1 and AUC of calibrated
-        probabilities, `calibration`, `train_pairs`, `seconds` and, with `job.test`, `probabilities` by hashed pair id.
-    """
-    started = time.monotonic()
-    use_gpus(job.gpus)
-    if not torch.cuda.is_available():
-        torch.set_num_threads(job.threads)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = fold_folder(
-            job.run, job.fold, job.folds, job.folds_seed, Path(scratch), job.hidden_labels, job.kept_together
-        )
-        student = job.student.model_copy(update={"baseline": False})
-        stage = StudentStage(seed=job.seed, labels=job.labels, perspectives=job.perspectives, student=student)
-        task = tasks(stage, StageFolder(folder, "9-student", inputs=dict.fromkeys(READS, "study")))["lrkd"]
-        trained, taught = train_student(task)
-        found: dict[str, Any] = {"train_pairs": taught}
-        found |= answers(task, trained, test=job.test)
-        found["dev"] = dev_figures(task, trained) | found["dev"]
-    return found | {"seconds": round(time.monotonic() - started, 1)}
+def study_task(stage: StudentStage, folder: Path) -> LrkdTask:
+    """Return the training of stage 9 on a folder that looks like a run's; see `fold_folder`."""
+    return tasks(stage, StageFolder(folder, "9-student", inputs=dict.fromkeys(READS, "study")))["lrkd"]
 
 
 def train_student(task: LrkdTask) -> tuple[Student, int]:

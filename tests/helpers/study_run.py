@@ -10,11 +10,14 @@ import numpy as np
 
 from cluster.base.stage_folder import write_json
 from cluster.config import TrainSettings
-from distill.config import StudentSettings
+from distill.config import MlpExtractor, StudentSettings
 from distill.study.config import DataSet, StudyConfig, Tuning
-from distill.study.train import Job, run_one
+from distill.study.job import Job, run_one
+from mpcot.config import PerspectiveSettings
+from mpcot.sources.config import LabelSettings
 from tests.helpers.tiny_shop import BINARY, NO, PERSPECTIVES, TARGET_WIDTH, YES, make_run, write_stages
 
+LABELS, NAMES = LabelSettings(scheme="binary"), PerspectiveSettings(names=PERSPECTIVES)
 SAVED = {"labels": {"scheme": "binary"}, "perspectives": {"names": list(PERSPECTIVES)}}
 TRAIN = TrainSettings(global_batch=8, micro_batch=8, precision="fp32", warmup_ratio=0)
 ROWS = ("labels", "kl", "lrkd_kl", "shuffled")
@@ -45,6 +48,19 @@ def study_config(encoder: Path, records: Path, *runs: Path, **changes: Any) -> S
         "student": StudentSettings(model=str(encoder), max_tokens=32, train=TRAIN),
     }
     return StudyConfig(**(given | changes))
+
+
+def small_student(encoder: Path, **changes: Any) -> StudentSettings:
+    """A student of two epochs whose latent vectors are aligned."""
+    train = TRAIN.model_copy(update={"epochs": 2, "learning_rate": 3e-3})
+    given: dict[str, Any] = {"model": str(encoder), "max_tokens": 32, "train": train, "alignment_weight": 1.0}
+    return StudentSettings(**(given | {"extractor": MlpExtractor(hidden=8), "baseline": False} | changes))
+
+
+def small_job(encoder: Path, run: Path, **changes: Any) -> Job:
+    """The second of three folds, tested."""
+    given: dict[str, Any] = {"run": run, "labels": LABELS, "perspectives": NAMES, "student": small_student(encoder)}
+    return Job(**(given | {"seed": 3, "fold": 1, "folds": 3, "folds_seed": 13, "test": True, "threads": 1} | changes))
 
 
 class Here:

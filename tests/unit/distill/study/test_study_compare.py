@@ -165,6 +165,22 @@ def test_all_tests_but_the_primary_one_are_corrected(report: dict[str, Any]) -> 
     assert SCRIPT in first and "in accuracy: +37.5 points" in first
 
 
+def test_a_ceiling_is_shown_and_tested_against_nothing() -> None:
+    config = StudyConfig(data=[{"name": "one", "run": "one"}], bootstrap_resamples=50, seeds=(0, 1), folds=2)
+    data = [StudyData("one", None, LabelSettings(scheme="binary"), pairs("1010", "0101"))]
+    rows = rows_of(SKILLED, [("1 1", "1 1"), ("1 1", "0 1")])
+    top = row("top", [RIGHT, RIGHT], role="ceiling", reading={"by": "student"})
+    without, found = compare(config, data, {"one": rows}), compare(config, data, {"one": [*rows, top]})
+    *others, last = found["data"][0]["rows"]
+    assert others == without["data"][0]["rows"], "its tests would make the others stricter"
+    assert found["conclusions"] == without["conclusions"]
+    assert last["title"] == "TOP (cannot be served)" and last["over"]["labels"]["accuracy"]["difference"] > 0
+    assert all("corrected" not in one for over in last["over"].values() for one in over.values() if one)
+    for text in (markdown(found), page(found)):
+        assert "TOP (cannot be served)" in text and "A ceiling reads" in text
+    assert "A ceiling reads" not in markdown(without)
+
+
 def test_nothing_is_said_of_rationales_that_were_not_learnt(report: dict[str, Any]) -> None:
     about = f"{SCRIPT} (best on dev) and ALIKE"
     assert any(about in said or "ALIKE" in said for said in report["conclusions"])

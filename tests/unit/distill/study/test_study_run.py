@@ -15,7 +15,7 @@ from distill.study import study
 from distill.study.arms import StudyRow
 from distill.study.compare import compare
 from distill.study.config import Tuning
-from distill.study.train import Job, run_one
+from distill.study.job import Job, run_one
 from tests.helpers.study_run import Here, planted_run, shop_run, study_config
 
 # Two learning rates of the baseline and two lambdas of LRKD; four rows x 2 seeds x 2 folds.

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from cluster.base.errors import UserError
 from distill.config import GatExtractor, MlpExtractor, StudentSettings
-from distill.study.arms import StudyRow, load_rows, primary_rows, student_of
+from distill.study.arms import Reading, StudyRow, load_rows, primary_rows, student_of
 from distill.study.config import Comparison, StudyConfig, StudyWorkers, Tuning
 from distill.study.runs import final_runs, trial_runs, trials_of_training, trials_of_weight, with_training_of
 
@@ -47,6 +47,15 @@ def test_a_control_is_the_row_that_it_controls_with_other_targets() -> None:
         assert row.of is not None and row.weights == rows[row.of].weights
         own, start = (student_of(one, settings.student) for one in (row, rows[row.of]))
         assert {k for k in StudentSettings.model_fields if getattr(own, k) != getattr(start, k)} == {"control"}
+
+
+def test_a_ceiling_reads_itself_and_rivals_learn_from_a_reader() -> None:
+    rows = shipped(config())
+    by = {row.name: row.reading.by for row in rows.values() if row.reading is not None}
+    assert by == {"reader": "student", "reader_kl": "reader", "crsd": "reader"}
+    assert [row.name for row in rows.values() if row.role == "ceiling"] == ["reader"]
+    own, twin = (student_of(rows[name], config().student) for name in ("crsd", "reader_kl"))
+    assert own == twin.model_copy(update={"alignment": "infonce"}) and rows["crsd"].twin == "reader_kl"
 
 
 def test_rows_that_learn_from_unlabelled_pairs_need_them() -> None:
@@ -94,6 +103,8 @@ def test_the_primary_claim_rests_on_the_row_its_references_and_controls() -> Non
     assert primary_rows(rows, None) == set()
     with pytest.raises(UserError, match=r"primary.against: 'best' is not one of the rows labels, cls"):
         primary_rows(rows, Comparison(row="lrkd_kl", against="best"))
+    with pytest.raises(UserError, match=r"primary.row: 'reader' cannot be served, so it is in no test"):
+        primary_rows(rows, Comparison(row="reader", against="labels"))
 
 
 def test_a_key_depends_on_all_that_decides_a_run_and_on_nothing_else() -> None:
@@ -119,6 +130,10 @@ def test_a_key_depends_on_all_that_decides_a_run_and_on_nothing_else() -> None:
         other(student=student.model_copy(update={"extractor": MlpExtractor()})),
         other(student=student.model_copy(update={"extractor": GatExtractor()})),
         other(student=student.model_copy(update={"max_tokens": 63})),
+        other(reading=Reading(by="reader")),
+        other(reading=Reading(by="student")),
+        other(reading=Reading(by="student", text="rationale+verdict")),
+        other(reading=Reading(by="student", tokens=64)),
     ]
     assert len({key, *different}) == 1 + len(different)
     same = [
@@ -126,6 +141,7 @@ def test_a_key_depends_on_all_that_decides_a_run_and_on_nothing_else() -> None:
         run.key(config(workers=StudyWorkers(cpus_per_run=2), bootstrap_resamples=9, name="b"), "data", "model"),
     ]
     assert set(same) == {key}
+    assert final_runs("a", shipped(settings)["crsd"], student, settings, (1,))[0].reading == Reading(by="reader")
     # Without folds no query is dealt, so the seed of the dealing decides nothing.
     assert run.key(config(folds=1, seed=1), "d", "m") == run.key(config(folds=1, seed=2), "d", "m")
 
@@ -150,6 +166,7 @@ def test_wrong_rows_are_named(changes: dict[str, Any], says: str) -> None:
 PLAIN = '[plain]\ntitle = "P"\nrole = "baseline"\nchanges = { extractor = { kind = "mlp", hidden = 4 } }\n'
 MINE = '[mine]\ntitle = "M"\nrole = "candidate"\nweights = ["alignment_weight"]\n'
 TWIN = 'twin = "plain"\n'
+READS = 'reading = { by = "reader" }\n'
 
 
 def test_a_row_of_ones_own(tmp_path: Path) -> None:
@@ -172,6 +189,8 @@ def test_a_row_of_ones_own(tmp_path: Path) -> None:
         ("", "row mine: twin: a candidate needs one"),
         (TWIN, "row mine: twin: 'plain' differs in extractor, not in lambda alone"),
         ('twin = "mine"\n', "row mine: twin: 'mine' is tuned in lambda, which must be 0 there"),
+        (TWIN + READS, "row mine: twin: 'plain' differs in reading, not in lambda alone"),
+        ('reading = { by = "student" }\n', "the role ceiling and reading = .* need each other"),
         (TWIN + '[c]\ntitle = "C"\nrole = "control"\nof = "c"\n', "row c: of: 'c' is a control itself"),
     ],
 )
@@ -182,6 +201,20 @@ def test_a_wrong_row_of_ones_own_is_named(tmp_path: Path, rest: str, says: str) 
     own.write_text(PLAIN + MINE + rest)
     with pytest.raises(UserError, match=says):
         load_rows(config(rows_file=str(own)), NAMES)
+
+
+@pytest.mark.parametrize("control", ["permuted", "same_verdicts"])
+def test_a_control_of_a_reader_has_the_readers_vectors(tmp_path: Path, control: str) -> None:
+    own = tmp_path / "own.toml"
+    rows = PLAIN + PLAIN.replace("plain", "mine").replace("baseline", "candidate") + READS + 'twin = "other"\n'
+    rows += PLAIN.replace("plain", "other").replace("baseline", "rival") + READS
+    own.write_text(rows + f'[c]\ntitle = "C"\nrole = "control"\nof = "mine"\nchanges = {{ control = "{control}" }}\n')
+    settings = config(rows_file=str(own))
+    if control == "permuted":
+        with pytest.raises(UserError, match=r"row c: changes.control: 'permuted' needs vectors of a sentence encoder"):
+            load_rows(settings, NAMES)
+    else:
+        assert load_rows(settings, NAMES)[-1].reading == Reading(by="reader")
 
 
 @pytest.mark.parametrize(

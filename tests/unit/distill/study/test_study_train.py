@@ -1,4 +1,4 @@
-"""One run of a study: what stage 9 trains, in one process."""
+"""The training of a study: what stage 9 trains, in one process."""
 
 from __future__ import annotations
 
@@ -12,37 +12,18 @@ import torch
 
 from cluster.base.stage_folder import StageFolder
 from cluster.training.task import step_seed
-from distill.config import MlpExtractor, StudentSettings, StudentStage
+from distill.config import StudentStage
 from distill.lrkd.stage import tasks
 from distill.lrkd.task import LrkdTask
-from distill.study.data import hashed_id
-from distill.study.folds import assign_folds
-from distill.study.train import Job, accumulate, dev_figures, run_one, select_rows, train_student
-from mpcot.config import PerspectiveSettings
-from mpcot.sources.config import LabelSettings
-from tests.helpers.study_run import TRAIN, shop_run
-from tests.helpers.tiny_shop import shop
-
-NAMES = PerspectiveSettings(names=("intent", "rules"))
-LABELS = LabelSettings(scheme="binary")
-
-
-def student(encoder: Path, **changes: Any) -> StudentSettings:
-    train = TRAIN.model_copy(update={"epochs": 2, "learning_rate": 3e-3})
-    given: dict[str, Any] = {"model": str(encoder), "max_tokens": 32, "train": train, "alignment_weight": 1.0}
-    return StudentSettings(**(given | {"extractor": MlpExtractor(hidden=8), "baseline": False} | changes))
+from distill.study.train import accumulate, dev_figures, select_rows, train_student
+from tests.helpers.study_run import LABELS, NAMES, TRAIN, small_student
 
 
 @pytest.fixture
 def task(encoder: Path, stage: Callable[..., StageFolder]) -> LrkdTask:
-    own = student(encoder, train=TRAIN.model_copy(update={"epochs": 15, "learning_rate": 3e-3}))
+    own = small_student(encoder, train=TRAIN.model_copy(update={"epochs": 15, "learning_rate": 3e-3}))
     stage9 = StudentStage(seed=3, labels=LABELS, perspectives=NAMES, student=own)
     return tasks(stage9, stage("9-student"))["lrkd"]
-
-
-def job(encoder: Path, run: Path, **changes: Any) -> Job:
-    given: dict[str, Any] = {"run": run, "labels": LABELS, "perspectives": NAMES, "student": student(encoder)}
-    return Job(**(given | {"seed": 3, "fold": 1, "folds": 3, "folds_seed": 13, "test": True, "threads": 1} | changes))
 
 
 def test_chosen_rows_lose_the_padding_of_the_others(task: LrkdTask) -> None:
@@ -131,24 +112,3 @@ def test_micro_batches_add_up_to_the_gradient_of_the_whole(task: LrkdTask) -> No
     assert found[0].keys() == found[1].keys() and found[0]["classifier.weight"].abs().sum() > 0
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-6)
-
-
-def test_a_final_run_answers_its_folds_test_and_is_the_same_again(encoder: Path, tmp_path: Path) -> None:
-    run = shop_run(tmp_path / "shop")
-    first, again = (run_one(job(encoder, run)) for _ in range(2))
-    for found in (first, again):
-        assert found.pop("seconds") > 0
-    assert first == again
-    assert len(first["probabilities"]) == 16 and first["train_pairs"] == 32
-    assert {round(sum(own), 6) for own in first["probabilities"].values()} == {1}
-    folds = {fold: {q for q, own in assign_folds(shop(), 3, 13).items() if own == fold} for fold in (0, 1, 2)}
-    assert set(first["probabilities"]) == {hashed_id(p["pair_id"]) for p in shop() if p["query_id"] in folds[1]}
-    assert {"log_loss", "auc", "accuracy", "macro_f1", "ce"} <= set(first["dev"])
-    assert set(first["calibration"]["bias"]) == {"1", "0"} and first["calibration"]["temperature"] > 0
-    other = run_one(job(encoder, run, seed=4))
-    assert other["dev"] != first["dev"]
-
-
-def test_a_trial_never_sees_a_test_pair(encoder: Path, tmp_path: Path) -> None:
-    found = run_one(job(encoder, shop_run(tmp_path / "shop"), test=False))
-    assert set(found) == {"dev", "calibration", "train_pairs", "seconds"}

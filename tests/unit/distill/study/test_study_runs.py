@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,15 @@ import pytest
 from pydantic import ValidationError
 
 from cluster.base.errors import UserError
+from cluster.base.stage_folder import read_json
 from distill.config import GatExtractor, MlpExtractor, StudentSettings
 from distill.study.arms import Reading, StudyRow, load_rows, primary_rows, student_of
 from distill.study.config import Comparison, StudyConfig, StudyWorkers, Tuning
-from distill.study.runs import final_runs, trial_runs, trials_of_training, trials_of_weight, with_training_of
+from distill.study.data import HEADER
+from distill.study.runs import Run, final_runs, trial_runs, trials_of_training, trials_of_weight, with_training_of
 
 NAMES = ("intent", "rules")
+REPOSITORY = Path(__file__).parents[4]
 
 
 def config(**changes: Any) -> StudyConfig:
@@ -144,6 +149,23 @@ def test_a_key_depends_on_all_that_decides_a_run_and_on_nothing_else() -> None:
     assert final_runs("a", shipped(settings)["crsd"], student, settings, (1,))[0].reading == Reading(by="reader")
     # Without folds no query is dealt, so the seed of the dealing decides nothing.
     assert run.key(config(folds=1, seed=1), "d", "m") == run.key(config(folds=1, seed=2), "d", "m")
+
+
+def test_the_committed_runs_are_still_found_by_their_keys() -> None:
+    """A new setting of students or rows must not make runs worthless that took hours."""
+    settings = StudyConfig(**tomllib.loads((REPOSITORY / "workflows/configs/study.toml").read_text(encoding="utf-8")))
+    found = 0
+    for header in (REPOSITORY / settings.records).glob(f"*/{HEADER}"):
+        made = read_json(header)
+        for path in header.parent.glob("*.jsonl"):
+            for record in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+                student = StudentSettings(**record["student"])
+                reading = Reading(**record["reading"]) if "reading" in record else None
+                place = (header.parent.name, record["row"], record["purpose"])
+                run = Run(*place, student, record["seed"], record["fold"], reading)
+                assert run.key(settings, made["fingerprint"], made["model"]) == record["key"], path
+                found += 1
+    assert found
 
 
 @pytest.mark.parametrize(

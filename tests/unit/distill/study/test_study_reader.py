@@ -130,7 +130,7 @@ def test_a_ceiling_sees_what_only_rationales_tell(wide: Path, tmp_path: Path) ->
     train = TRAIN.model_copy(update={"epochs": 4, "learning_rate": 3e-3})
     given = {"folds": 1, "fold": 0, "student": small_student(wide, alignment_weight=0, train=train)}
     blind = run_one(small_job(wide, run, **given))
-    sees = run_one(small_job(wide, run, **given, reading=Reading(by="student")))
+    sees = run_one(small_job(wide, run, **given, reading=Reading(by="student", tokens=64)))
     assert sees["dev"]["accuracy"] > 0.95 and blind["dev"]["accuracy"] < 0.7
     right = {hashed: own for hashed, own in sees["probabilities"].items() if max(own) > 0.9}
     assert len(right) > 0.9 * len(sees["probabilities"]), "it reads them in the tests as well"

@@ -151,13 +151,8 @@ def _check_links(rows: Sequence[StudyRow], base: StudentSettings) -> None:
         for field in ("twin", "of"):
             if (name := getattr(row, field)) is not None and name not in by_name:
                 raise UserError(f"row {row.name}: {field}: {name!r} is not among the rows. Add it, or leave both out.")
-        if row.of is not None and by_name[row.of].of is not None:
-            raise UserError(f"row {row.name}: of: {row.of!r} is a control itself. Name the row that it controls.")
-        if row.of is not None and by_name[row.of].reading and row.changes.get("control") in get_args(EmbeddedControl):
-            raise UserError(
-                f"row {row.name}: changes.control: {row.changes['control']!r} needs vectors of a sentence encoder, and "
-                f"{row.of!r} has those of a reader. Choose shuffled, same_verdicts or half."
-            )
+        if row.of is not None:
+            _check_control(row, by_name[row.of])
         if row.role == "candidate" and row.twin is None:
             raise UserError(f"row {row.name}: twin: a candidate needs one, its own settings with lambda 0.")
         if row.twin is None or row.of is not None or row.each_perspective:
@@ -177,6 +172,19 @@ def _check_links(rows: Sequence[StudyRow], base: StudentSettings) -> None:
         raise UserError(
             f"row {weighted}: weights: soft_label_weight is chosen with the row of the role soft_labels, and there is "
             "none. Add it, such as kl."
+        )
+
+
+def _check_control(row: StudyRow, start: StudyRow) -> None:
+    """Refuse a control of a row without targets of its own, and vectors that the targets of a reader do not have."""
+    if start.of is not None:
+        raise UserError(f"row {row.name}: of: {start.name!r} is a control itself. Name the row that it controls.")
+    if start.role == "ceiling":
+        raise UserError(f"row {row.name}: of: {start.name!r} is a ceiling, which has no targets. Name another row.")
+    if start.reading is not None and (control := row.changes.get("control")) in get_args(EmbeddedControl):
+        raise UserError(
+            f"row {row.name}: changes.control: {control!r} needs vectors of a sentence encoder, and {start.name!r} has "
+            "those of a reader. Choose shuffled, same_verdicts or half."
         )
 
 

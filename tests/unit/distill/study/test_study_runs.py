@@ -188,6 +188,8 @@ def test_wrong_rows_are_named(changes: dict[str, Any], says: str) -> None:
 PLAIN = '[plain]\ntitle = "P"\nrole = "baseline"\nchanges = { extractor = { kind = "mlp", hidden = 4 } }\n'
 MINE = '[mine]\ntitle = "M"\nrole = "candidate"\nweights = ["alignment_weight"]\n'
 TWIN = 'twin = "plain"\n'
+CEILING = '[c]\ntitle = "C"\nrole = "ceiling"\nreading = { by = "student" }\n'
+OF_CEILING = CEILING + '[d]\ntitle = "D"\nrole = "control"\nof = "c"\n'
 READS = 'reading = { by = "reader" }\n'
 
 
@@ -212,6 +214,7 @@ def test_a_row_of_ones_own(tmp_path: Path) -> None:
         (TWIN, "row mine: twin: 'plain' differs in extractor, not in lambda alone"),
         ('twin = "mine"\n', "row mine: twin: 'mine' is tuned in lambda, which must be 0 there"),
         (TWIN + READS, "row mine: twin: 'plain' differs in reading, not in lambda alone"),
+        (TWIN + OF_CEILING, "row d: of: 'c' is a ceiling, which has no targets"),
         ('reading = { by = "student" }\n', "the role ceiling and reading = .* need each other"),
         (TWIN + '[c]\ntitle = "C"\nrole = "control"\nof = "c"\n', "row c: of: 'c' is a control itself"),
     ],

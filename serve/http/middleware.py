@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.http.metrics import Metrics
@@ -19,6 +19,8 @@ ID_CHARS = 128  # of a request's id; of a longer one, the rest is left out
 
 class RequestLog:
     """ASGI middleware that gives every request an id, times it, counts it and, where there is a log, logs it.
+
+    The time until the answer begins is told in milliseconds in `Server-Timing` (https://www.w3.org/TR/server-timing).
 
     The id is the request's `X-Request-ID` or a new one. Ray Serve's proxy adds this header to every request and
     returns it with the answer, so it is not returned here a second time.
@@ -39,6 +41,8 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                taken = f"replica;dur={1000 * (time.perf_counter() - started):.1f}"
+                MutableHeaders(scope=message).append("Server-Timing", taken)
             await send(message)
 
         try:

@@ -125,7 +125,7 @@ def cors(settings: ServeSettings) -> dict[str, Any]:
         "allow_origins": settings.cors_origins,
         "allow_methods": ["GET", "POST"],
         "allow_headers": sent,
-        "expose_headers": ["X-Request-ID", "Retry-After"],
+        "expose_headers": ["X-Request-ID", "Retry-After", "Server-Timing"],
     }
 
 

@@ -95,6 +95,13 @@ def test_queries_without_a_log_have_no_effect_and_are_refused():
         ServeSettings(log_queries=True)
 
 
+@pytest.mark.parametrize(("query", "status"), [("shoe", 200), ("full", 503)])
+def test_answers_and_refusals_tell_the_time_that_the_replica_took(query, status):
+    answer = client().post("/v1/rerank", json={"query": query, "documents": ["x"]})
+    name, _, ms = answer.headers["server-timing"].partition(";dur=")
+    assert (answer.status_code, name) == (status, "replica") and float(ms) >= 0
+
+
 def test_a_client_that_went_away_is_counted_as_such():
     metrics = Metrics()
 

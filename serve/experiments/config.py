@@ -8,6 +8,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from cluster.config import Resources
 
+ARM_HEADER = "X-Arm"  # names the arm that shall answer a request whoever asks, which is then no exposure
+
 
 class Arm(Resources):
     """One variant: an export folder, and the share of the units that it answers."""

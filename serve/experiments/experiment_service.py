@@ -9,7 +9,7 @@ from pathlib import Path
 
 from serve.config import ServeSettings
 from serve.experiments.assign import assign, shadows
-from serve.experiments.config import Arm, ExperimentSettings
+from serve.experiments.config import ARM_HEADER, Arm, ExperimentSettings
 from serve.experiments.exposures import ExposureLog
 from serve.http.refusals import Refusal
 from serve.http.schemas import Asker, Examples, ModelInfo, ScoreInput, ScoreResponse
@@ -23,7 +23,8 @@ log = logging.getLogger("ray.serve.experiment")
 class ExperimentService:
     """The arm of the asker's unit answers; shadow arms score the same request afterwards, if nobody waits meanwhile.
 
-    A request without a unit is answered by `default` and recorded as no exposure.
+    A request without a unit is answered by `default`, and one that names an arm itself by that arm, also by a shadow.
+    Neither is recorded: nobody was dealt.
 
     Args:
         default: answers those who are in no arm; the figures and the examples are its own.
@@ -44,8 +45,12 @@ class ExperimentService:
 
     @property
     def models(self) -> list[ModelInfo]:
-        """The model of `default`, then those of the arms, each once."""
-        return [model for student in self._students for model in student.models]
+        """The model of `default`, then those of the arms, each once and with the arms that it answers for."""
+        return [
+            model.model_copy(update={"arms": [name for name, other in self.arms.items() if other is student]})
+            for student in self._students
+            for model in student.models
+        ]
 
     def examples(self, query: str, count: int) -> Examples:
         """Return queries and titles of the index of `default`."""
@@ -74,11 +79,16 @@ class ExperimentService:
         return list({id(student): student for student in (self.default, *self.arms.values())}.values())
 
     async def score(self, request: ScoreInput, asker: Asker | None = None) -> ScoreResponse:
-        """Score with the arm of the asker's unit.
+        """Score with the arm that the asker names, or else with that of the asker's unit.
 
         Raises:
-            Refusal: the arm refuses the request, which is then no exposure.
+            Refusal: 422 where there is no arm of that name, or the arm refuses the request, which is then no exposure.
         """
+        if asker and (named := asker.headers.get(ARM_HEADER)):
+            if named not in self.arms:
+                detail = f"{ARM_HEADER} {named!r}: the arms are {', '.join(self.arms)}"
+                raise Refusal(422, "No such arm", detail)
+            return await self.arms[named].score(request)
         unit = asker.headers.get(self.experiment.unit_header) if asker else None
         if asker is None or not unit:
             return await self.default.score(request)

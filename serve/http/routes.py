@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
 from serve.config import LimitSettings, ServeSettings
+from serve.experiments.config import ARM_HEADER
 from serve.http.bearer_tokens import NO_TOKENS, BearerTokens, Tokens
 from serve.http.bodies import Bodies
 from serve.http.docs_page import HEADERS, docs_page
@@ -120,7 +121,7 @@ def make_api(
 def cors(settings: ServeSettings) -> dict[str, Any]:
     """Return what pages of the origins in the settings may send and read."""
     sent = ["Authorization", "Content-Type", "Content-Encoding", "X-Request-ID"]
-    sent += [settings.experiment.unit_header] if settings.experiment else []
+    sent += [settings.experiment.unit_header, ARM_HEADER] if settings.experiment else []
     return {
         "allow_origins": settings.cors_origins,
         "allow_methods": ["GET", "POST"],

@@ -108,6 +108,7 @@ class ModelInfo(BaseModel):
     explanations: bool = Field(description="whether the export carries an index of training rationales")
     fields: str = Field(description="the fields of a product that the model reads, joined by +")
     max_tokens: int
+    arms: list[str] = Field([], description="arms of the running experiment that it answers for; `X-Arm` chooses one")
 
 
 class ModelList(BaseModel):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from serve.config import ServeSettings
+from serve.experiments.config import ARM_HEADER
 from serve.http.metrics import Metrics
 from serve.http.refusals import Refusal
 from serve.http.schemas import Asker, Examples, ModelInfo, Result, ScoreInput, ScoreResponse
@@ -120,10 +121,12 @@ class QueuedStudent:
         """Score one request as part of a batch; who asks makes no difference here.
 
         Raises:
-            Refusal: 422 where an explanation is asked of an export without an index; 503 where too much waits or the
-                deadline has passed.
+            Refusal: 422 where an explanation is asked of an export without an index, or where the asker names an arm;
+                503 where too much waits or the deadline has passed.
             ArithmeticError: the model gives it a probability that is not a number.
         """
+        if asker and asker.headers.get(ARM_HEADER):
+            raise Refusal(422, "No such arm", f"{ARM_HEADER}: this service runs no experiment, so it has no arms")
         if request.explain and self.scorer.explainer is None:
             why = "this export carries no rationale index, so there is nothing to explain with"
             raise Refusal(422, "No explanations", why)

@@ -113,6 +113,30 @@ def test_who_names_no_unit_is_in_no_arm(service):
         seen(service)
 
 
+def test_an_arm_that_is_named_answers_and_nobody_is_exposed(service):
+    async def run():
+        named = [Asker("r", {"X-Unit-ID": "u", "X-Arm": name}) for name in NAMES]
+        answers = [await service.score(ask("a"), asker) for asker in named]
+        with pytest.raises(Refusal, match="X-Arm 'old': the arms are control, new, shade"):
+            await service.score(ask("a"), Asker("r", {"X-Arm": "old"}))
+        await finish(service)
+        return answers
+
+    assert [answer.model for answer in asyncio.run(run())] == list(NAMES)
+    assert "broadfast_arm_requests_total{" not in service.metrics.text()
+    with pytest.raises(UserError, match="no parquet part"):
+        seen(service)
+
+
+def test_a_service_without_an_experiment_has_no_arm_to_name(service):
+    async def run():
+        with pytest.raises(Refusal, match="runs no experiment"):
+            await service.default.score(ask("a"), Asker("r", {"X-Arm": "new"}))
+        await finish(service)
+
+    asyncio.run(run())
+
+
 def test_a_shadow_does_not_make_the_service_unready_or_refuse(service, monkeypatch):
     full = Refusal(503, "Overloaded", "x")
     for broken in ("wrong", "hasty"):
@@ -167,7 +191,9 @@ def test_over_http_the_header_names_the_unit_in_any_case(service):
             client.post("/v1/score", json=body, headers={name: "u", "X-Request-ID": f"r-{name}"}).json()["model"]
             for name in ("X-Unit-ID", "x-unit-id", "X-Nobody")
         ]
+        named = client.post("/v1/score", json=body, headers={"X-Unit-ID": "u", "x-arm": "shade"}).json()["model"]
         client.portal.call(finish, service)
+    assert named == "shade"
     arm = assign(service.experiment, "u").name
     assert answers == [arm, arm, "default"]
     assert {request for request, name in seen(service) if name == arm} == {"r-X-Unit-ID", "r-x-unit-id"}
@@ -183,7 +209,10 @@ def test_an_export_of_several_arms_is_loaded_once(tmp_path):
     service = start_experiment(default, exports[0], settings, log)
     assert service.arms["control"] is default
     assert service.arms["new"] is service.arms["shade"] is not default
-    assert [model.id for model in service.models] == [default.model, service.arms["new"].model]
+    assert [(model.id, model.arms) for model in service.models] == [
+        (default.model, ["control"]),
+        (service.arms["new"].model, ["new", "shade"]),
+    ]
     service.exposures.close()
 
 

@@ -91,7 +91,10 @@ def test_pages_of_other_origins_may_ask_only_where_that_is_set(client, tmp_path)
         auth=AuthSettings(tokens_file=tmp_path / "tokens"),
     )  # fmt: skip
     open_to = TestClient(make_api(Echo(), settings, read_tokens(settings.auth)))
-    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization, x-unit-id"}
+    asked = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization, x-unit-id, x-arm",
+    }
     ours, other = ({"Origin": f"https://{name}.example"} for name in ("shop", "other"))
     preflight = open_to.options("/v1/score", headers=ours | asked)
     assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (200, ours["Origin"])

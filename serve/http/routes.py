@@ -196,7 +196,7 @@ def information(service: SwappingService, limits: LimitSettings) -> APIRouter:
         return ModelList(data=service.models)
 
     # This is not async because it reads the whole index, and the event loop should not wait for that.
-    def examples(query: str = "", count: int = min(20, limits.products_per_request)) -> Examples:
+    def examples(query: str = "", count: int = min(10, limits.products_per_request)) -> Examples:
         return service.examples(query, count)
 
     examples.__annotations__ = {

@@ -2,58 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import queue
 import re
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import pytest
 from fastapi import FastAPI
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
-from starlette.routing import Mount, Route
 
 from serve.config import AuthSettings, LimitSettings, ServeSettings
 from serve.http.bearer_tokens import read_tokens
 from serve.http.routes import make_api
 from serve.replica.replica import QueuedStudent
 from serve.scoring.scorer import Scorer
-from tests.helpers.local_service import explaining_export, local_service, running
-from tests.helpers.report_run import NAMES, SCRIPT
+from tests.helpers.browser_look import NEEDS_CHROMIUM
+from tests.helpers.driven_page import LAYOUT, TIMES, Do, driven
+from tests.helpers.local_service import explaining_export, local_service
+from tests.helpers.report_run import NAMES, SCRIPT, write_export
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update",
-    "--disable-background-networking", "--disable-sync", "--enable-logging=stderr",
-]  # fmt: skip
-TOO_EARLY = "Autofocus processing was blocked"  # the steps may set the focus before the page does
+pytestmark = NEEDS_CHROMIUM
 LIMITS = LimitSettings(products_per_request=8)
 
-# A frame of the same origin does what a person does: the page's own policy forbids to write into it from elsewhere.
-FRAME = """<!doctype html><meta charset="utf-8">
-<iframe src="/{query}" style="width:{width}px;height:900px;border:0"></iframe>
-<script>
-const until = async (seen) => {{ while (!seen()) await new Promise((go) => setTimeout(go, 20)); }};
-document.querySelector("iframe").onload = async (event) => {{
-  const view = event.target.contentWindow, page = view.document, $ = (id) => page.getElementById(id);
-  const press = (target, key, more) =>
-    target.dispatchEvent(new view.KeyboardEvent("keydown", {{key, bubbles: true, cancelable: true, ...more}}));
-  const ranked = () => $("results").children.length > 0 && $("results").getAttribute("aria-busy") === "false";
-  const titles = () => [...page.querySelectorAll(".result .title")].map((title) => title.textContent);
-  let seen;
-  try {{ seen = await (async () => {{ {steps} }})(); }} catch (error) {{ seen = {{error: String(error)}}; }}
-  await fetch("/seen", {{method: "POST", body: JSON.stringify(seen)}});
-}};</script>"""
-
-Do = Callable[..., dict[str, Any]]
 TOKEN = "a-token-of-the-shop-0123456789"
 
 
@@ -85,41 +54,6 @@ def do(api: FastAPI, tmp_path: Path) -> Iterator[Do]:
         yield run
 
 
-@contextmanager
-def driven(api: FastAPI, folder: Path) -> Iterator[Do]:
-    """Yield a function that runs JavaScript steps against the page in a frame and returns what they return.
-
-    The browser's clock is the real one: the frame posts what it saw, and Chromium is stopped then.
-    """
-    frames: list[str] = []
-    seen: queue.Queue[dict[str, Any]] = queue.Queue()
-
-    async def note(request: Request) -> Response:
-        seen.put(json.loads(await request.body()))
-        return Response(status_code=204)
-
-    posts = Route("/seen", note, methods=["POST"])
-    routes = [Route("/frame", lambda _: HTMLResponse(frames[-1])), posts, Mount("", api)]
-
-    def run(steps: str, query: str = "", width: int = 1200, *flags: str) -> dict[str, Any]:
-        frames.append(FRAME.format(steps=steps, query=query, width=width))
-        log = folder / "chromium.log"
-        command = [str(CHROMIUM), *FLAGS, *flags, f"--user-data-dir={folder / 'profile'}", f"{url}/frame"]
-        with log.open("wb") as noise, subprocess.Popen(command, stdout=noise, stderr=noise) as browser:
-            try:
-                found = seen.get(timeout=600)
-            except queue.Empty:
-                pytest.fail(f"the steps did not end: {log.read_text('utf-8', 'replace')[-2000:]}")
-            finally:
-                browser.terminate()
-        lines = log.read_text("utf-8", "replace").splitlines()
-        assert not [line for line in lines if "CONSOLE" in line and TOO_EARLY not in line]
-        return found
-
-    with running(Starlette(routes=routes)) as url:
-        yield run
-
-
 WHAT_IS_SHOWN = """
 await until(ranked);
 const first = page.querySelector(".result");
@@ -132,17 +66,18 @@ return {
   rationales: [...first.querySelectorAll(".view blockquote")].map((said) => said.textContent),
   verdicts: first.querySelector(".verdicts").textContent,
   legend: [...$("legend").children].map((label) => label.textContent),
-  address: view.location.search, scripts: page.querySelectorAll("script").length,
+  address: view.location.search + view.location.hash, scripts: page.querySelectorAll("script").length,
   outside: view.performance.getEntriesByType("resource").filter((e) => !e.name.startsWith(view.location.origin)).length,
 };"""
 
 
 def test_a_query_in_the_address_ranks_titles_of_the_training_pairs(do: Do) -> None:
-    seen = do(WHAT_IS_SHOWN, f"?q={quote('red phone case 3')}")
+    seen = do(WHAT_IS_SHOWN, f"#q={quote('red phone case 3')}")
     assert len(seen["titles"]) == LIMITS.products_per_request and any(SCRIPT in title for title in seen["titles"])
     assert seen["scores"] == sorted(seen["scores"], reverse=True)
     assert seen["open"] == [True] + [False] * 7, "the best one is explained at once"
-    assert re.fullmatch(r"8 products for “red phone case 3” in \d+ ms", seen["status"])
+    whole, replica = re.fullmatch(rf"8 products for “red phone case 3” in {TIMES}", seen["status"]).groups()
+    assert float(whole) >= float(replica) > 0
     assert len(seen["bars"]) == 1 + len(NAMES)
     for said, width in seen["bars"]:
         assert re.fullmatch(r"Exact \d+ %, Substitute \d+ %, Complement \d+ %, Irrelevant \d+ %", said)
@@ -150,8 +85,82 @@ def test_a_query_in_the_address_ranks_titles_of_the_training_pairs(do: Do) -> No
     assert seen["views"] == list(NAMES) and all(name in seen["verdicts"] for name in NAMES)
     assert all(said.startswith("The shopper wants a red phone case") for said in seen["rationales"])
     assert seen["legend"] == ["Exact", "Substitute", "Complement", "Irrelevant"]
-    assert seen["address"] == "?q=red%20phone%20case%203"
+    assert seen["address"].startswith("#q=red+phone+case+3&t=") and seen["address"].count("&t=") == 8
     assert (seen["outside"], seen["scripts"]) == (0, 1), "a title is shown, never run"
+
+
+EXAMPLE = """
+await until(ranked);
+return {
+  titles: titles(), query: $("query").value, status: $("status").textContent, arms: $("arms").hidden,
+  asked: $("lock").open,
+};
+"""
+
+
+def test_it_opens_with_an_example_of_the_training_pairs(do: Do) -> None:
+    seen = do(EXAMPLE)
+    assert seen["query"].startswith("red phone case") and len(seen["titles"]) == LIMITS.products_per_request
+    assert re.fullmatch(rf"Example: 8 products for “{seen['query']}” in {TIMES}", seen["status"])
+    assert (seen["arms"], seen["asked"]) == (True, False), "there is but one model, and it needs no token"
+
+
+def test_an_export_without_training_pairs_opens_with_an_example_of_our_own(tmp_path: Path) -> None:
+    plain = local_service(Scorer.load(write_export(tmp_path / "export", tmp_path / "bert"), ServeSettings()))
+    with driven(make_api(plain, ServeSettings()), tmp_path) as do:
+        seen = do(EXAMPLE)
+    assert seen["query"] == "wireless headphones" and "Garden Hose, 20 m" in seen["titles"]
+    assert seen["status"].startswith("Example: 6 products for “wireless headphones” in ")
+
+
+LINKED = """
+await until(ranked);
+const shown = () => ({query: $("query").value, products: $("products").value, titles: titles()});
+const asked = async (query, products) => {
+  $("query").value = query;
+  $("products").value = products;
+  $("ask").requestSubmit();
+  await until(() => $("status").textContent.includes(query) && ranked());
+  let copied;
+  const clipboard = {writeText: async (text) => copied = text};
+  Object.defineProperty(view.navigator, "clipboard", {configurable: true, value: clipboard});
+  $("copy").click();
+  await until(() => $("copied").textContent === "Copied.");
+  return {link: copied, address: view.location.href, ...shown()};
+};
+const first = await asked("blue mug & saucer", "blue mug\\n100 % red+lamp #2");
+const second = await asked("red lamp", "");
+const follow = async ({link, query}) => {
+  view.location.hash = new URL(link).hash;
+  await until(() => $("status").textContent.includes(query) && ranked());
+  return shown();
+};
+const again = [await follow(first), await follow(second)];
+return {made: [first, second], again};
+"""
+
+
+def test_a_link_restores_the_ranking_and_is_in_no_request(do: Do) -> None:
+    seen = do(LINKED)
+    for made, again in zip(seen["made"], seen["again"], strict=True):
+        assert made["link"] == made["address"] and "?" not in made["link"].partition("#")[0]
+        assert again == {name: made[name] for name in ("query", "products", "titles")}
+    assert sorted(seen["again"][0]["titles"]) == ["100 % red+lamp #2", "blue mug"]
+    opened = do(WHAT_IS_SHOWN, "#" + seen["made"][0]["link"].partition("#")[2])
+    assert opened["titles"] == seen["made"][0]["titles"] and opened["status"].startswith("2 products for “blue mug & s")
+
+
+NO_CLIPBOARD = """
+await until(ranked);
+Object.defineProperty(view.navigator, "clipboard", {configurable: true, value: undefined});
+$("copy").click();
+await until(() => $("copied").textContent);
+return {said: $("copied").textContent};
+"""
+
+
+def test_where_nothing_can_be_copied_the_page_says_where_the_link_is(do: Do) -> None:
+    assert "address bar" in do(NO_CLIPBOARD)["said"]
 
 
 BY_KEYBOARD = """
@@ -207,6 +216,9 @@ def test_a_refusal_is_said_and_goes_away(do: Do) -> None:
 WITH_A_TOKEN = """
 const unlock = (token) => { $("token").value = token; page.querySelector("#unlock button").click(); };
 const titled = () => $("lock-title").textContent;
+await until(() => !$("give").hidden);
+const said = [$("problem").textContent, $("lock").open];
+$("give").click();
 await until(() => $("lock").open);
 const first = titled();
 unlock("not-the-token");
@@ -215,29 +227,24 @@ const second = titled();
 unlock("%s");
 await until(ranked);
 const kept = Object.values(view.sessionStorage).length;
-return {first, second, kept, titles: titles().length, address: view.location.href};
+return {said, first, second, kept, hidden: $("give").hidden, titles: titles().length, address: view.location.href};
 """
 
 
-def test_the_page_asks_for_the_token(locked: FastAPI, tmp_path: Path) -> None:
+def test_the_page_says_that_a_token_is_needed_and_asks_for_it_when_told(locked: FastAPI, tmp_path: Path) -> None:
     with driven(locked, tmp_path) as do:
-        seen = do(WITH_A_TOKEN % TOKEN, "?q=red")
+        seen = do(WITH_A_TOKEN % TOKEN)
+    assert seen["said"] == [
+        "This service ranks only for those who have a token. If you have one, enter it to go on.", False,
+    ]  # fmt: skip
     assert (seen["first"], seen["second"]) == ("This service asks for a token", "That token is not known here")
     assert (seen["titles"], seen["kept"]) == (LIMITS.products_per_request, 1)
-    assert TOKEN not in seen["address"]
+    assert "#q=" in seen["address"] and TOKEN not in seen["address"] and seen["hidden"]
 
 
-LAYOUT = """
-await until(ranked);
-const named = [...page.querySelectorAll("input:not([hidden]), textarea")].every((field) => field.labels.length === 1);
-const root = page.documentElement, ground = view.getComputedStyle(page.body).backgroundColor;
-return {scroll: root.scrollWidth, client: root.clientWidth, named, ground};
-"""
-
-
-@pytest.mark.parametrize(("width", "dark"), [(390, False), (1280, True)])
+@pytest.mark.parametrize(("width", "dark"), [(375, False), (1280, True)])
 def test_the_layout_fits_and_follows_the_colour_scheme(do: Do, width: int, dark: bool) -> None:
-    seen = do(LAYOUT, "?q=red", width, f"--blink-settings=preferredColorScheme={0 if dark else 1}")
+    seen = do(LAYOUT, "", width, f"--blink-settings=preferredColorScheme={0 if dark else 1}")
     assert seen["scroll"] == seen["client"] <= width and seen["named"]
     brightness = sum(map(int, re.findall(r"\d+", seen["ground"])[:3]))
     assert brightness < 150 if dark else brightness > 600

@@ -1,82 +1,91 @@
-// The page of the service: asks /v1/score and shows what it says. Texts from outside are only ever set as text.
+// The page of the service: asks /v1/score and shows what it says, for an example first.
+
+import { fragment, parsed } from "./link.js";
+import { count, show, useLabels } from "./results.js";
+import { allowAsking, call, Refusal } from "./service.js";
 
 const $ = (id) => document.getElementById(id);
-const KEY = "broadfast token";
-let model = null;
+// For an export that came without training pairs.
+const EXAMPLE = {
+  query: "wireless headphones",
+  titles: [
+    "Wireless Over-Ear Headphones, Bluetooth, Black", "True Wireless Earbuds with Charging Case", "Wired Headphones with 3.5 mm Plug",
+    "Replacement Ear Cushions for Headphones", "Hard Travel Case for Headphones", "Garden Hose, 20 m",
+  ],
+};
+let sides = []; // what can be asked: a model, and the arm by which to ask for it; "" asks without an arm
+let examples = [];
+let link = parsed(location.hash);
+let borrowed = { query: null, titles: [] }; // the titles from the training data that were last ranked
 let asked = 0;
 let ranked = "";
 
-class Refusal extends Error {
-  constructor(status, text) {
-    super(text);
-    this.status = status;
-  }
-}
-
 // ---- asking the service
 
-async function call(path, body) {
-  const token = sessionStorage.getItem(KEY);
-  const headers = { Accept: "application/json" };
-  if (token) headers.Authorization = `Bearer ${token}`;
-  if (body) headers["Content-Type"] = "application/json";
-  const answer = await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body) });
-  if (answer.status === 401) {
-    await unlock(Boolean(token));
-    return call(path, body);
-  }
-  const said = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Refusal(answer.status, said.detail || `The service answered ${answer.status}.`);
-  return said;
-}
-
-let unlocking = null;
-
-function unlock(wrong) {
-  sessionStorage.removeItem(KEY);
-  unlocking ??= new Promise((done, never) => {
-    $("lock-title").textContent = wrong ? "That token is not known here" : "This service asks for a token";
-    $("token").value = $("lock").returnValue = "";
-    $("lock").showModal();
-    $("lock").onclose = () => {
-      unlocking = null;
-      if ($("lock").returnValue !== "given") return never(new Refusal(401, "This service does not answer without a token."));
-      const given = $("token").value.trim();
-      if (/[^\x21-\x7e]/.test(given)) return unlock(true).then(done, never); // fits into no header
-      sessionStorage.setItem(KEY, given);
-      return done();
-    };
-  });
-  return unlocking;
-}
-
 const lines = () => $("products").value.split("\n").map((line) => line.trim()).filter(Boolean);
+const nameOf = (side) => side.arm || side.model.id;
+
+function chosen() {
+  const [left, right] = [$("left").value, $("right").value];
+  return right === "" ? [sides[left]] : [sides[left], sides[right]];
+}
 
 async function titlesFor(query) {
-  return (await call(`v1/examples?query=${encodeURIComponent(query)}`)).titles;
+  return (await call(`v1/examples?query=${encodeURIComponent(query)}`)).said.titles;
 }
 
-async function rank() {
+async function prepare() {
+  if (sides.length) return;
+  const models = (await call("v1/models")).said.data;
+  examples = (await call("v1/examples")).said.queries;
+  const [first] = models;
+  $("model").textContent = `${first.id} · ${count(first.labels.length, "label")} · ${first.perspectives.join(", ")}`;
+  $("queries").replaceChildren(...examples.map((query) => new Option(query)));
+  useLabels(models);
+  sides = models.flatMap((model) => (model.arms.length || model !== first ? model.arms : [""]).map((arm) => ({ arm, model })));
+  const options = sides.map((side, n) => new Option(side.arm ? `${side.arm} (${side.model.id})` : side.model.id, n));
+  $("left").replaceChildren(...options);
+  $("right").replaceChildren(new Option("nothing", ""), ...options.map((option) => option.cloneNode(true)));
+  const other = sides.findIndex((side) => side.model !== first); // not another arm with the same export
+  $("right").value = other < 0 ? "" : other;
+  $("arms").hidden = sides.length < 2;
+}
+
+async function scored(side, query, titles) {
+  const products = titles.map((title, n) => ({ id: String(n), title }));
+  const body = { query, products, explain: side.model.explanations };
+  const { said, ...times } = await call("v1/score", body, side.arm ? { "X-Arm": side.arm } : {});
+  return { name: nameOf(side), model: said.model, results: said.results, ...times };
+}
+
+async function rank(lead = "") {
   const query = $("query").value.trim();
   if (!query) return $("query").focus();
   const turn = ++asked;
   busy(true);
   try {
-    if (!model) await describe();
-    const titles = lines().length ? lines() : await titlesFor(query);
+    await prepare();
+    const own = lines();
+    if (!own.length && borrowed.query !== query) borrowed = { query, titles: await titlesFor(query) };
+    const titles = own.length ? own : borrowed.titles;
     if (!titles.length) throw new Refusal(0, "This model came without example titles. Paste some into the product list, one per line.");
-    const products = titles.map((title, n) => ({ id: String(n), title }));
-    const started = performance.now();
-    const answer = await call("v1/score", { query, products, explain: model.explanations });
-    if (turn === asked) show(query, titles, answer.results, performance.now() - started);
+    const answers = [];
+    // One after the other, since they share a processor: neither shall wait for the other while it is timed.
+    for (const side of chosen()) {
+      answers.push(await scored(side, query, titles));
+      if (turn !== asked) return;
+    }
+    show(query, titles, answers, lead);
+    ranked = query;
+    const arms = sides.length > 1 ? chosen().map((side) => side.arm) : null;
+    history.replaceState(null, "", location.pathname + fragment({ query, titles, own: own.length > 0, arms }));
+    $("copied").textContent = "";
   } catch (error) {
     if (turn === asked) refuse(error);
   } finally {
     if (turn === asked) busy(false);
   }
 }
-
-// ---- showing what it says
 
 function busy(yes) {
   $("ask").querySelector("[type=submit]").setAttribute("aria-disabled", yes);
@@ -88,129 +97,56 @@ function refuse(error) {
   $("status").textContent = "";
   $("problem").hidden = false;
   $("problem").textContent = error instanceof Refusal ? error.message : "The service cannot be reached.";
+  $("give").hidden = error.status !== 401;
   if (!lines().length && error.status === 0) $("own").open = true;
 }
 
-function show(query, titles, results, ms) {
-  const sorted = [...results].sort((a, b) => b.score - a.score);
-  ranked = query;
-  $("problem").hidden = true;
-  $("legend").hidden = false;
-  $("status").textContent = `${count(sorted.length, "product")} for “${query}” in ${Math.round(ms)} ms`;
-  $("results").replaceChildren(...sorted.map((result, n) => resultItem(result, titles[Number(result.id)], n + 1)));
-  $("results").querySelector("details").open = true;
-  history.replaceState(null, "", `?q=${encodeURIComponent(query)}`);
+// ---- opening with what a link names, or with an example
+
+function restore() {
+  $("query").value = link.query;
+  $("products").value = link.own ? link.titles.join("\n") : "";
+  borrowed = link.own ? { query: null, titles: [] } : { query: link.titles.length ? link.query : null, titles: link.titles };
+  counted();
 }
 
-const count = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
-const place = (code) => model.labels.findIndex((label) => label.code === code);
-const colour = (code) => (place(code) < 0 ? "var(--line)" : `var(--l${place(code) % 6})`);
-const named = (code) => model.labels[place(code)]?.name ?? code;
-const ordered = (probabilities) => Object.entries(probabilities).sort((a, b) => place(a[0]) - place(b[0]));
-const percent = (share) => `${Math.round(100 * share)} %`;
-
-function clone(template) {
-  const made = $(template).content.firstElementChild.cloneNode(true);
-  return [made, (selector) => made.querySelector(selector)];
+function chooseArms() {
+  const places = (link.arms ?? []).slice(0, 2).map((arm) => sides.findIndex((side) => side.arm === arm));
+  const unknown = places.indexOf(-1);
+  if (unknown >= 0) throw new Refusal(404, `This service has no arm “${link.arms[unknown]}”, which the link names. Choose others, and rank.`);
+  if (!places.length) return;
+  $("left").value = places[0];
+  $("right").value = places[1] ?? "";
 }
 
-function element(tag, className, text) {
-  const made = document.createElement(tag);
-  made.className = className;
-  made.textContent = text;
-  return made;
-}
-
-function paint(target, code) {
-  target.style.setProperty("--colour", colour(code));
-  return target;
-}
-
-function chip(code) {
-  return paint(element("span", "chip", named(code)), code);
-}
-
-function fillBar(bar, probabilities) {
-  const parts = ordered(probabilities);
-  bar.title = parts.map(([code, share]) => `${named(code)} ${percent(share)}`).join(", ");
-  bar.setAttribute("aria-label", bar.title);
-  bar.replaceChildren(...parts.map(([code, share]) => {
-    const part = paint(document.createElement("i"), code);
-    part.style.width = `${100 * share}%`;
-    return part;
-  }));
-}
-
-function resultItem(result, title, rankNumber) {
-  const [item, find] = clone("result");
-  find(".rank").textContent = rankNumber;
-  find(".title").textContent = title;
-  find(".score").textContent = result.score.toFixed(3);
-  find(".score").title = "Relevance from 0 to 1: the expected worth (gain) of the label";
-  find(".label").replaceChildren(chip(result.label));
-  fillBar(find(".bar"), result.probabilities);
-  find(".verdicts").replaceChildren(...Object.entries(result.perspectives).map(([name, { verdict }]) => {
-    const said = element("span", "", `${name} `);
-    said.append(chip(verdict));
-    return said;
-  }));
-  find(".why").replaceChildren(shares(result.probabilities), ...reasons(result));
-  return item;
-}
-
-function shares(probabilities) {
-  const line = element("p", "soft", "");
-  line.append(...ordered(probabilities).map(([code, share]) => {
-    const said = chip(code);
-    said.append(` ${percent(share)}`);
-    return said;
-  }));
-  return line;
-}
-
-function reasons(result) {
-  const nearest = Object.fromEntries((result.explanations ?? []).map((found) => [found.perspective, found]));
-  const names = [...new Set([...Object.keys(result.perspectives), ...Object.keys(nearest)])];
-  if (!names.length) return [element("p", "soft", "This model gives no verdicts per perspective and came without rationales.")];
-  return names.map((name) => view(name, result.perspectives[name], nearest[name]));
-}
-
-function view(name, verdict, near) {
-  const [section, find] = clone("view");
-  find(".name").textContent = name;
-  if (verdict) {
-    find(".chip").replaceWith(chip(verdict.verdict));
-    fillBar(find(".bar"), verdict.probabilities);
-  } else {
-    find(".chip").remove();
-    find(".bar").remove();
+async function open() {
+  let lead = "";
+  try {
+    await prepare();
+    chooseArms();
+  } catch (error) {
+    return refuse(error);
   }
-  find("blockquote").textContent = near ? near.rationale : "";
-  find("blockquote").hidden = !near;
-  if (near) {
-    find(".like").append("The teacher wrote this about the most similar training pair: ", element("b", "", near.query), " and ",
-      element("b", "", near.title), `, ${near.verdict ? named(near.verdict) : "no verdict"}`,
-      `; similarity ${near.similarity.toFixed(2)}.`);
+  if (!$("query").value.trim()) {
+    lead = "Example: ";
+    $("query").value = examples[0] ?? EXAMPLE.query;
+    if (!examples.length && !lines().length) $("products").value = EXAMPLE.titles.join("\n");
+    counted();
   }
-  return section;
+  return rank(lead);
 }
 
-// ---- starting, and the keyboard
+addEventListener("hashchange", () => {
+  link = parsed(location.hash);
+  restore();
+  open();
+});
 
-async function describe() {
-  const [found] = (await call("v1/models")).data;
-  $("model").textContent = `${found.id} · ${count(found.labels.length, "label")} · ${found.perspectives.join(", ")}`;
-  model = found;
-  $("legend").replaceChildren(...found.labels.map((label) => {
-    const item = paint(element("li", "", label.name), label.code);
-    item.title = label.meaning;
-    return item;
-  }));
-}
+// ---- the form and the keyboard
 
 function counted() {
   const n = lines().length;
-  $("count").textContent = n ? `(${n} of your own)` : "(taken from the training data)";
+  $("count").textContent = n ? `(${n} in the list)` : "(taken from the training data)";
 }
 
 function step(by) {
@@ -228,11 +164,12 @@ function mayStep(event) {
 }
 
 document.addEventListener("keydown", (event) => {
-  if (event.key === "/" && !event.target.matches("input, textarea")) {
+  if (event.key === "/" && !event.target.matches("input, textarea, select")) {
     event.preventDefault();
     $("query").select();
   } else if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target === $("products")) {
     event.preventDefault();
+    allowAsking();
     rank();
   } else if ((event.key === "ArrowDown" || event.key === "ArrowUp") && !$("lock").open && mayStep(event)) {
     event.preventDefault();
@@ -242,8 +179,14 @@ document.addEventListener("keydown", (event) => {
 
 $("ask").addEventListener("submit", (event) => {
   event.preventDefault();
+  allowAsking();
   rank();
 });
+$("give").addEventListener("click", () => {
+  allowAsking();
+  open();
+});
+$("arms").addEventListener("change", () => rank());
 $("products").addEventListener("input", counted);
 $("clear").addEventListener("click", () => {
   $("products").value = "";
@@ -251,6 +194,7 @@ $("clear").addEventListener("click", () => {
   $("products").focus();
 });
 $("pick").addEventListener("click", async () => {
+  allowAsking();
   try {
     $("products").value = (await titlesFor($("query").value.trim())).join("\n");
     counted();
@@ -259,22 +203,14 @@ $("pick").addEventListener("click", async () => {
     refuse(error);
   }
 });
-
-async function start() {
-  counted();
+$("copy").addEventListener("click", async () => {
   try {
-    await describe();
-    const { queries } = await call("v1/examples");
-    $("queries").replaceChildren(...queries.map((query) => new Option(query)));
-    if (queries.length) $("query").placeholder = queries[0];
-  } catch (error) {
-    return refuse(error);
+    await navigator.clipboard.writeText(location.href);
+    $("copied").textContent = "Copied.";
+  } catch {
+    $("copied").textContent = "The browser allows no copying here. The link stands in the address bar."; // as without https
   }
-  const wanted = new URLSearchParams(location.search).get("q");
-  if (wanted) {
-    $("query").value = wanted;
-    await rank();
-  }
-}
+});
 
-start();
+restore();
+open();

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from mpcot.asking.engines.config import OpenAiEngine
 from mpcot.asking.engines.engine import Ask
 from mpcot.asking.failure_reasons import CUT, under
 from mpcot.asking.join_answers import settled
-from mpcot.asking.prompts import Message, messages
+from mpcot.asking.prompts import Frame, Message, pair_text
 from mpcot.asking.rendering import RENDERING_VERSION, check_prompts
 from mpcot.config import AnswerSettings, AskingStage, Engine, VllmEngine
 from mpcot.perspectives.perspective import Perspective, load_perspectives
@@ -62,12 +62,16 @@ class GenerationPlan:
 
     def __getstate__(self) -> dict[str, Any]:
         # Each worker computes the digest itself, so that another version of the code on its node is noticed.
-        return {name: value for name, value in vars(self).items() if name != "parameters"}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def parameters(self) -> str:
         """Digest of what an answer depends on beside its prompt: the model and how it is sampled."""
         return sampling_digest(self.model_digest, self.engine, self.scheme, self.ask, self.seed)
+
+    @cached_property
+    def _frames(self) -> list[tuple[Perspective, Frame]]:
+        return [(perspective, Frame(perspective, self.scheme, self.ask)) for perspective in self.perspectives]
 
     def settled(self, answers: pa.RecordBatch) -> pa.Array:
         """Mark the answers that need not be asked for again under these settings."""
@@ -100,19 +104,18 @@ class GenerationPlan:
 
         Perspectives in its column `given`, if it has one, are not asked.
         """
-        for perspective in self.perspectives:
+        text, hint = pair_text(pair, self.ask.description_chars), pair["label"] if self.hinted else None
+        for perspective, frame in self._frames:
             if perspective.name in pair.get("given", ()):
                 continue
-            chat = self._chat(pair, perspective)
-            shorter = partial(self._chat, pair, perspective) if self.ask.when_too_long == "cut" else None
+            chat = frame.messages(pair, text, hint)
+            shorter = partial(self._shorter, frame, pair, hint) if self.ask.when_too_long == "cut" else None
             texts = [text for message in chat for text in (message["role"], message["content"])]
             base = answer_key(self.parameters, pair["pair_id"], perspective.name, *texts)
             for sample in range(self.ask.samples):
                 key = answer_key(base, str(sample))
                 yield perspective, sample, Ask(key, chat, int(key[:8], 16) & 0x7FFFFFFF, pair["label"], shorter)
 
-    def _chat(
-        self, pair: dict[str, Any], perspective: Perspective, description_chars: int | None = None
-    ) -> list[Message]:
-        hint = pair["label"] if self.hinted else None
-        return messages(pair, perspective, self.scheme, self.ask, hint, description_chars)
+    @staticmethod
+    def _shorter(frame: Frame, pair: dict[str, Any], hint: str | None, description_chars: int) -> list[Message]:
+        return frame.messages(pair, pair_text(pair, description_chars), hint)

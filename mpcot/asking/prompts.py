@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import cycle
 from typing import Any
 
@@ -104,16 +104,30 @@ def messages(
         description_chars: in place of those in `ask`, for a prompt that is too long.
     """
     chars = ask.description_chars if description_chars is None else description_chars
-    parts = [pair_text(pair, chars), question(perspective, ask.guide)]
-    if shown := _turned(examples(perspective, scheme, ask.asks_confidence), ask.few_shot, str(pair.get("pair_id"))):
-        parts = ["Examples of answers for other pairs:", *shown, "Now judge this pair:", *parts]
-    if hint is not None:
-        name = scheme.labels[scheme.index(hint)].name
-        parts.append(
-            f"{HINT} the verdict is {hint} ({name}). Say why, from query and product, and not that it was told."
-        )
-    system = system_text(scheme, ask.guide, ask.asked_words, pair.get("locale"), ask.asks_confidence)
-    return [{"role": "system", "content": system}, {"role": "user", "content": "\n\n".join(parts)}]
+    return Frame(perspective, scheme, ask).messages(pair, pair_text(pair, chars), hint)
+
+
+class Frame:
+    """What the prompts of one perspective have in common, worked out once for all pairs."""
+
+    def __init__(self, perspective: Perspective, scheme: Scheme, ask: AnswerSettings) -> None:
+        self.scheme, self.few_shot, self.question = scheme, ask.few_shot, question(perspective, ask.guide)
+        self.examples = examples(perspective, scheme, ask.asks_confidence) if ask.few_shot else []
+        form = partial(system_text, scheme, ask.guide, ask.asked_words, confidence=ask.asks_confidence)
+        self.system = lru_cache(lambda locale: form(locale=locale))
+
+    def messages(self, pair: Mapping[str, Any], text: str, hint: str | None = None) -> list[Message]:
+        """Return the chat for a pair whose `pair_text` is `text`."""
+        parts = [text, self.question]
+        if shown := _turned(self.examples, self.few_shot, str(pair.get("pair_id"))):
+            parts = ["Examples of answers for other pairs:", *shown, "Now judge this pair:", *parts]
+        if hint is not None:
+            name = self.scheme.labels[self.scheme.index(hint)].name
+            parts.append(
+                f"{HINT} the verdict is {hint} ({name}). Say why, from query and product, and not that it was told."
+            )
+        system = self.system(pair.get("locale"))
+        return [{"role": "system", "content": system}, {"role": "user", "content": "\n\n".join(parts)}]
 
 
 def question(perspective: Perspective, guide: str) -> str:

@@ -70,6 +70,24 @@ def test_keys_stay_what_they_are() -> None:
     assert len(KEYS) == (KEY_VERSION if isinstance(KEY_VERSION, int) else 1)
 
 
+@pytest.mark.parametrize(
+    ("ask", "hinted", "expected"),
+    [
+        (AnswerSettings(), False, ["dc108b8f5ee1e1896d6e81ee93b50076"]),
+        (AnswerSettings(), True, ["83e9397b1d402d22f283c31a4c0904d1"]),
+        (
+            AnswerSettings(few_shot=1, samples=2),
+            False,
+            ["b2ea34d8f8993a60923055b77eb964c4", "82bf2388d103c1532d561aa4b8d88f21"],
+        ),
+        (JudgeSettings(confidence=True, description_chars=8), False, ["4663c9ce42eeffa3173e5e37ee3664db"]),
+    ],
+    ids=["plain", "hinted", "with an example", "with a confidence"],
+)
+def test_a_few_keys_in_full(ask: AnswerSettings, hinted: bool, expected: list[str]) -> None:
+    assert [found.key for _, _, found in plan(ADDRESS, ask, hinted).asks(PAIR)] == expected
+
+
 def test_prompts_stay_what_they_are() -> None:
     assert digest(prompts()) == PROMPTS[PROMPT_VERSION], "raise PROMPT_VERSION"
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from cluster.base.errors import UserError
 from cluster.base.id_sets import IdSet
+from cluster.base.ordered_tasks import in_tasks
 from cluster.base.progress import Board, progress
 from cluster.base.ray_session import stream_parquet
 from cluster.base.shared_folder import SharedFolder
@@ -76,7 +77,7 @@ def generate(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path
     shared = shared_folder(plan, folder, begin=True)
     for place in (shared, *_of_one_run(plan, folder)):
         bring_parts(place.child(ANSWERS), folder / ANSWERS)
-    requested, missing = write_missing(plan, pairs, folder)
+    requested, missing = write_missing(plan, pairs, folder, in_tasks)
     if not requested:
         raise UserError(f"{label}: no pairs in the splits {', '.join(plan.ask.splits)}. Check 1-pairs and `splits`.")
     told = {}

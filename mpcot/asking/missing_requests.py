@@ -6,7 +6,8 @@ DuckDB compares keys, so that nothing in the driver's memory grows with the numb
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ TASKS_PER_FILE = 4  # as many tasks of one file as Ray Data has in flight
 FILES_PER_REPLICA = 100  # so that at the end no replica works on more than a hundredth of its share alone
 MOST_PAIRS = 4096  # in one file, which is a block of Ray's
 PAIRS_AT_A_TIME = 8192
+PAIRS_PER_TASK = 2048  # some MB, of which two for each core are in Ray's object store
 KEY = pa.schema([pa.field("key", pa.string())])
 STATE = pa.schema([*KEY, pa.field("settled", pa.bool_()), pa.field("failed", pa.bool_())])
 MISSING_PAIR = PAIR.append(pa.field("keys", pa.list_(pa.string()))).append(pa.field("file", pa.string()))
@@ -84,30 +86,43 @@ def _states(plan: GenerationPlan, answers: Path) -> pa.RecordBatchReader:
     return pa.RecordBatchReader.from_batches(STATE, states())
 
 
-def write_missing(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path) -> tuple[int, int]:
-    """Write all requests, and the pairs that lack answers. Return the number of requests and of missing answers."""
+def write_missing(
+    plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path, mapped: Callable[..., Iterable[Any]] = map
+) -> tuple[int, int]:
+    """Write all requests, and the pairs that lack answers. Return the number of requests and of missing answers.
+
+    Args:
+        mapped: what `map` does, perhaps on several cores. It makes the keys, which takes the most time.
+    """
     missing = shared_folder(plan, folder).child(MISSING)
     missing.delete()
     (folder / REQUESTED_HINTED).unlink(missing_ok=True)
     (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
     asked = joined_folder(folder, plan.hinted) / ASKED
     shutil.rmtree(asked.parent, ignore_errors=True)
-    requested = _write_requests(plan, pairs, asked, folder / (REQUESTED_HINTED if plan.hinted else REQUESTED))
+    stream = iter(pairs)
+    parts = iter(lambda: list(islice(stream, PAIRS_PER_TASK)), [])
+    keyed = mapped(partial(_with_keys, plan), parts)
+    requested = _write_requests(keyed, asked, folder / (REQUESTED_HINTED if plan.hinted else REQUESTED))
     return requested, _write_lacking(plan, asked, folder, missing, requested)
 
 
-def _write_requests(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], asked: Path, requested: Path) -> int:
+def _with_keys(plan: GenerationPlan, pairs: list[dict[str, Any]]) -> pa.Table:
+    """Return pairs with the keys of their requests."""
+    keys = ([ask.key for _, _, ask in plan.asks(pair)] for pair in pairs)
+    made = [p | {"text": pair_text(p, EVERYTHING), "keys": own} for p, own in zip(pairs, keys, strict=True)]
+    return pa.Table.from_pylist(made, schema=REQUEST)
+
+
+def _write_requests(keyed: Iterable[pa.Table], asked: Path, requested: Path) -> int:
     """Write the pairs with the keys of their requests, and the keys alone in the same order. Return their number."""
-    count, stream = 0, iter(pairs)
+    count = 0
     with table_writer(asked, REQUEST) as whole, table_writer(requested, KEY) as alone:
-        while rows := list(islice(stream, PAIRS_AT_A_TIME)):
-            keys = [[ask.key for _, _, ask in plan.asks(row)] for row in rows]
-            flat = [key for own in keys for key in own]
-            more = ({"text": pair_text(row, EVERYTHING), "keys": own} for row, own in zip(rows, keys, strict=True))
-            made = [row | added for row, added in zip(rows, more, strict=True)]
-            whole.write_table(pa.Table.from_pylist(made, schema=REQUEST))
-            alone.write_table(pa.table([flat], schema=KEY))
-            count += len(flat)
+        for table in keyed:
+            keys = pc.list_flatten(table["keys"])
+            whole.write_table(table)
+            alone.write_table(pa.table([keys], schema=KEY))
+            count += len(keys)
     return count
 
 

@@ -1,22 +1,25 @@
-"""Stage 10: the folder that is served, with weights, tokenizer, config, model card and rationale index."""
+"""Stage 10: the folder that is served, with weights, tokenizer, config, model card, rationale index and reference."""
 
 from __future__ import annotations
 
 import shutil
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from cluster.base.errors import UserError
 from cluster.base.stage_folder import StageFolder, write_json
-from cluster.base.tables import rows_of
+from cluster.base.tables import batches_of, rows_of
 from cluster.base.whole_files import disk_error
 from distill.config import ExportStage, StudentConfig
 from distill.lrkd.predictions import largest_logit_difference
 from distill.metrics import evaluate, majority_baseline
 from distill.student.model import CONFIG, read_student_config
 from distill.student.rationale_index import ROWS, VECTORS, write_index
+from distill.student.reference import REFERENCE, write_reference
 from mpcot.temperature import CalibrationKind, fit_served, scaled
 
 Row = dict[str, Any]
@@ -25,7 +28,7 @@ CARD = {"accuracy": "accuracy", "macro_f1": "macro-F1", "auc": "AUC, relevant or
 
 
 def run(config: ExportStage, folder: StageFolder) -> None:
-    """Copy the trained student, check that the copy has the logits of the training, and add index and model card.
+    """Copy the trained student, check that it has the logits of the training, and add index, reference and model card.
 
     Raises:
         UserError: the student was not trained, or the logits of the copy differ by more than 1e-4.
@@ -53,11 +56,12 @@ def run(config: ExportStage, folder: StageFolder) -> None:
     judgements = folder.input("7-judgements") / "judgements.parquet"
     indexed = write_index(folder.path, pairs, judgements, config.export.index_pairs)
     exported = read_student_config(folder.path)
+    referred = refer(folder.path, exported, pairs, dev)
     figures = figures_on_test(test, [row["label"] for row in rows.values() if row["split"] == "train"], exported)
     card = model_card(config.name, config.export.student, exported, figures)
     (folder.path / "README.md").write_text(card, encoding="utf-8")
     folder.finish(
-        {"indexed": indexed},
+        {"indexed": indexed, "reference_pairs": referred},
         {
             "largest_logit_difference": difference,
             "temperature": exported.temperature,
@@ -75,7 +79,7 @@ def copy_student(source: Path, target: Path) -> None:
     """
     try:
         target.mkdir(parents=True, exist_ok=True)
-        for stale in (CONFIG, VECTORS, ROWS):
+        for stale in (CONFIG, VECTORS, ROWS, REFERENCE):
             (target / stale).unlink(missing_ok=True)
         for file in sorted(source.iterdir(), key=lambda p: p.name == CONFIG):
             shutil.copyfile(file, target / file.name)
@@ -90,6 +94,15 @@ def calibrate(folder: Path, dev: list[Row], kind: CalibrationKind) -> None:
     temperature, bias = fit_served(kind, numbers, np.array([row["probabilities"] for row in dev]))
     fitted = config.model_copy(update={"temperature": temperature, "label_bias": bias})
     write_json(folder / CONFIG, fitted.model_dump(mode="json"))
+
+
+def refer(folder: Path, config: StudentConfig, pairs: Path, dev: list[Row]) -> int:
+    """Write how the student answers dev, for the service to compare with, and return the number of pairs."""
+    trained = np.array([row["probabilities"] for row in dev]).reshape(len(dev), -1)
+    served = scaled(trained, config.temperature, config.label_bias) if dev else trained
+    by_pair = {row["pair_id"]: each for row, each in zip(dev, served.tolist(), strict=True)}
+    texts = (batch.filter(pc.equal(batch["split"], "dev")).to_pylist() for batch in batches_of(pairs))
+    return write_reference(folder, config, chain.from_iterable(texts), by_pair)
 
 
 def figures_on_test(test: list[Row], train_labels: list[str], config: StudentConfig) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from distill.metrics import evaluate
 from distill.student.model import Student, load_tokenizer, read_student_config
 from distill.student.predict import predict
 from distill.student.rationale_index import AT_A_TIME, RationaleIndex
+from distill.student.reference import REFERENCE, histogram, read_reference
 from mpcot.config import PerspectiveSettings
 from mpcot.sources.config import LabelSettings
 from mpcot.temperature import scaled
@@ -107,6 +108,22 @@ def test_the_card_ranks_as_the_service_does(exported: Export) -> None:
         assert manifest["figures"]["test"][name] == pytest.approx(own[name], abs=1e-4), name
 
 
+def test_the_reference_counts_dev_as_it_is_served(exported: Export) -> None:
+    folder = exported()
+    pairs = {row["pair_id"]: row for row in read_table(folder.run_dir / "1-pairs/pairs.parquet").to_pylist()}
+    dev = [pair for pair in pairs.values() if pair["split"] == "dev"]
+    scorer = Scorer.load(folder.path, ServeSettings(precision="fp32"))
+    scores, found = scorer.score(dev), read_reference(folder.path)
+    assert found is not None and found.pairs == len(dev) == 16
+    values = {"score": scorer.relevance(scores.probabilities), "length": scores.tokens}
+    values["label"] = scores.probabilities.argmax(1)
+    for name, each in values.items():
+        expected = found.histograms[name]
+        assert histogram(expected.edges, each).tolist() == list(expected.counts), name
+    manifest = read_manifest(folder.path)
+    assert manifest is not None and REFERENCE in manifest["files"]
+
+
 def test_calibration_can_be_left_out(exported: Export) -> None:
     folder = exported(calibrate="none")
     manifest = read_manifest(folder.path)
@@ -174,7 +191,7 @@ def test_the_student_without_a_teacher_has_no_index(exported: Export) -> None:
 def test_index_size_is_bounded(exported: Export) -> None:
     folder = exported(index_pairs=5)
     manifest = read_manifest(folder.path)
-    assert manifest is not None and manifest["counts"] == {"indexed": 5}
+    assert manifest is not None and manifest["counts"] == {"indexed": 5, "reference_pairs": 16}
     assert load_file(folder.path / "index.safetensors")["latents"].shape == (2, 5, 6)
 
 

@@ -23,7 +23,8 @@ from distill.config import StudentConfig
 from mpcot.records import FAILED_ROW, texts
 from mpcot.sources.clean_rows import failed_json
 from serve.http.schemas import Explanation
-from serve.scoring.scorer import Scorer, Scores
+from serve.scoring.scorer import Scorer
+from serve.scoring.scores import Scores
 
 MADE_WITH, FAILED = "scoring.json", "failed"
 NOT_NUMBERS = "the student's probabilities are not numbers"

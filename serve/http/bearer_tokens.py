@@ -17,8 +17,8 @@ from serve.config import AuthSettings
 from serve.http.refusals import Refusal
 
 LEAST_CHARS = 16
-# These hold no data: the page that asks for a token, the health probes, and the description of the API.
-OPEN_PATHS = ("/", "/healthz", "/readyz", "/docs", "/openapi.json")
+# These hold no data: the pages that ask with a token, the health probes, and the description of the API.
+OPEN_PATHS = ("/", "/drift", "/healthz", "/readyz", "/docs", "/openapi.json")
 OPEN_FOLDER, METRICS = "/page/", "/metrics"
 
 

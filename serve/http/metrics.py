@@ -7,14 +7,23 @@ answers; Ray's own metrics ports show those of all, each with the prefix `ray_`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from serve.http.schemas import DriftReport, ModelDrift
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 PAIRS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+DRIFT_PSI, DRIFT_PAIRS = "broadfast_drift_psi", "broadfast_drift_pairs"
+ABOUT_PSI = "population stability index of the latest scored pairs beside the dev split"
+ABOUT_PAIRS = "latest scored pairs that are compared with the dev split"
+DRIFT_EVERY_S = 10.0  # how often the drift is reported through Ray
 FIRST_FAULT = 500  # the first status that is the service's own fault
 disable_created_metrics()  # it would be a second series per figure, which nobody reads
 
@@ -58,6 +67,41 @@ class ModelFigures:
     model_seconds: Series
 
 
+class Drifts(Collector):
+    """The drift of each model that the replica has loaded, compared whenever somebody asks."""
+
+    def __init__(self, replica: str, ray_metrics: Any) -> None:
+        self.replica, self.told = replica, -DRIFT_EVERY_S
+        self.of_model: dict[str, Callable[[], ModelDrift]] = {}
+        keys = {DRIFT_PSI: ("model", "quantity"), DRIFT_PAIRS: ("model",)}
+        abouts = {DRIFT_PSI: ABOUT_PSI, DRIFT_PAIRS: ABOUT_PAIRS}
+        self.rays = ray_metrics and {n: ray_metrics.Gauge(n, abouts[n], tag_keys=keys[n]) for n in keys}
+
+    def report(self) -> DriftReport:
+        """Return the drift of all models."""
+        return DriftReport(replica=self.replica, models=[drift() for drift in list(self.of_model.values())])
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yield the two gauges, for Prometheus."""
+        psi = GaugeMetricFamily(DRIFT_PSI, ABOUT_PSI, labels=("replica", "model", "quantity"))
+        pairs = GaugeMetricFamily(DRIFT_PAIRS, ABOUT_PAIRS, labels=("replica", "model"))
+        for found in self.report().models:
+            pairs.add_metric((self.replica, found.model), found.pairs)
+            for one in found.quantities:
+                if one.psi is not None:
+                    psi.add_metric((self.replica, found.model, one.quantity), one.psi)
+        yield from (psi, pairs)
+
+    def tell_ray(self) -> None:
+        """Report the gauges through Ray, unless that was done a moment ago."""
+        if self.rays and time.monotonic() - self.told >= DRIFT_EVERY_S:
+            self.told = time.monotonic()
+            for family in self.collect():
+                for sample in family.samples:
+                    tags = {name: value for name, value in sample.labels.items() if name != "replica"}
+                    self.rays[family.name].set(sample.value, tags=tags)
+
+
 class Metrics:
     """The figures of one replica; each series carries the replica's name.
 
@@ -85,6 +129,8 @@ class Metrics:
         lost = self._counter("exposures_lost", "exposures that were lost because they could not be written")
         self.exposures_lost = lost.labels(replica)
         self._waiting_exposures = self._gauge("exposures_waiting", "exposures that wait to be written")
+        self.drifts = Drifts(replica, ray_metrics)
+        self.registry.register(self.drifts)
         self._gauge("waiting_requests", "requests in the queue now").set_function(
             lambda: sum(count() for count in self._queues)
         )

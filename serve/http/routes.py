@@ -35,6 +35,7 @@ from serve.http.rerank import (
 )
 from serve.http.schemas import (
     Asker,
+    DriftReport,
     Examples,
     ExplainResponse,
     Health,
@@ -188,7 +189,7 @@ def scoring(service: SwappingService, limits: LimitSettings) -> APIRouter:
 
 
 def information(service: SwappingService, limits: LimitSettings) -> APIRouter:
-    """Return `/v1/models`, `/v1/examples` and `/metrics`."""
+    """Return `/v1/models`, `/v1/examples`, `/v1/drift` and `/metrics`."""
     router = APIRouter()
 
     @router.get("/v1/models", summary="Each model, its labels and perspectives")
@@ -207,6 +208,10 @@ def information(service: SwappingService, limits: LimitSettings) -> APIRouter:
     about = "Queries and titles to try the service with"
     router.get("/v1/examples", responses={422: REFUSALS[422]}, summary=about)(examples)
 
+    @router.get("/v1/drift", summary="The dev split beside what this replica has scored lately")
+    async def drift() -> DriftReport:
+        return service.metrics.drifts.report()
+
     about = "Figures of the replica that answers, in Prometheus form"
 
     @router.get("/metrics", summary=about, response_class=PlainTextResponse)
@@ -217,7 +222,7 @@ def information(service: SwappingService, limits: LimitSettings) -> APIRouter:
 
 
 def open_to_all(service: SwappingService) -> APIRouter:
-    """Return what needs no token: `/healthz`, `/readyz`, and the page at `/`, whose style and script are beside it."""
+    """Return what needs no token: `/healthz`, `/readyz`, and the pages, whose styles and scripts are beside them."""
     router = APIRouter()
 
     @router.get("/healthz", summary="The process is alive")
@@ -233,5 +238,9 @@ def open_to_all(service: SwappingService) -> APIRouter:
     @router.get("/", include_in_schema=False)
     async def index() -> Response:
         return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
+
+    @router.get("/drift", include_in_schema=False)
+    async def drift_page() -> Response:
+        return FileResponse(PAGE / "drift.html", headers=PAGE_HEADERS)
 
     return router

@@ -125,6 +125,40 @@ class Examples(BaseModel):
     titles: list[str] = Field(description="titles that share the most words with the query come first")
 
 
+class DriftBin(BaseModel):
+    """One bin of a quantity, with the share of the dev pairs and of the served pairs in it."""
+
+    name: str
+    reference: float
+    served: float
+
+
+class QuantityDrift(BaseModel):
+    """How far a quantity of the served pairs is from that of the dev split."""
+
+    quantity: str = Field(description="score, label, length or unknown_tokens")
+    psi: float | None = Field(description="population stability index; null while nothing was scored")
+    chance: float | None = Field(description="what chance exceeds once in twenty times without any change")
+    reading: str = Field(description="stable, look, changed or too few pairs")
+    bins: list[DriftBin]
+
+
+class ModelDrift(BaseModel):
+    """One model: its dev split beside the latest pairs that this replica scored with it."""
+
+    model: str
+    pairs: int = Field(description="the latest pairs that were scored, 20,000 at most")
+    reference_pairs: int = Field(description="pairs of the dev split")
+    quantities: list[QuantityDrift]
+
+
+class DriftReport(BaseModel):
+    """Answer of `/v1/drift`: the models whose export carries a reference."""
+
+    replica: str
+    models: list[ModelDrift]
+
+
 class Health(BaseModel):
     """Answer of `/healthz` and `/readyz`."""
 

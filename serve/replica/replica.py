@@ -57,6 +57,8 @@ class QueuedStudent:
         )
         self.pace = Pace(settings.longest_wait_s / batch.max_batch_pairs)
         self.metrics.watch_waiting(self.waiting)
+        if scorer.drift:
+            self.metrics.drifts.of_model[scorer.name] = scorer.drift.drift
         thread.queues.append(self.queued_s)
         self.failed, self.running, self.began = 0, 0, math.inf
 
@@ -161,8 +163,11 @@ class QueuedStudent:
         self.thread.shutdown(wait=False)
 
     def forget(self) -> None:
-        """Take the queue out of the figures and of what is predicted."""
+        """Take the queue and the drift out of the figures, and the queue out of what is predicted."""
         self.metrics.forget_waiting(self.waiting)
+        drifts = self.metrics.drifts.of_model
+        if self.scorer.drift and drifts.get(self.model) == self.scorer.drift.drift:  # not that of a twin by this name
+            del drifts[self.model]
         self.thread.queues.remove(self.queued_s)
 
     async def _answer(self, jobs: Sequence[Job]) -> list[Answered]:
@@ -185,6 +190,7 @@ class QueuedStudent:
         try:
             answers = self.scorer.answer([job.request for job in jobs])
             self.pace.measured(sum(map(len, jobs)), time.perf_counter() - started)
+            self.metrics.drifts.tell_ray()
             return answers
         finally:
             self.began = math.inf

@@ -6,7 +6,6 @@ Shapes: N pairs, T tokens, P perspectives, D width of a latent vector, C labels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +19,15 @@ from cluster.base.processor import inference_precision
 from cluster.base.stage_folder import read_manifest
 from distill.student.model import Student, StudentOutput, load_tokenizer, read_student_config
 from distill.student.predict import predict
+from distill.student.reference import Reference, read_reference
 from mpcot.sources.clean_texts import served_pair
 from serve.config import ServeSettings
 from serve.http.schemas import Explanation, LabelInfo, ModelInfo, Result, ScoreInput, Verdict
 from serve.scoring.explain import Explainer, load_explainer
 from serve.scoring.packed_student import PackedStudent
+from serve.scoring.scores import Scores
 from serve.scoring.token_cache import Pair, TokenCache
+from serve.watching.window import DriftWindow
 
 PROOF = {"query": "red phone case", "title": "Phone case, red"}
 # Of several lengths and scripts, so that a batch of them is padded.
@@ -37,30 +39,6 @@ PROOFS = (
 MOST_DIFFERENCE = {"fp32": 0.002, "bf16": 0.1}  # of a probability; of a form that is wrong it is larger
 Answered = list[Result] | ArithmeticError
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Label probabilities NxC; verdict probabilities NxPxC and latent vectors NxPxD, or None where there are none.
-
-    `tokens` is how many tokens each pair has, N.
-    """
-
-    probabilities: np.ndarray
-    verdicts: np.ndarray | None
-    latents: np.ndarray | None
-    tokens: np.ndarray
-
-    def taken(self, rows: np.ndarray) -> Scores:
-        """Return the scores of these rows alone."""
-        verdicts, latents = (None if part is None else part[rows] for part in (self.verdicts, self.latents))
-        return Scores(self.probabilities[rows], verdicts, latents, self.tokens[rows])
-
-    @property
-    def right(self) -> np.ndarray:
-        """Which of the N pairs have numbers alone; of anything else, the largest would be a label all the same."""
-        given = (part for part in (self.probabilities, self.verdicts, self.latents) if part is not None)
-        return np.logical_and.reduce([np.isfinite(part.reshape(len(part), -1)).all(1) for part in given])
 
 
 class GpuStudent(nn.Module):
@@ -89,8 +67,10 @@ class Scorer:
         device: str = "cpu",
         kept_products: int = 0,
         explainer: Explainer | None = None,
+        reference: Reference | None = None,
     ) -> None:
         self.name, self.explainer, self.config = name, explainer, student.config
+        self.drift = DriftWindow(name, reference, student.config.scheme) if reference else None
         self.max_batch_tokens, self.device = max_batch_tokens or BATCH_TOKENS[device], torch.device(device)
         self.tokens = TokenCache(tokenizer, self.config.max_tokens, self.config.fields, kept_products)
         self.has_verdicts = student.verdicts is not None
@@ -122,6 +102,7 @@ class Scorer:
             device="cuda" if settings.gpus_per_replica else "cpu",
             kept_products=settings.kept_products,
             explainer=load_explainer(export_dir, read_student_config(export_dir).perspectives),
+            reference=read_reference(export_dir),
         )
         pairs = [served_pair(pair) for pair in PROOFS]
         plain = predict(student, tokenizer, pairs).served(student.config)
@@ -171,6 +152,7 @@ class Scorer:
             None if verdicts is None else verdicts.softmax(-1).numpy(),
             None if latents is None else latents.numpy(),
             lengths,
+            self.tokens.unknown(ids),
         )
 
     def relevance(self, probabilities: np.ndarray) -> np.ndarray:
@@ -198,7 +180,7 @@ class Scorer:
         return self.tokens.texts(served_pair(pair))
 
     def answer(self, requests: Sequence[ScoreInput]) -> list[Answered]:
-        """Score the products of several requests at once, and return the list of results of each request.
+        """Score the products of several requests at once, count them, and return the list of results of each request.
 
         A request with a pair whose scores are not numbers gets an ArithmeticError in its place.
         """
@@ -206,6 +188,8 @@ class Scorer:
         scores = self.score(pairs)
         explained = self.explanations(scores, [r.explain for r in requests for _ in r.products])
         right, rows = scores.right, iter(range(len(pairs)))
+        if self.drift:
+            self.drift.add(scores if right.all() else scores.taken(right))
         return [self._answer(r, [next(rows) for _ in r.products], scores, right, explained) for r in requests]
 
     def _answer(

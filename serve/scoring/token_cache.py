@@ -93,6 +93,15 @@ class TokenCache:
         """Return the number of a pair's tokens, including special ones."""
         return len(self.frame) + len(pair[0]) + len(pair[1])
 
+    def unknown(self, pairs: Sequence[Pair]) -> np.ndarray | None:
+        """Return how many tokens of each pair are unknown, N; None where the tokenizer has no token for that."""
+        if self.tokenizer.unk_token_id is None:
+            return None
+        ids = [part for pair in pairs for part in pair]
+        found = np.concatenate([[self.pad], *ids]) == self.tokenizer.unk_token_id
+        ends = np.cumsum([len(part) for part in ids])[1::2]
+        return np.diff(np.cumsum(found)[ends], prepend=0)
+
     def _types(self, query: Ids, product: Ids) -> np.ndarray:
         assert self.frame.segments is not None
         parts = (self.frame.before, query, self.frame.between, product, self.frame.after)

@@ -16,7 +16,7 @@ from serve.replica.replica import QueuedStudent
 class Held:
     """A scorer that answers when it is let go, and remembers every batch's titles."""
 
-    name, explainer = "held", None
+    name, explainer, drift = "held", None, None
 
     def reads(self, pair):
         return pair["query"], f"{pair['title']} {pair['brand']}"

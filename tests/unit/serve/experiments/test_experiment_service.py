@@ -27,7 +27,7 @@ NAMES = ("control", "new", "shade")
 class Constant:
     """A scorer whose every score is the same."""
 
-    explainer = None
+    explainer = drift = None
 
     def __init__(self, name: str, score: float) -> None:
         self.name, self.value = name, score

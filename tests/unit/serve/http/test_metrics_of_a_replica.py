@@ -134,6 +134,9 @@ class Reported:
     def Histogram(self, name, about, boundaries, tag_keys):
         return SimpleNamespace(observe=lambda value, tags: self._say(name, tag_keys, value, tags))
 
+    def Gauge(self, name, about, tag_keys):
+        return SimpleNamespace(set=lambda value, tags: self._say(name, tag_keys, value, tags))
+
     def _say(self, name, keys, value, tags):
         assert set(keys) == set(tags) and "replica" not in keys and value, "Ray Serve adds the replica itself"
         self.said.append((name, value, tags))

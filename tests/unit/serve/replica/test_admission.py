@@ -14,7 +14,8 @@ from serve.http.refusals import Refusal
 from serve.http.routes import make_api
 from serve.replica.model_thread import KEPT, ModelThread, Pace
 from serve.replica.replica import FAILED_BATCHES
-from serve.scoring.scorer import Scorer, Scores
+from serve.scoring.scorer import Scorer
+from serve.scoring.scores import Scores
 from tests.helpers.local_service import running
 from tests.helpers.report_run import write_export
 from tests.helpers.scripted_model import Held, ask, behind_a_busy_model, queued

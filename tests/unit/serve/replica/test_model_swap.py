@@ -27,7 +27,7 @@ REQUEST = ScoreInput(query="q", products=[ProductInput(id="a", title="a")])
 class Named:
     """A scorer that answers once it is let go."""
 
-    explainer = None
+    explainer = drift = None
 
     def __init__(self, name: str, free: bool = True) -> None:
         self.name, self.go, self.started = name, threading.Event(), threading.Event()

@@ -13,7 +13,7 @@ import pytest
 
 from cluster.base.errors import UserError
 from serve import Student
-from serve.scoring.scorer import Scores
+from serve.scoring.scores import Scores
 from tests.helpers.local_service import explaining_export
 from tests.helpers.report_run import NAMES, write_export
 

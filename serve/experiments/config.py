@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, model_validator
 
 from cluster.config import Resources
+from serve.parts.config import PartSettings
 
 ARM_HEADER = "X-Arm"  # names the arm that shall answer a request whoever asks, which is then no exposure
 
@@ -22,7 +23,7 @@ class Arm(Resources):
     )
 
 
-class ExperimentSettings(Resources):
+class ExperimentSettings(PartSettings):
     """An experiment. The same name, salt and shares give a unit the same arm on every replica and every day."""
 
     name: str = Field(
@@ -40,13 +41,6 @@ class ExperimentSettings(Resources):
         False, description="arms may have other labels or perspectives, or lack verdicts or explanations"
     )
     folder: Path = Field(Path("runs/exposures"), description="where exposures are written; all replicas may share it")
-    flush_rows: PositiveInt = Field(1000, description="exposures that may wait to be written")
-    flush_seconds: PositiveFloat = Field(5.0, description="how long an exposure may wait, at most, to be written")
-    part_seconds: PositiveInt = Field(600, le=3600, description="how often the small files of a process become one")
-    part_rows: PositiveInt = Field(100_000, description="exposures after which they do so earlier")
-    max_waiting: PositiveInt = Field(
-        20_000, description="exposures kept in a replica while the folder cannot be written; then the oldest are lost"
-    )
 
     @model_validator(mode="after")
     def _check(self) -> ExperimentSettings:

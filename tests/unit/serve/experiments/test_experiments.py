@@ -18,10 +18,10 @@ from pydantic import ValidationError
 from scipy.stats import chisquare
 
 from cluster.base.errors import UserError
-from serve.experiments import exposures
 from serve.experiments.assign import assign, position, shadows, unit_digest, unit_secret
 from serve.experiments.config import Arm, ExperimentSettings
 from serve.experiments.exposures import EXPOSURE, ExposureLog, read_exposures
+from serve.parts import part_log
 from tests.helpers.experiment_arms import ARMS, units
 
 ROOT = Path(__file__).parents[4]
@@ -143,7 +143,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise UserError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(exposures, "write_table", refuse)
+        patch.setattr(part_log, "write_table", refuse)
         yield
 
 

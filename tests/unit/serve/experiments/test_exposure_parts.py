@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.base.errors import UserError
-from serve.experiments import exposures
 from serve.experiments.config import ExperimentSettings
-from serve.experiments.exposures import HOUR, ExposureLog, exposure_parts, read_exposures
+from serve.experiments.exposures import ExposureLog, read_exposures
+from serve.parts import part_log
+from serve.parts.part_log import HOUR, parts_of
 from tests.helpers.experiment_arms import ARMS
 
 PLAN = ExperimentSettings(name="spring", arms=ARMS, flush_seconds=3600, part_rows=6)
@@ -56,22 +57,22 @@ def test_hours_that_are_over_before_are_not_opened(tmp_path: Path) -> None:
         part = tmp_path / (now - timedelta(hours=hours)).strftime(HOUR) / f"{hours}.parquet"
         part.parent.mkdir()
         part.touch()
-    assert [part.stem for part in exposure_parts(tmp_path, now)] == ["1", "0"], "a part may reach into the next hour"
-    assert len(exposure_parts(tmp_path)) == 5
+    assert [part.stem for part in parts_of(tmp_path, now)] == ["1", "0"], "a part may reach into the next hour"
+    assert len(parts_of(tmp_path)) == 5
 
 
 def test_what_cannot_be_written_at_the_end_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "aside"))
     lost: list[int] = []
     log = ExposureLog(tmp_path / "full", PLAN.model_copy(update={"max_waiting": 2}), lost.append)
-    write = exposures.write_table
+    write = part_log.write_table
 
     def refuse(path, table):
         if "full" in str(path):
             raise UserError("the disk is full")
         return write(path, table)
 
-    monkeypatch.setattr(exposures, "write_table", refuse)
+    monkeypatch.setattr(part_log, "write_table", refuse)
     for name in "abc":
         log.append(name, "u", ARMS[0])
     with pytest.raises(UserError, match=r"the disk is full 2 exposures are in .*aside"):

@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from cluster.config import Resources
 from serve.experiments.config import ExperimentSettings
+from serve.watching.config import AnswerLogSettings
 
 Ingress = Literal["ray", "haproxy"]
 
@@ -120,6 +121,9 @@ class ServeSettings(Resources):
     cache: CacheSettings = CacheSettings()
     experiment: ExperimentSettings | None = Field(
         None, description="an online experiment that compares exports; empty runs none"
+    )
+    answer_log: AnswerLogSettings | None = Field(
+        None, description="a sample of the answers with their texts, for `broadfast watch`; empty keeps none"
     )
     access_log: bool = Field(False, description="one JSON line per request: id, path, status, time, pairs")
     log_queries: bool = Field(False, description="put the query into that line as well")

@@ -128,6 +128,8 @@ class Metrics:
         self._skipped = self._counter("shadow_skipped", "requests that a shadow arm did not score", "arm")
         lost = self._counter("exposures_lost", "exposures that were lost because they could not be written")
         self.exposures_lost = lost.labels(replica)
+        lost = self._counter("answers_lost", "answers of the log that were lost because they could not be written")
+        self.answers_lost = lost.labels(replica)
         self._waiting_exposures = self._gauge("exposures_waiting", "exposures that wait to be written")
         self.drifts = Drifts(replica, ray_metrics)
         self.registry.register(self.drifts)

@@ -161,6 +161,8 @@ def with_whole_paths(settings: ServeSettings) -> ServeSettings:
     """Return the settings with absolute folders, because a replica works in a folder of Ray's."""
     if settings.log_folder:
         settings = settings.model_copy(update={"log_folder": settings.log_folder.resolve()})
+    if log := settings.answer_log:
+        settings = settings.model_copy(update={"answer_log": log.model_copy(update={"folder": log.folder.resolve()})})
     experiment = settings.experiment
     if experiment is None:
         return settings

@@ -16,6 +16,7 @@ from serve.replica.compatible import check_compatible
 from serve.replica.model_thread import ModelThread
 from serve.replica.replica import CLOSE_POLL_S, QueuedStudent
 from serve.scoring.scorer import load_proven
+from serve.watching.answer_log import AnswerLog
 
 
 class Loaded:
@@ -41,6 +42,7 @@ class SwappingService:
         self.settings, self.metrics = settings, metrics or Metrics()
         self.loaded: Loaded | None = None
         self.exposures: ExposureLog | None = None
+        self.answers: AnswerLog | None = None
         self.leaving: set[asyncio.Task[None]] = set()
 
     async def load(self, export_dir: Path, allow_change: bool = False) -> None:
@@ -53,6 +55,8 @@ class SwappingService:
             UserError: it is not an export, its answers cannot be right, or they are not like those of the one before
                 it; then that one stays.
         """
+        if self.answers is None and self.settings.answer_log:
+            self.answers = AnswerLog(self.settings.answer_log, self.metrics.answers_lost.inc)
         thread = ModelThread()
         loop = asyncio.get_running_loop()
         student: QueuedStudent | None = None
@@ -110,7 +114,7 @@ class SwappingService:
         return self.current.service.hasty()
 
     async def score(self, request: ScoreInput, asker: Asker | None = None) -> ScoreResponse:
-        """Score with the export that is current when the request comes.
+        """Score with the export that is current when the request comes, and keep the answer if that is set and drawn.
 
         Raises:
             Refusal: the student refuses the request.
@@ -118,18 +122,25 @@ class SwappingService:
         taken = self.current
         taken.asked += 1
         try:
-            return await taken.service.score(request, asker)
+            response = await taken.service.score(request, asker)
+            if self.answers and asker:
+                self.answers.note(request, asker.request_id, response)
+            return response
         finally:
             taken.asked -= 1
 
     async def close(self) -> None:
-        """Answer what was accepted, write the exposures that wait, and let go of everything.
+        """Answer what was accepted, write the exposures and answers that wait, and let go of everything.
 
         Raises:
-            UserError: exposures cannot be written.
+            UserError: exposures or answers cannot be written.
         """
         await asyncio.gather(*self.leaving)
         if self.loaded:
             await self.loaded.close()
-        if self.exposures:
-            await asyncio.to_thread(self.exposures.close)
+        try:
+            if self.answers:
+                await asyncio.to_thread(self.answers.close)
+        finally:
+            if self.exposures:
+                await asyncio.to_thread(self.exposures.close)

@@ -200,16 +200,55 @@ def paired_bootstrap(
     report = {"confidence": confidence, "queries": len(set(query_ids)), "samples": samples}
     if not len(gold):
         return {"difference": None, "low": None, "high": None, **report}
+    before, after = _resampled(gold, (first, second), query_ids, scheme, metric, samples, seed)
+    return {**interval(after[0] - before[0], after[1] - before[1], confidence), **report}
+
+
+def bootstrap(
+    gold: Sequence[str],
+    predicted: Sequence[str],
+    query_ids: Sequence[str],
+    scheme: Scheme,
+    metric: Metric = "accuracy",
+    samples: int = 2000,
+    *,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return a metric with an interval from resampled queries, as `paired_bootstrap` has of a difference.
+
+    Returns: `value`, `low`, `high`, `confidence`, `samples`; the first three None without pairs.
+    """
+    report = {"confidence": confidence, "samples": samples}
+    if not len(gold):
+        return {"value": None, "low": None, "high": None, **report}
+    ((whole, resampled),) = _resampled(gold, (predicted,), query_ids, scheme, metric, samples, seed)
+    found = interval(whole, resampled, confidence)
+    return {"value": found.pop("difference"), **found, **report}
+
+
+def _resampled(
+    gold: Sequence[str],
+    predicted: Sequence[Sequence[str]],
+    query_ids: Sequence[str],
+    scheme: Scheme,
+    metric: Metric,
+    samples: int,
+    seed: int,
+) -> list[tuple[float, np.ndarray]]:
+    """Return the metric of each of several predictions, on all pairs and, S, on resamples that they share."""
     queries, query = np.unique(np.asarray(query_ids, dtype=object).astype(str), return_inverse=True)
     draw = np.random.default_rng(seed)
     # Floats are exact for counts, and products of float matrices are quick.
     weights = draw.multinomial(len(queries), np.full(len(queries), 1 / len(queries)), size=samples).astype(float)  # SxQ
-    whole, resampled = 0.0, np.zeros(samples)
-    for sign, predicted in ((-1, first), (1, second)):
-        table = _confusion_by_query(gold, predicted, query, len(queries), scheme)
-        whole += sign * float(_metric(table.sum(0, keepdims=True), metric)[0])
-        resampled += sign * _metric(np.tensordot(weights, table.astype(float), axes=1), metric)
-    return {**interval(whole, resampled, confidence), **report}
+    tables = [_confusion_by_query(gold, own, query, len(queries), scheme) for own in predicted]
+    return [
+        (
+            float(_metric(table.sum(0, keepdims=True), metric)[0]),
+            _metric(np.tensordot(weights, table.astype(float), axes=1), metric),
+        )
+        for table in tables
+    ]
 
 
 def interval(difference: float, resampled: np.ndarray, confidence: float = 0.95) -> dict[str, float]:

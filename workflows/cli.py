@@ -24,6 +24,7 @@ from workflows.score_command import add_score
 from workflows.serve_commands import Changes, Verbose, add_serving
 from workflows.stages import STAGES, stages_of
 from workflows.terminal import LOG, clear_errors, quiet
+from workflows.watch_command import add_watch
 from workflows.writing_commands import add_writing
 
 app = typer.Typer(
@@ -266,6 +267,7 @@ add_check_source(app)
 add_candidates(app)
 add_serving(app)
 add_score(app)
+add_watch(app)
 add_writing(app, _run)
 add_export(app, _run)
 add_batches(app)

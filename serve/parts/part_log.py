@@ -190,6 +190,7 @@ def open_parts(path: Path, schema: pa.Schema, name: str, since: datetime | None 
     there = pq.read_schema(parts[0]).names if parts else []
     missing = [column for column in schema.names if column not in there]
     if missing:
-        why = "no parquet part is there" if not there else f"columns are missing: {', '.join(missing)}"
+        when = f" since {since:%Y-%m-%d %H:%M}" if since else ""
+        why = f"no parquet part{when} is there" if not there else f"columns are missing: {', '.join(missing)}"
         raise UserError(f"{path} holds no {name} ({why}). Give the folder that the service wrote.")
     return pads.dataset([str(part) for part in parts], format="parquet", schema=schema)

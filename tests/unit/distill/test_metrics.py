@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from distill.metrics import (
+    bootstrap,
     calibration_error,
     evaluate,
     kappa,
@@ -159,3 +160,15 @@ def test_bootstrap_covers_a_known_difference_about_as_often_as_it_says() -> None
         found = paired_bootstrap(["E"] * 80, ["S"] * 80, second, [str(i) for i in range(80)], ESCI, samples=300)
         hits += found["low"] <= 0.6 <= found["high"]
     assert 88 <= hits <= 100
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+def test_bootstrap_of_one_judge_is_that_beside_a_judge_who_is_always_wrong(metric: str) -> None:
+    draw = np.random.default_rng(2)
+    gold, said = (list(draw.choice(list("ESC"), 60)) for _ in range(2))
+    queries = [str(i // 4) for i in range(60)]
+    alone = bootstrap(gold, said, queries, ESCI, metric, 300)  # type: ignore[arg-type]
+    beside = paired_bootstrap(gold, ["I"] * 60, said, queries, ESCI, metric, 300)  # type: ignore[arg-type]
+    assert alone["value"] == pytest.approx(label_metrics(gold, said)[metric])
+    assert [alone[end] for end in ("value", "low", "high")] == [beside[end] for end in ("difference", "low", "high")]
+    assert bootstrap([], [], [], ESCI)["low"] is None

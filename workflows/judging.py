@@ -1,4 +1,7 @@
-"""Lets the teacher of a run judge a sample of logged answers, by stage 7 in a small run folder of its own."""
+"""Lets the teacher of a run judge a sample of logged answers, by stage 7 in a small run folder of its own.
+
+It imports Ray Serve: commands import it when they run.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,14 @@ from cluster.base.progress import console
 from cluster.base.run_folder import finished_stage, saved_config
 from cluster.base.stage_folder import read_manifest
 from cluster.base.tables import read_table, write_table
+from cluster.pages.html import signed
 from mpcot.asking.engines.config import OpenAiEngine
 from mpcot.records import PAIR
 from mpcot.schemes.scheme import load_scheme
 from mpcot.sources.open_source import cleaning_of
+from serve.experiments.experiment_service import check_exports
+from serve.on_ray.rollout import running_export
+from serve.watching.judged import compared
 from serve.watching.sample import Wish, draw_sample, newest_model
 from workflows.config import RunConfig, validate
 from workflows.runner import run_stages, select, stage_folder
@@ -86,3 +93,26 @@ def draw(config: RunConfig, log: Path, folder: Path, wish: Wish) -> None:
     pairs.finish({"pairs": len(sample), **left_out}, {"wish": asked})
     said = ", ".join(f"{reason} {count:,}" for reason, count in left_out.items())
     console().print(f"{len(sample):,} pairs ({said})", highlight=False)
+
+
+def refuse_worse(run_dir: Path, export_dir: Path, wish: Wish) -> None:
+    """Compare an export with the one that the service on the connected Ray answers with, by the teacher's votes.
+
+    Raises:
+        UserError: it agrees with the teacher less often, with confidence; or the service keeps no answers, or as
+            `judge_sample` does.
+    """
+    settings, before = running_export()
+    if settings.answer_log is None:
+        raise UserError("--judge: the service keeps no answers (serve.answer_log), so there is nothing to judge.")
+    check_exports(export_dir, settings)
+    folder = run_dir / "watch" / wish.seed
+    config = judge_sample(run_dir, settings.answer_log.folder, folder, wish)
+    found = compared(folder, before, export_dir, load_scheme(config.labels.scheme), config.seed)
+    if not found["pairs"]:
+        raise UserError(f"--judge: the teacher has judged none of the pairs in {folder}.")
+    points, ends = signed(found["difference"]), f"{signed(found['low'], '')} to {signed(found['high'])}"
+    said = f"{points} against {before} by the teacher's votes on {found['pairs']:,} pairs (95 % interval {ends})"
+    if found["high"] < 0:
+        raise UserError(f"{export_dir} was not rolled in: {said}. If that is meant, roll without --judge.")
+    console().print(f"{export_dir}: {said}", highlight=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -72,6 +72,17 @@ def roll(
             help="also if it has other labels or perspectives, or lacks verdicts or the index for explanations",
         ),
     ] = False,
+    judge: Annotated[
+        Optional[int],
+        typer.Option(
+            "--judge", min=1, metavar="N", help="only if the teacher finds it no worse on N logged pairs"
+        ),
+    ] = None,
+    hours: Annotated[float, typer.Option("--hours", min=0, help="with --judge, of how many hours until now")] = 24.0,
+    run_dir: Annotated[
+        Optional[Path],
+        typer.Option("--run", metavar="RUN_DIR", help="with --judge, the run whose teacher judges; by default its own"),
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Roll a new export into the running service without failed requests, and back if it does not load."""
@@ -81,8 +92,21 @@ def roll(
     with clear_errors(SERVE_LOG), quiet(None if verbose else SERVE_LOG), ray_session(ClusterSettings(address=address)):
         from serve.on_ray.rollout import roll_export
 
+        if judge is not None:
+            _judge(run_dir or export_dir.resolve().parent, export_dir, judge, hours)
         replicas = roll_export(export_dir, allow_change=allow_change)
         console().print(f"{len(replicas)} replicas answer with {export_dir}", highlight=False)
+
+
+def _judge(run_dir: Path, export_dir: Path, pairs: int, hours: float) -> None:
+    """Refuse an export that is worse by the votes of the run's teacher; the same call on the same day goes on."""
+    from serve.scoring.scorer import export_name
+    from serve.watching.sample import Wish
+    from workflows.judging import refuse_worse
+
+    now = datetime.now(UTC)
+    name = f"roll-{now:%Y-%m-%d}-{export_name(export_dir)}"
+    refuse_worse(run_dir, export_dir, Wish(pairs, now - timedelta(hours=hours), seed=name))
 
 
 def report_experiment(

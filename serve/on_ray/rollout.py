@@ -16,6 +16,7 @@ from ray.serve.schema import APIType
 
 from cluster.base.errors import UserError
 from cluster.base.ray_internals import serve_client, start_handle
+from serve.config import ServeSettings
 from serve.experiments.experiment_service import check_exports
 from serve.on_ray.deployment import APP_NAME, DEPLOYMENT, ReplicaState, build_app
 
@@ -57,6 +58,17 @@ def roll_export(export_dir: Path, timeout_s: float = 600.0, allow_change: bool =
         with suppress(UserError):  # the first error is the one to report
             until_loaded(handle, before, timeout_s)
         raise UserError(f"{export_dir} was not rolled in, so {before} continues to answer: {error}") from error
+
+
+def running_export() -> tuple[ServeSettings, Path]:
+    """Return the settings of the service on the connected Ray, and the export that answers there.
+
+    Raises:
+        UserError: no service runs on the connected Ray.
+    """
+    handle = service_handle()
+    settings, _ = handle.deployed.remote().result(timeout_s=ANSWER_TIMEOUT_S)
+    return settings, Path(states(handle)[0].export_dir)
 
 
 def service_handle() -> Handle:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.base.errors import UserError
 from cluster.base.tables import read_table, rows_of
 from cluster.base.whole_files import disk_error
 from distill.metrics import METRICS, bootstrap, confusion, kappa, paired_bootstrap, per_label
@@ -67,26 +68,29 @@ def append_line(path: Path, line: Mapping[str, Any]) -> bool:
     return True
 
 
-def labels_by(export: Path, pairs: Sequence[Mapping[str, Any]], settings: ServeSettings) -> list[str]:
-    """Return the labels that an export gives to N pairs.
+def labels_by(export: Path, pairs: Sequence[Mapping[str, Any]], scheme: Scheme) -> list[str]:
+    """Return the labels that an export gives to N pairs, on the CPUs of this machine.
 
     Raises:
-        UserError: it is not an export, or its scores are not numbers.
+        UserError: it is not an export, its labels are not those of the scheme, or its scores are not numbers.
     """
-    scorer = load_proven(export, settings)
+    scorer = load_proven(export, ServeSettings())
     codes = scorer.config.scheme.codes
+    if codes != scheme.codes:
+        raise UserError(
+            f"{export} gives the labels {', '.join(codes)}, and the teacher {', '.join(scheme.codes)}: name another"
+            " run, or roll without --judge."
+        )
     found: list[str] = []
     for start in range(0, len(pairs), AT_A_TIME):
         found += [codes[n] for n in scorer.score(pairs[start : start + AT_A_TIME]).probabilities.argmax(1)]
     return found
 
 
-def compared(
-    folder: Path, before: Path, after: Path, settings: ServeSettings, scheme: Scheme, seed: int
-) -> dict[str, Any]:
+def compared(folder: Path, before: Path, after: Path, scheme: Scheme, seed: int) -> dict[str, Any]:
     """Return the accuracy of `after` minus that of `before` on the judged pairs, as `paired_bootstrap` does."""
     votes = votes_of(folder)
     rows = [row for row in read_table(folder / "sample.parquet").to_pylist() if row["pair_id"] in votes]
     gold, queries = [votes[row["pair_id"]] for row in rows], [row["query_id"] for row in rows]
-    first, second = (labels_by(export, rows, settings) for export in (before, after))
+    first, second = (labels_by(export, rows, scheme) for export in (before, after))
     return paired_bootstrap(gold, first, second, queries, scheme, seed=seed) | {"pairs": len(rows)}

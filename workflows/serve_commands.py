@@ -74,9 +74,7 @@ def roll(
     ] = False,
     judge: Annotated[
         Optional[int],
-        typer.Option(
-            "--judge", min=1, metavar="N", help="only if the teacher finds it no worse on N logged pairs"
-        ),
+        typer.Option("--judge", min=1, metavar="N", help="only if the teacher finds it no worse on N logged pairs"),
     ] = None,
     hours: Annotated[float, typer.Option("--hours", min=0, help="with --judge, of how many hours until now")] = 24.0,
     run_dir: Annotated[

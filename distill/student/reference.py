@@ -60,7 +60,7 @@ class Reference(Settings):
     histograms: dict[str, Histogram]
 
 
-def histogram(edges: Sequence[float], values: np.ndarray) -> np.ndarray:
+def histogram(edges: Sequence[float] | np.ndarray, values: np.ndarray) -> np.ndarray:
     """Count N values by bin, B."""
     return np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
 

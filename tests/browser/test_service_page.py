@@ -261,7 +261,8 @@ const root = page.documentElement, text = (place) => place.textContent.trim().re
 return {
   scroll: root.scrollWidth, client: root.clientWidth, status: $("status").textContent,
   facts: [...page.querySelectorAll(".facts")].map(text), said: [...page.querySelectorAll(".said")].map(text),
-  labels: [...(page.querySelectorAll(".quantity")[1]?.querySelectorAll("tbody tr") ?? [])].map(text),
+  labels: [...(page.querySelectorAll(".quantity")[1]?.querySelectorAll("tbody tr") ?? [])]
+    .map((row) => [row.cells[0], row.cells[2], row.cells[3]].map(text).join(" ")),
   widths: [...page.querySelectorAll("td.bars .served")].map((bar) => bar.getBoundingClientRect().width),
 };
 """

@@ -68,7 +68,7 @@ class TargetSettings(Settings):
     encoder: str = Field("models/all-minilm-l6-v2", description="folder or hub name of a sentence encoder")
     source: Literal["judgements"] = Field("judgements", description="whose rationales are embedded")
     text: Literal["rationale", "rationale+verdict", "delexicalised"] = Field(
-        "rationale",
+        "rationale+verdict",
         description="what is embedded: the rationale, the same after its verdict and confidence, or the same with "
         "[asked] for words of the query and [offered] for other words of the title",
     )
@@ -127,7 +127,7 @@ class StudentSettings(Settings):
         "perspectives whose verdict is the vote, the surest one's), `mean`, `concat`, or the name of a perspective",
     )
     alignment: Literal["mse", "cosine", "infonce"] = Field("mse", description="loss that aligns the latent vectors")
-    alignment_weight: NonNegativeFloat = Field(0.1, description="the paper's lambda")
+    alignment_weight: NonNegativeFloat = Field(1.0, description="the paper's lambda")
     alignment_schedule: Literal["constant", "rise", "fade"] = Field(
         "constant", description="how that weight changes over the steps: `rise` starts at 0, `fade` ends at 0"
     )
@@ -137,7 +137,7 @@ class StudentSettings(Settings):
     normalise_targets: bool = Field(True, description="scale latent vectors and targets to unit length first")
     temperature: float = Field(0.05, gt=0, description="of infonce")
     auxiliary: bool = Field(False, description="use latent vectors in training only: the classifier reads [CLS] alone")
-    soft_label_weight: NonNegativeFloat = Field(0.0, description="of KL to the teacher's soft labels")
+    soft_label_weight: NonNegativeFloat = Field(0.5, description="of KL to the teacher's soft labels")
     teacher_smoothing: float = Field(
         0.0, ge=0, le=1, description="share of the teacher's soft labels in the label that cross-entropy learns"
     )
@@ -154,16 +154,16 @@ class StudentSettings(Settings):
     ranking_weight: PositiveFloat = Field(1.0, description="of that loss")
     label_weights: Literal["none", "balanced"] = Field("none", description="balanced gives all labels the same total")
     soft_labels: Literal["raw", "calibrated"] = Field(
-        "raw", description="calibrated fits the teacher's distribution to the gold labels of dev first"
+        "calibrated", description="calibrated fits the teacher's distribution to the gold labels of dev first"
     )
     use_unlabelled: bool = Field(
-        False, description="unlabelled pairs teach the vote, weighted by its probability as calibrated on dev"
+        True, description="unlabelled pairs teach the vote, weighted by its probability as calibrated on dev"
     )
     unlabelled_weight: PositiveFloat = Field(
-        1.0, description="weight of an unlabelled pair in every part of the loss, times how probable its vote is"
+        0.5, description="weight of an unlabelled pair in every part of the loss, times how probable its vote is"
     )
     unlabelled_balance: Literal["none", "gold"] = Field(
-        "none",
+        "gold",
         description="gold: of each vote keep at most the share of the unlabelled pairs that this label has among the "
         "training pairs",
     )

@@ -16,11 +16,20 @@ from mpcot.config import PerspectiveSettings
 from mpcot.sources.config import LabelSettings
 
 TRAIN = TrainSettings(epochs=1, learning_rate=3e-3, global_batch=8, micro_batch=8, precision="fp32")
+# What a test does not ask for is not in its loss.
+BARE: dict[str, Any] = {
+    "alignment_weight": 0.1,
+    "soft_label_weight": 0.0,
+    "soft_labels": "raw",
+    "use_unlabelled": False,
+    "unlabelled_weight": 1.0,
+    "unlabelled_balance": "none",
+}
 
 
 def config(encoder: Path, **student: Any) -> StudentStage:
     """Return the settings of stage 9 for a tiny encoder; `student` changes those of the student."""
-    given = {"model": str(encoder), "max_tokens": 32, "train": TRAIN, "extractor": MlpExtractor(hidden=8)}
+    given = {"model": str(encoder), "max_tokens": 32, "train": TRAIN, "extractor": MlpExtractor(hidden=8), **BARE}
     return StudentStage(
         seed=3,
         labels=LabelSettings(scheme="binary"),

@@ -25,6 +25,7 @@ from mpcot.sources.config import LabelSettings
 from mpcot.temperature import scaled
 from serve.config import ServeSettings
 from serve.scoring.scorer import Scorer
+from tests.helpers.lrkd_tasks import BARE
 
 NAMES = ("intent", "rules")
 LABELS = LabelSettings(scheme="binary")
@@ -39,6 +40,7 @@ def exported(encoder: Path, stage: Stage, trained_without_ray: list[str]) -> Exp
         model=str(encoder),
         max_tokens=32,
         extractor=MlpExtractor(hidden=8),
+        **BARE,
         train=TrainSettings(epochs=1, learning_rate=1e-3, global_batch=8, micro_batch=8, precision="fp32"),
     )
     names = PerspectiveSettings(names=NAMES)

@@ -268,7 +268,7 @@ def test_a_change_of_training_leaves_the_rest_of_it() -> None:
     ("changes", "says"),
     [
         ({"student": {"alignment_weight": 0.7}}, "student.alignment_weight: the rows set it"),
-        ({"student": {"use_unlabelled": True}}, "student.use_unlabelled: the rows set it"),
+        ({"student": {"use_unlabelled": False}}, "student.use_unlabelled: the rows set it"),
         ({"student": {"baseline": False}}, "student.baseline: the rows set it"),
         ({"student": {"teacher_smoothing": 0.2}}, "student.teacher_smoothing: the rows set it"),
         ({"student": {"train": {"steps": 9}}, "tuning": {"epochs": [3, 6]}}, "tuning.epochs: .* would all train alike"),

@@ -23,7 +23,7 @@ def texts(**changes: Any) -> dict[str, Any]:
 
 
 def test_the_rationale_as_it_is() -> None:
-    assert texts() == {"pair_id": "p", "vectors": ["It is a mug.", None, "Blue is not red."]}
+    assert texts(text="rationale") == {"pair_id": "p", "vectors": ["It is a mug.", None, "Blue is not red."]}
 
 
 def test_the_verdict_with_its_confidence_comes_before_the_rationale() -> None:
@@ -61,7 +61,7 @@ def test_what_counts_as_a_word(rationale: str, expected: str) -> None:
 
 
 def test_the_texts_of_controls() -> None:
-    found = texts(controls=("permuted", "template", "nearest_title"))
+    found = texts(text="rationale", controls=("permuted", "template", "nearest_title"))
     assert found["template"] == ["label Exact, confidence 0.82", None, "label Substitute, confidence 0.60"]
     assert sorted(found["permuted"][0].split()) == sorted(["It", "is", "a", "mug."]) and found["permuted"][1] is None
     assert found["query"] == PAIR["query"] and found["title"] == PAIR["title"]

@@ -18,6 +18,7 @@ from distill.targets import stage as targets
 from distill.targets.sentence_encoder import SentenceEncoder
 from mpcot.config import PerspectiveSettings
 from mpcot.sources.config import LabelSettings
+from tests.helpers.lrkd_tasks import BARE
 from tests.helpers.tiny_bert import WIDTH, tiny_bert
 from tests.helpers.tiny_shop import make_run, stage_folder
 
@@ -32,13 +33,13 @@ def run_dir(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     encoder = str(tiny_bert(root / "encoder"))
     folder = stage_folder(root, "8-targets")
     folder.clear()
-    own = TargetSettings(encoder=encoder, max_tokens=32, batch_size=16)
+    own = TargetSettings(encoder=encoder, text="rationale", max_tokens=32, batch_size=16)
     targets.run(TargetsStage(labels=LabelSettings(scheme="binary"), perspectives=NAMES, targets=own), folder)
     student = StudentSettings(
         model=encoder,
         max_tokens=32,
         extractor=MlpExtractor(hidden=8),
-        alignment_weight=1.0,
+        **BARE | {"alignment_weight": 1.0},
         baseline=False,
         train=TRAIN,
     )

@@ -77,14 +77,14 @@ def intervals(
     def draw(axes: Axes) -> None:
         axes.axvline(0, color=INK, linewidth=0.8)
         for i, (label, found) in enumerate(series.items()):
-            places = [row + 0.16 * (i - (len(series) - 1) / 2) * 2 for row in range(len(rows))]
+            places = [row + 0.75 * (i - (len(series) - 1) / 2) / len(series) for row in range(len(rows))]
             value, low, high = zip(*found, strict=True)
             axes.hlines(places, low, high, color=SERIES[i % 5], linewidth=1.6)
             axes.plot(value, places, MARKERS[i % 5], color=SERIES[i % 5], markersize=5, label=label)
         axes.set_xlabel(xlabel)
         _name_rows(axes, rows, len(series))
 
-    return svg(name, alt, draw, (6.4, 1.1 + 0.42 * len(rows)))
+    return svg(name, alt, draw, (9.6, 1.1 + 0.15 * len(rows) * len(series)))
 
 
 def _name_rows(axes: Axes, rows: Sequence[str], series: int) -> None:

@@ -12,7 +12,7 @@ NAMES = {
     "log_loss": "log-loss",
     "auc": "AUC",
     "macro_f1": "macro-F1",
-    "macro_f1_weighed": "macro-F1 of weighed labels",
+    "macro_f1_weighed": "weighed macro-F1",
     "accuracy": "accuracy",
 }
 KINDS = {

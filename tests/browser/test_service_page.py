@@ -117,6 +117,25 @@ def test_an_export_without_training_pairs_opens_with_an_example_of_our_own(tmp_p
     assert seen["status"].startswith("Example: 6 products for “wireless headphones” in ")
 
 
+SKIPPED = """
+await until(ranked);
+$("query").value = "blue mug";
+$("products").value = "blue mug\\nred lamp";
+$("ask").requestSubmit();
+await until(() => $("status").textContent.includes("blue mug") && ranked());
+const before = view.location.href;
+page.querySelector(".skip").click();
+await new Promise((go) => setTimeout(go, 200));
+return {
+  kept: view.location.href === before, focused: page.activeElement.id, query: $("query").value, titles: titles().length,
+};
+"""
+
+
+def test_to_skip_to_the_results_keeps_them(do: Do) -> None:
+    assert do(SKIPPED) == {"kept": True, "focused": "results", "query": "blue mug", "titles": 2}
+
+
 LINKED = """
 await until(ranked);
 const shown = () => ({query: $("query").value, products: $("products").value, titles: titles()});

@@ -136,6 +136,11 @@ async function open() {
   return rank(lead);
 }
 
+// The link to the results must not take the place of the address, which says what is shown.
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  $("results").focus();
+});
 addEventListener("hashchange", () => {
   link = parsed(location.hash);
   restore();

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from cluster.base.errors import UserError
 from cluster.base.tables import check_writable, read_table, write_table
+from cluster.base.whole_files import disk_error
 from serve.parts.config import PartSettings
 
 log = logging.getLogger("ray.serve.parts")
@@ -89,7 +90,7 @@ class PartLog:
                 if rows:
                     name = f"{self.writer}-{self.parts:06d}{SMALL}{len(self.small):06d}.parquet"
                     path = self._hour() / name
-                    write_table(path, pa.Table.from_pylist(rows, self.schema))
+                    write_table(path, self._table(rows))
                     self.small.append(path)
                     self.rows += len(rows)
             except UserError:
@@ -100,6 +101,12 @@ class PartLog:
             waited = time.monotonic() - self.began
             if self.rows >= self.settings.part_rows or waited >= self.settings.part_seconds:
                 self._join()
+
+    def _table(self, rows: list[dict[str, Any]]) -> pa.Table:
+        try:
+            return pa.Table.from_pylist(rows, self.schema)
+        except UnicodeEncodeError:  # the name of an attribute may hold half of a surrogate pair
+            return pa.Table.from_pylist([_encodable(row) for row in rows], self.schema)
 
     def _hour(self) -> Path:
         """Return the folder of this hour, or that of the small parts that the next one is joined with."""
@@ -143,8 +150,12 @@ class PartLog:
             rows, self.waiting = list(self.waiting), deque()
         if not rows:
             return error
-        path = Path(tempfile.gettempdir()) / f"broadfast-{self.name}-{self.writer}.parquet"
-        write_table(path, pa.Table.from_pylist(rows, self.schema))
+        path = Path(tempfile.gettempdir()) / f"broadfast-{self.writer}" / f"{self.name.replace(' ', '-')}.parquet"
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # others must not read what shoppers typed
+        except OSError as failed:
+            raise disk_error(failed, path.parent) from failed
+        write_table(path, self._table(rows))
         return UserError(f"{error} {len(rows)} {self.name} are in {path}: move it into {self.folder}.")
 
     def _flush_regularly(self) -> None:
@@ -159,6 +170,15 @@ class PartLog:
                 if self.failure is None:
                     log.error("%s wait in memory: %s", self.name, error)
                 self.failure = error
+
+
+def _encodable(value: Any) -> Any:
+    """Return the value with a question mark in place of each half of a surrogate pair."""
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(each) for key, each in value.items()}
+    return [_encodable(each) for each in value] if isinstance(value, list) else value
 
 
 def parts_of(path: Path, since: datetime | None = None) -> list[Path]:

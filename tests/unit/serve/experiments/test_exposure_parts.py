@@ -78,3 +78,5 @@ def test_what_cannot_be_written_at_the_end_is_put_aside(tmp_path: Path, monkeypa
     with pytest.raises(UserError, match=r"the disk is full 2 exposures are in .*aside"):
         log.close()
     assert lost == [1] and requests(tmp_path / "aside") == ["b", "c"]
+    (put,) = (tmp_path / "aside").iterdir()
+    assert put.stat().st_mode & 0o077 == 0, "no other user may read what is put aside"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,10 @@ from pydantic import ValidationError
 
 from cluster.base.errors import UserError
 from serve.config import ServeSettings
-from serve.http.schemas import Asker, ProductInput, ScoreInput
+from serve.http.schemas import Asker, ProductInput, Result, ScoreInput, ScoreResponse
 from serve.on_ray.deployment import with_whole_paths
 from serve.replica.model_swap import SwappingService
-from serve.watching.answer_log import LOGGED, open_answers
+from serve.watching.answer_log import LOGGED, AnswerLog, open_answers
 from serve.watching.config import AnswerLogSettings
 from tests.helpers.report_run import write_export
 
@@ -65,6 +66,19 @@ def test_a_row_holds_what_was_asked_and_answered(export: Path, tmp_path: Path) -
     assert second["label"] == max(shares, key=shares.__getitem__) and sum(shares.values()) == pytest.approx(1, abs=1e-5)
     assert first["model"].startswith("export") and first["at"].tzinfo is not None
     assert list(first) == LOGGED.names
+
+
+def test_half_of_a_surrogate_pair_does_not_end_the_log(tmp_path: Path) -> None:
+    settings = AnswerLogSettings(folder=tmp_path, share=1, flush_seconds=3600)
+    with closing(AnswerLog(settings)) as log:
+        for text in ("half \ud83d", "whole \U0001f4a1"):
+            product = ProductInput(id="a", title=text, attributes={text: text})
+            result = Result(id="a", label="E", score=1, probabilities={"E": 1}, perspectives={})
+            log.note(ScoreInput(query=text, products=[product]), "r", ScoreResponse(model="m", results=[result]))
+        log.flush()
+    rows = open_answers(tmp_path).to_table().to_pylist()
+    assert [row["query"] for row in rows] == ["half ?", "whole \U0001f4a1"]
+    assert dict(rows[0]["attributes"]) == {"half ?": "half ?"} and rows[1]["title"] == "whole \U0001f4a1"
 
 
 def test_about_the_share_of_the_requests_is_kept(export: Path, tmp_path: Path) -> None:

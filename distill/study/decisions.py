@@ -19,7 +19,8 @@ ROUNDS = 4
 def weighed_labels(gold: np.ndarray, probabilities: np.ndarray, fold: np.ndarray) -> np.ndarray:
     """Return the label number of each pair (N) by weights that are fitted on the pairs of all other folds.
 
-    So no pair has a part in its own decision, nor has any other of its query.
+    So neither the pair nor any other of its query is among those that its weights are fitted on, though the students
+    that judged these have learnt from it.
 
     Args:
         gold: label numbers (N).

@@ -18,11 +18,11 @@ from serve.http.schemas import DriftBin, ModelDrift, QuantityDrift
 from serve.scoring.scores import Scores
 from serve.watching.psi import by_chance, psi, reading
 
-BLOCKS, BLOCK_PAIRS = 20, 1_000
+MOST_PAIRS, BLOCK_PAIRS = 20_000, 1_000
 
 
 class DriftWindow:
-    """The latest 20,000 pairs or so: with each thousand new ones, the oldest thousand are forgotten.
+    """The latest pairs, 20,000 at most: beyond that the oldest thousand are forgotten, or a batch more.
 
     One thread counts while others read. A pair whose answer was kept in the cache was counted when it was scored.
     """
@@ -31,8 +31,8 @@ class DriftWindow:
         self.model, self.reference, self.scheme = model, reference, scheme
         self.edges = {name: np.array(own.edges) for name, own in reference.histograms.items()}
         self.lock = threading.Lock()
-        self.blocks: deque[dict[str, np.ndarray]] = deque([self._empty()], maxlen=BLOCKS)
-        self.pairs: deque[int] = deque([0], maxlen=BLOCKS)
+        self.blocks: deque[dict[str, np.ndarray]] = deque([self._empty()])
+        self.pairs: deque[int] = deque([0])
 
     def _empty(self) -> dict[str, np.ndarray]:
         return {name: np.zeros(len(edges) + 1, int) for name, edges in self.edges.items()}
@@ -48,6 +48,9 @@ class DriftWindow:
             if self.pairs[-1] >= BLOCK_PAIRS:
                 self.blocks.append(self._empty())
                 self.pairs.append(0)
+            while sum(self.pairs) > MOST_PAIRS and len(self.pairs) > 1:
+                self.blocks.popleft()
+                self.pairs.popleft()
 
     def counts(self) -> tuple[int, dict[str, np.ndarray]]:
         """Return the number of pairs in the window, and their counts by quantity."""

@@ -52,15 +52,18 @@ def test_pairs_are_counted_by_the_bins_of_the_reference() -> None:
 
 
 def test_the_oldest_pairs_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(window, "BLOCKS", 3)
+    monkeypatch.setattr(window, "MOST_PAIRS", 30)
     monkeypatch.setattr(window, "BLOCK_PAIRS", 10)
     own = DriftWindow("m", DEV, ESCI)
     own.add(scores(0, 10))
     own.add(scores(1, 10))
     own.add(scores(2, 4))
     assert counted(own)["label"] == [10, 10, 4, 0]
-    own.add(scores(3, 6))
-    assert counted(own)["label"] == [0, 10, 4, 6] and own.counts()[0] == 20
+    own.add(scores(3, 7))
+    assert counted(own)["label"] == [0, 10, 4, 7] and own.counts()[0] == 21
+    for _ in range(20):
+        own.add(scores(0, 9))
+        assert 0 < own.counts()[0] <= 30, "also where batches and blocks do not fit each other"
 
 
 def test_what_was_served_is_compared_with_dev() -> None:

@@ -13,6 +13,7 @@ from cluster.base.progress import console
 from cluster.base.whole_files import whole_file
 from serve.experiments.analysis import SRM_ALARM, Findings, Lift, analyse
 from serve.experiments.exposures import open_exposures
+from serve.parts.part_log import undisturbed
 
 READERS = {
     ".parquet": pd.read_parquet,
@@ -56,7 +57,8 @@ def report_experiment(
     """
     if since is not None and since.tzinfo is None:
         since = since.replace(tzinfo=UTC)
-    found = analyse(open_exposures(exposures, since), read_outcomes(outcomes), control, level, primary, since)
+    told = read_outcomes(outcomes)
+    found = undisturbed(lambda: analyse(open_exposures(exposures, since), told, control, level, primary, since))
     console().print(table_of(found))
     verdict = (
         "as planned" if found.ratio_holds else f"NOT as planned (p < {SRM_ALARM:g}): repair this before you read on"

@@ -13,9 +13,10 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.dataset as pads
@@ -28,6 +29,8 @@ from serve.parts.config import PartSettings
 
 log = logging.getLogger("ray.serve.parts")
 HOUR = "hour=%Y-%m-%dT%H"
+Read = TypeVar("Read")
+READS = 5  # tries to read a folder in which parts are joined
 SMALL = "-small-"  # in the name of a part that is to be joined with others into that of the text before
 
 
@@ -214,3 +217,15 @@ def open_parts(path: Path, schema: pa.Schema, name: str, since: datetime | None 
         why = f"no parquet part{when} is there" if not there else f"columns are missing: {', '.join(missing)}"
         raise UserError(f"{path} holds no {name} ({why}). Give the folder that the service wrote.")
     return pads.dataset([str(part) for part in parts], format="parquet", schema=schema)
+
+
+def undisturbed(read: Callable[[], Read]) -> Read:
+    """Return what `read` returns, which opens and reads parts: again where a replica joined some of them meanwhile.
+
+    Raises:
+        FileNotFoundError: parts have vanished at each of several tries.
+    """
+    for _ in range(READS - 1):
+        with suppress(FileNotFoundError):
+            return read()
+    return read()

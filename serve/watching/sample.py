@@ -20,6 +20,7 @@ from cluster.base.stage_folder import digest
 from mpcot.pairs.ids import pair_id, query_id
 from mpcot.records import PAIR
 from mpcot.sources.clean_rows import Cleaning, make_row, reason_of
+from serve.parts.part_log import undisturbed
 from serve.watching.answer_log import PRODUCT, open_answers
 
 Row = dict[str, Any]
@@ -45,11 +46,10 @@ def draw_sample(log: Path, wish: Wish, cleaning: Cleaning) -> tuple[pa.Table, Co
     Raises:
         UserError: the folder holds no answers, or none of this time and model.
     """
-    answers = open_answers(log, wish.since)
     wanted = pc.field("at") >= wish.since
     if wish.model is not None:
         wanted &= pc.field("model") == wish.model
-    kept, seen = lowest(_rows(answers, wanted), wish.pairs, wish.seed)
+    kept, seen = undisturbed(lambda: lowest(_rows(open_answers(log, wish.since), wanted), wish.pairs, wish.seed))
     if not kept:
         of = f" of {wish.model}" if wish.model else ""
         raise UserError(
@@ -70,7 +70,8 @@ def draw_sample(log: Path, wish: Wish, cleaning: Cleaning) -> tuple[pa.Table, Co
 
 def newest_model(log: Path, since: datetime) -> str | None:
     """Return the model that gave the latest logged answer since then; None if there is none."""
-    found = open_answers(log, since).to_table(columns=["model", "at"], filter=pc.field("at") >= since)
+    recent = pc.field("at") >= since
+    found = undisturbed(lambda: open_answers(log, since).to_table(columns=["model", "at"], filter=recent))
     if not len(found):
         return None
     return found["model"][pc.index(found["at"], pc.max(found["at"])).as_py()].as_py()

@@ -11,6 +11,8 @@ import pytest
 
 from cluster.base.errors import UserError
 from mpcot.sources.clean_rows import Cleaning
+from serve.watching import sample
+from serve.watching.answer_log import open_answers
 from serve.watching.sample import SAMPLED, Wish, draw_sample, lowest, newest_model
 from tests.helpers.answer_logs import CODES, write_answers
 
@@ -60,6 +62,23 @@ def test_only_the_model_asked_for_is_sampled(tmp_path: Path) -> None:
         newest_model(log, LATER)
     table, _ = draw_sample(log, Wish(100, RECENT, "old@1"), CLEANING)
     assert set(table["model"].to_pylist()) == {"old@1"} and len(table) == 6
+
+
+def test_parts_that_are_joined_while_they_are_read_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, opened = write_answers(tmp_path, 5), []
+
+    def joined_meanwhile(path: Path, since: datetime | None = None) -> Any:
+        opened.append(found := open_answers(path, since))
+        if len(opened) in (1, 3):
+            (part,) = path.rglob("*.parquet")
+            part.rename(part.with_name(f"{len(opened)}.parquet"))
+        return found
+
+    monkeypatch.setattr(sample, "open_answers", joined_meanwhile)
+    assert newest_model(log, RECENT) == "shop@1" and len(opened) == 2
+    assert len(draw_sample(log, Wish(100, RECENT), CLEANING)[0]) == 10 and len(opened) == 4
 
 
 def test_labels_of_another_scheme_are_left_out(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ demo-full: setup ## the same with enough pairs to look at quality; an hour witho
 	@$(BIN)/python -m workflows.demo workflows/configs/demo-full.toml runs/demo-full
 
 test: tools ## run all tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-quick: tools ## run the unit tests alone
 	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from cluster.base.errors import UserError
 from cluster.base.stage_folder import MANIFEST, read_json, write_json
 from cluster.base.tables import read_table, write_table
 from distill.config import StudentSettings, StudentStage, TargetSettings
@@ -110,7 +111,12 @@ def with_reader(folder: Path, out: Path, taught: Mapping[str, Taught]) -> Path:
     """Make `out` look like `folder` with the reader's probabilities as soft labels and its states as target vectors.
 
     Pairs that it did not read count as not judged.
+
+    Raises:
+        UserError: it read none.
     """
+    if not taught:
+        raise UserError(f"{folder}: the teacher has written no rationales, so there is nothing to read.")
     rows = read_table(folder / JUDGEMENTS).to_pylist()
     judged = [row | {"soft": taught[row["pair_id"]][0]} for row in rows if row["pair_id"] in taught]
     targets = [{"pair_id": pair_id, "vectors": states} for pair_id, (_, states) in taught.items()]

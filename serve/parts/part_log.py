@@ -66,7 +66,7 @@ class PartLog:
         self.lost = 0
         self.lock, self.writing = threading.Lock(), threading.Lock()
         self.closed, self.wake = threading.Event(), threading.Event()
-        self.failure: UserError | None = None
+        self.failure: Exception | None = None
         self.timer = threading.Thread(target=self._flush_regularly, name=name, daemon=True)
         self.timer.start()
 
@@ -169,9 +169,9 @@ class PartLog:
             try:
                 self.flush()
                 self.failure = None
-            except UserError as error:
+            except Exception as error:  # whatever it is, the log must go on
                 if self.failure is None:
-                    log.error("%s wait in memory: %s", self.name, error)
+                    log.error("%s wait in memory: %s", self.name, error, exc_info=not isinstance(error, UserError))
                 self.failure = error
 
 

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from serve.config import ServeSettings
-from serve.experiments.config import ExperimentSettings
+from serve.experiments.config import ARM_HEADER, ExperimentSettings
 from serve.experiments.experiment_service import ExperimentService, start_experiment
 from serve.experiments.exposures import ExposureLog
 from serve.http.metrics import Metrics
@@ -123,7 +123,7 @@ class SwappingService:
         taken.asked += 1
         try:
             response = await taken.service.score(request, asker)
-            if self.answers and asker:
+            if self.answers and asker and not asker.headers.get(ARM_HEADER):  # no shopper names an arm
                 self.answers.note(request, asker.request_id, response)
             return response
         finally:

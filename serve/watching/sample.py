@@ -44,7 +44,7 @@ def draw_sample(log: Path, wish: Wish, cleaning: Cleaning) -> tuple[pa.Table, Co
     """Return `SAMPLED` rows, and how many rows were left out by reason.
 
     Raises:
-        UserError: the folder holds no answers, or none of this time and model.
+        UserError: the folder holds no answers, or none of this time and model, or none that can be judged.
     """
     wanted = pc.field("at") >= wish.since
     if wish.model is not None:
@@ -65,6 +65,9 @@ def draw_sample(log: Path, wish: Wish, cleaning: Cleaning) -> tuple[pa.Table, Co
             left_out[reason_of(made["error"])] += 1
         else:
             rows.append(_pair(made) | {"model": row["model"], "served": row["label"]})
+    if not rows:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in left_out.items())
+        raise UserError(f"{log}: none of the logged answers that were drawn can be judged ({reasons}).")
     return pa.Table.from_pylist(rows, SAMPLED), left_out
 
 

@@ -1,7 +1,8 @@
 """The run of the whole pipeline that the tests of this folder look at.
 
-It starts before all tests, works with one thread, and goes on beside the unit tests and those of tests/ray, which come
-first and have the other core. It is over before tests that look for processes to kill.
+It works with one thread and needs many minutes. Where pytest runs tests in several processes, as `make test` does,
+these tests come first: one process waits for the run, and the others have the other core. In a single process the run
+starts before all tests, and goes on beside the unit tests and those of tests/ray, which come first then.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ from tests.conftest import THREADS
 from tests.e2e.small import ROOT, changes, no_models
 
 FOLDER = Path(__file__).parent
-FIRST = {"unit": 0, "ray": 1, "e2e": 2}
-LATER = 3
+ORDERS = {"one process": ("unit", "ray", "e2e"), "several": ("e2e", "faults", "ray", "browser")}  # the others come last
 RUN = pytest.StashKey["Run"]()
 
 
@@ -58,9 +58,11 @@ class Run:
         self.folder.cleanup()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the unit tests first, then those on Ray, then those of this folder."""
-    items.sort(key=lambda item: FIRST.get(item.path.relative_to(FOLDER.parent).parts[0], LATER))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put what waits for the run behind what does not; with several processes, what takes longest comes first."""
+    order = ORDERS["several" if hasattr(config, "workerinput") else "one process"]
+    place = {folder: number for number, folder in enumerate(order)}
+    items.sort(key=lambda item: place.get(item.path.relative_to(FOLDER.parent).parts[0], len(order)))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -9,13 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from cluster.base.errors import UserError
 from cluster.base.tables import read_table, write_table
 from distill.config import StudentStage
 from distill.study import reader
 from distill.study.arms import Reading
 from distill.study.folds import fold_folder
 from distill.study.job import run_one
-from distill.study.reader import PAIRS, rationales, read_in_advance, with_rationales
+from distill.study.reader import PAIRS, rationales, read_in_advance, with_rationales, with_reader
 from distill.study.train import study_task
 from mpcot.records import PAIR
 from tests.helpers.study_run import LABELS, NAMES, TRAIN, planted_run, shop_run, small_job, small_student
@@ -145,3 +146,8 @@ def test_the_readers_states_are_learnt_without_rationales(wide: Path, tmp_path: 
     found = run_one(small_job(wide, run, **given))
     assert found["dev"]["alignment_skill"] > 0.1 and found["dev"]["accuracy"] > 0.9
     assert found["train_pairs"] == 240 and len(found["probabilities"]) == 160
+
+
+def test_where_nothing_was_read_it_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the teacher has written no rationales"):
+        with_reader(tmp_path, tmp_path / "out", {})

@@ -94,3 +94,40 @@ def test_replicas_get_a_whole_path_and_a_share_of_nothing_is_refused() -> None:
     assert whole.answer_log is not None and whole.answer_log.folder == Path("runs/answers").resolve()
     with pytest.raises(ValidationError, match="greater than 0"):
         AnswerLogSettings(folder=Path("x"), share=0)
+
+
+def test_what_somebody_asks_of_an_arm_is_not_kept(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The playground compares arms; those who try it are no shoppers."""
+
+    async def run() -> None:
+        service = SwappingService(ServeSettings(answer_log=AnswerLogSettings(folder=tmp_path, share=1)))
+        await service.load(export)
+        plain = service.current.service.score
+
+        async def of_any_arm(request: ScoreInput, asker: Asker | None = None) -> ScoreResponse:
+            return await plain(request)
+
+        monkeypatch.setattr(service.current.service, "score", of_any_arm)
+        await service.score(ScoreInput(query="tried", products=PRODUCTS), Asker("r0", {"X-Arm": "new"}))
+        await service.score(ScoreInput(query="asked", products=PRODUCTS), Asker("r1"))
+        await service.close()
+
+    asyncio.run(run())
+    assert {row["query"] for row in open_answers(tmp_path).to_table().to_pylist()} == {"asked"}
+
+
+def test_the_log_goes_on_after_an_error_that_nobody_expects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(AnswerLog(AnswerLogSettings(folder=tmp_path, share=1, flush_seconds=0.01))) as log:
+        tried = []
+
+        def broken() -> None:
+            tried.append(log.failure)
+            raise ValueError("nobody expects this")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(log, "flush", broken)
+            while len(tried) < 3:
+                log.wake.set()
+        assert log.timer.is_alive() and isinstance(tried[-1], ValueError)

@@ -92,3 +92,10 @@ def test_a_folder_without_answers_of_that_time_says_what_to_do(tmp_path: Path) -
     log = write_answers(tmp_path, 1)
     with pytest.raises(UserError, match=r"holds no logged answers of other@1 since .* --hours.*serve\.answer_log"):
         draw_sample(log, Wish(5, RECENT, "other@1"), CLEANING)
+
+
+def test_where_nothing_that_was_drawn_can_be_judged_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_answers(tmp_path, 3)
+    monkeypatch.setattr(sample, "make_row", lambda *_: {"error": "title too long: 5,000 characters"})
+    with pytest.raises(UserError, match=r"none of the logged answers that were drawn can be judged .*title too long 5"):
+        draw_sample(tmp_path, Wish(5, RECENT), CLEANING)

@@ -47,6 +47,8 @@ def arms(scorer: Scorer, tmp_path: Path) -> FastAPI:
 class Contrary:
     """A scorer that finds best what another one finds worst."""
 
+    drift = None
+
     def __init__(self, scorer: Scorer) -> None:
         self.scorer, self.name, self.explainer = scorer, "contrary", scorer.explainer
         self.about = scorer.about.model_copy(update={"id": self.name})

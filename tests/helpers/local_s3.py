@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlencode
@@ -24,7 +25,7 @@ def s3_folder() -> Iterator[str]:
         server.start()
         host, port = server.get_host_and_port()
         query = urlencode({"region": "us-east-1", "scheme": "http", "endpoint_override": f"{host}:{port}"})
-        uri = f"s3://{BUCKET}/trainings?{query}"
+        uri = f"s3://{BUCKET}/{uuid.uuid4().hex}?{query}"  # a process keeps its buckets from server to server
         filesystem, _ = pafs.FileSystem.from_uri(f"{uri}&allow_bucket_creation=true")
         filesystem.create_dir(BUCKET)
         try:

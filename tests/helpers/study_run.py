@@ -15,6 +15,7 @@ from distill.study.config import DataSet, StudyConfig, Tuning
 from distill.study.job import Job, run_one
 from mpcot.config import PerspectiveSettings
 from mpcot.sources.config import LabelSettings
+from tests.helpers.lrkd_tasks import BARE
 from tests.helpers.tiny_shop import BINARY, NO, PERSPECTIVES, TARGET_WIDTH, YES, make_run, write_stages
 
 LABELS, NAMES = LabelSettings(scheme="binary"), PerspectiveSettings(names=PERSPECTIVES)
@@ -53,7 +54,7 @@ def study_config(encoder: Path, records: Path, *runs: Path, **changes: Any) -> S
 def small_student(encoder: Path, **changes: Any) -> StudentSettings:
     """A student of two epochs whose latent vectors are aligned."""
     train = TRAIN.model_copy(update={"epochs": 2, "learning_rate": 3e-3})
-    given: dict[str, Any] = {"model": str(encoder), "max_tokens": 32, "train": train, "alignment_weight": 1.0}
+    given: dict[str, Any] = BARE | {"model": str(encoder), "max_tokens": 32, "train": train, "alignment_weight": 1.0}
     return StudentSettings(**(given | {"extractor": MlpExtractor(hidden=8), "baseline": False} | changes))
 
 

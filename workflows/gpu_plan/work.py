@@ -114,11 +114,11 @@ def target_work(config: RunConfig, pairs: int) -> Work:
 
 
 def student_work(config: RunConfig, pairs: int) -> Work:
-    """Return the pairs that the student learns from, counted twice where a labels-only student is trained too."""
+    """Return the pairs that the student learns from, and those of a labels-only student where one is trained too."""
     sizes = split_sizes(config, pairs)
     unlabelled = sizes["unlabelled"]
     if config.judge.budget_pairs is not None:
         unlabelled = min(unlabelled, config.judge.budget_pairs)
     rows = sizes["train"] + (unlabelled if config.student.use_unlabelled else 0)
-    students = 2 if config.student.baseline else 1
-    return Work(rows * students, "pairs" if students == 1 else "pairs of two students", config.student.max_tokens)
+    alone, unit = (sizes["train"], "pairs of two students") if config.student.baseline else (0, "pairs")
+    return Work(rows + alone, unit, config.student.max_tokens)

@@ -244,8 +244,8 @@ def _resampled(
     tables = [_confusion_by_query(gold, own, query, len(queries), scheme) for own in predicted]
     return [
         (
-            float(_metric(table.sum(0, keepdims=True), metric)[0]),
-            _metric(np.tensordot(weights, table.astype(float), axes=1), metric),
+            float(metric_of_tables(table.sum(0, keepdims=True), metric)[0]),
+            metric_of_tables(np.tensordot(weights, table.astype(float), axes=1), metric),
         )
         for table in tables
     ]
@@ -268,8 +268,8 @@ def _confusion_by_query(
     return np.bincount(cells, minlength=queries * size * size).reshape(queries, size, size)
 
 
-def _metric(tables: np.ndarray, metric: Metric) -> np.ndarray:
-    """Return accuracy or macro-F1 of confusion tables, SxCxC -> S, as `label_metrics` does."""
+def metric_of_tables(tables: np.ndarray, metric: Metric) -> np.ndarray:
+    """Return accuracy or macro-F1 of confusion tables (rows gold), SxCxC -> S, as `label_metrics` does."""
     right = np.diagonal(tables, axis1=1, axis2=2)
     if metric == "accuracy":
         return right.sum(1) / tables.sum((1, 2))

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from distill.metrics import interval
+from distill.metrics import interval, metric_of_tables
 from distill.study.config import Figure
 from distill.study.decisions import weighed_labels
 from mpcot.schemes.scheme import Scheme
@@ -93,23 +93,22 @@ def figures_of(
     gold, labels = tested.gold, probabilities.shape[1]
     here, count = np.arange(len(gold)), weights.sum(1)
 
-    def table_of(said: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return how many pairs are right by label, and macro-F1."""
+    def tables_of(said: np.ndarray) -> np.ndarray:
+        """Return the confusion tables, BxCxC."""
         cells = np.zeros((len(gold), labels * labels))
         cells[here, gold * labels + said] = 1
-        tables = (weights @ cells).reshape(-1, labels, labels)  # rows gold, columns said
-        right, asked = np.diagonal(tables, axis1=1, axis2=2), tables.sum(2)
-        f1 = np.divide(2 * right, asked + tables.sum(1), out=np.zeros_like(asked), where=asked > 0)
-        return right, f1.sum(1) / (asked > 0).sum(1)
+        return (weights @ cells).reshape(-1, labels, labels)
 
-    right, macro_f1 = table_of(probabilities.argmax(1))
+    tables = tables_of(probabilities.argmax(1))
     relevant = np.array([label.relevant for label in tested.scheme.labels])
     return {
         "log_loss": weights @ -np.log(probabilities[here, gold]) / count,
         "auc": weighted_auc(relevant[gold], probabilities[:, relevant].sum(1), weights),
-        "macro_f1": macro_f1,
-        "macro_f1_weighed": np.full(len(weights), np.nan) if weighed is None else table_of(weighed)[1],
-        "accuracy": right.sum(1) / count,
+        "macro_f1": metric_of_tables(tables, "macro_f1"),
+        "macro_f1_weighed": np.full(len(weights), np.nan)
+        if weighed is None
+        else metric_of_tables(tables_of(weighed), "macro_f1"),
+        "accuracy": metric_of_tables(tables, "accuracy"),
     }
 
 

@@ -48,11 +48,16 @@ def read_in_advance(
 
     Args:
         kept: what keeps queries in one part.
+
+    Raises:
+        UserError: the teacher has written no rationales of pairs that are learnt from or chosen by.
     """
     texts = rationales(folder, stage, reading)
+    pairs = [row for row in read_table(folder / PAIRS).to_pylist() if row["split"] != "test"]
+    if texts.keys().isdisjoint(row["pair_id"] for row in pairs):
+        raise UserError(f"{folder}: the teacher has written no rationales, so there is nothing to read.")
     if reading.by == "student":
         return with_room(stage, stage.student, reading), with_rationales(folder, out, texts)
-    pairs = [row for row in read_table(folder / PAIRS).to_pylist() if row["split"] != "test"]
     learnt = sum(row["split"] == "train" for row in pairs)
     train = stage.student.train.model_copy(update={"steps": stage.student.train.steps_over(learnt)})
     own = with_room(stage, stage.student.labels_only().model_copy(update={"train": train}), reading)
@@ -111,12 +116,7 @@ def with_reader(folder: Path, out: Path, taught: Mapping[str, Taught]) -> Path:
     """Make `out` look like `folder` with the reader's probabilities as soft labels and its states as target vectors.
 
     Pairs that it did not read count as not judged.
-
-    Raises:
-        UserError: it read none.
     """
-    if not taught:
-        raise UserError(f"{folder}: the teacher has written no rationales, so there is nothing to read.")
     rows = read_table(folder / JUDGEMENTS).to_pylist()
     judged = [row | {"soft": taught[row["pair_id"]][0]} for row in rows if row["pair_id"] in taught]
     targets = [{"pair_id": pair_id, "vectors": states} for pair_id, (_, states) in taught.items()]

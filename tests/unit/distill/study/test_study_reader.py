@@ -16,7 +16,7 @@ from distill.study import reader
 from distill.study.arms import Reading
 from distill.study.folds import fold_folder
 from distill.study.job import run_one
-from distill.study.reader import PAIRS, rationales, read_in_advance, with_rationales, with_reader
+from distill.study.reader import PAIRS, rationales, read_in_advance, with_rationales
 from distill.study.train import study_task
 from mpcot.records import PAIR
 from tests.helpers.study_run import LABELS, NAMES, TRAIN, planted_run, shop_run, small_job, small_student
@@ -148,6 +148,12 @@ def test_the_readers_states_are_learnt_without_rationales(wide: Path, tmp_path: 
     assert found["train_pairs"] == 240 and len(found["probabilities"]) == 160
 
 
-def test_where_nothing_was_read_it_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["student", "reader"])
+def test_where_nothing_was_read_it_is_said(
+    encoder: Path, fold: Path, tmp_path: Path, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a reader is trained, and before a ceiling would be taken for one."""
+    monkeypatch.setattr(reader, "rationales", lambda *_: {"not a pair of the fold": "it is a mug"})
+    monkeypatch.setattr(reader, "read_part", lambda *_: pytest.fail("a reader was trained on nothing"))
     with pytest.raises(UserError, match="the teacher has written no rationales"):
-        with_reader(tmp_path, tmp_path / "out", {})
+        read_in_advance(stage(encoder), Reading(by=by), fold, tmp_path / "out")  # type: ignore[arg-type]

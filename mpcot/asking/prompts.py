@@ -94,17 +94,14 @@ def messages(
     scheme: Scheme,
     ask: AnswerSettings,
     hint: str | None = None,
-    description_chars: int | None = None,
 ) -> list[Message]:
     """Return the chat for one pair and perspective. Examples without a verdict in `scheme` are left out.
 
     Args:
         ask: how the teacher is asked; its fields in `PROMPT_FORM` decide the prompt.
         hint: a label to give away. It comes at the end, so that the rest of the prompt stays the same.
-        description_chars: in place of those in `ask`, for a prompt that is too long.
     """
-    chars = ask.description_chars if description_chars is None else description_chars
-    return Frame(perspective, scheme, ask).messages(pair, pair_text(pair, chars), hint)
+    return Frame(perspective, scheme, ask).messages(pair, pair_text(pair, ask.description_chars), hint)
 
 
 class Frame:

@@ -72,7 +72,8 @@ def test_no_pair_is_cut_in_two_and_their_order_is_by_id_whatever_the_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(join_answers, "SORTED_PAIRS", 7)
-    monkeypatch.setattr(missing_requests, "PAIRS_AT_A_TIME", 7)
+    for size in ("PAIRS_AT_A_TIME", "PAIRS_PER_TASK"):
+        monkeypatch.setattr(missing_requests, size, 7)
     pairs = [pair(pair_id=f"{n * 37 % 256:02x}{n:04x}") for n in range(60)]
     answer_all(tmp_path, "w1-0", pairs[:30])
     answer_all(tmp_path, "w2-0", pairs[30:])

@@ -23,12 +23,10 @@ from mpcot.sources.open_source import cleaning_of
 from serve.experiments.experiment_service import check_exports
 from serve.on_ray.rollout import running_export
 from serve.watching.judged import compared
-from serve.watching.sample import Wish, draw_sample, newest_model
+from serve.watching.sample import SAMPLE, Wish, draw_sample, newest_model
 from workflows.config import RunConfig, validate
 from workflows.runner import run_stages, select, stage_folder
 from workflows.stages import JUDGES, find_stage, stages_of
-
-SAMPLE = "sample.parquet"
 
 
 def judge_sample(run_dir: Path, log: Path, folder: Path, wish: Wish) -> RunConfig:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from cluster.base.errors import UserError
 from cluster.base.tables import read_table, rows_of
 from cluster.base.whole_files import disk_error
@@ -17,6 +19,7 @@ from distill.metrics import METRICS, bootstrap, confusion, kappa, paired_bootstr
 from mpcot.schemes.scheme import Scheme
 from serve.config import ServeSettings
 from serve.scoring.scorer import load_proven
+from serve.watching.sample import SAMPLE
 
 AT_A_TIME = 256  # pairs that are scored together
 
@@ -28,18 +31,22 @@ def votes_of(folder: Path) -> dict[str, str]:
     }
 
 
+def judged_rows(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of the sample that the teacher judged, each with its `vote`."""
+    votes, sample = votes_of(folder), read_table(folder / SAMPLE).to_pylist()
+    return [row | {"vote": votes[row["pair_id"]]} for row in sample if row["pair_id"] in votes]
+
+
 def figures_of(folder: Path, scheme: Scheme, seed: int) -> dict[str, Any]:
     """Return how often the served labels are the teacher's votes, with 95 % intervals from resampled queries.
 
     Returns: `drawn`, `judged`, `queries`, `models`; `accuracy` and `macro_f1`, each with `value`, `low` and `high`;
         `kappa`; `confusion` (rows the vote, columns served, in the order of `labels`), `per_label`.
     """
-    votes, sample = votes_of(folder), read_table(folder / "sample.parquet").to_pylist()
-    rows = [row for row in sample if row["pair_id"] in votes]
-    gold = [votes[row["pair_id"]] for row in rows]
-    served, queries = ([row[name] for row in rows] for name in ("served", "query_id"))
+    rows = judged_rows(folder)
+    gold, served, queries = ([row[name] for row in rows] for name in ("vote", "served", "query_id"))
     return {
-        "drawn": len(sample),
+        "drawn": pq.read_metadata(folder / SAMPLE).num_rows,
         "judged": len(rows),
         "queries": len(set(queries)),
         "models": sorted({row["model"] for row in rows}),
@@ -89,8 +96,7 @@ def labels_by(export: Path, pairs: Sequence[Mapping[str, Any]], scheme: Scheme) 
 
 def compared(folder: Path, before: Path, after: Path, scheme: Scheme, seed: int) -> dict[str, Any]:
     """Return the accuracy of `after` minus that of `before` on the judged pairs, as `paired_bootstrap` does."""
-    votes = votes_of(folder)
-    rows = [row for row in read_table(folder / "sample.parquet").to_pylist() if row["pair_id"] in votes]
-    gold, queries = [votes[row["pair_id"]] for row in rows], [row["query_id"] for row in rows]
+    rows = judged_rows(folder)
+    gold, queries = ([row[name] for row in rows] for name in ("vote", "query_id"))
     first, second = (labels_by(export, rows, scheme) for export in (before, after))
     return paired_bootstrap(gold, first, second, queries, scheme, seed=seed) | {"pairs": len(rows)}

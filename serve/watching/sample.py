@@ -24,6 +24,7 @@ from serve.parts.part_log import undisturbed
 from serve.watching.answer_log import PRODUCT, open_answers
 
 Row = dict[str, Any]
+SAMPLE = "sample.parquet"
 
 # RUN_DIR/watch/*/sample.parquet -> `broadfast watch`, `broadfast roll --judge`. Pairs as the teacher gets them, with
 # the model that answered and the label that it gave.

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from serve.config import LimitSettings, ServeSettings
+from serve.config import ServeSettings
 from serve.experiments.config import Arm, ExperimentSettings
 from serve.experiments.experiment_service import ExperimentService
 from serve.experiments.exposures import ExposureLog
@@ -17,16 +17,10 @@ from serve.http.routes import make_api
 from serve.replica.replica import QueuedStudent
 from serve.scoring.scorer import Scorer
 from tests.helpers.browser_look import NEEDS_CHROMIUM
-from tests.helpers.driven_page import LAYOUT, TIMES, driven
-from tests.helpers.local_service import explaining_export, local_service
+from tests.helpers.driven_page import LAYOUT, LIMITS, TIMES, driven
+from tests.helpers.local_service import local_service
 
 pytestmark = NEEDS_CHROMIUM
-LIMITS = LimitSettings(products_per_request=8)
-
-
-@pytest.fixture(scope="module")
-def scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
-    return Scorer.load(explaining_export(tmp_path_factory.mktemp("run")), ServeSettings())
 
 
 @pytest.fixture

@@ -3,59 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-import numpy as np
 import pytest
 from fastapi import FastAPI
 
-from distill.student.reference import Histogram, Reference
-from serve.config import AuthSettings, LimitSettings, ServeSettings
+from serve.config import AuthSettings, ServeSettings
 from serve.http.bearer_tokens import read_tokens
 from serve.http.routes import make_api
 from serve.replica.replica import QueuedStudent
 from serve.scoring.scorer import Scorer
-from serve.scoring.scores import Scores
-from serve.watching.window import DriftWindow
 from tests.helpers.browser_look import NEEDS_CHROMIUM
-from tests.helpers.driven_page import LAYOUT, TIMES, Do, driven
-from tests.helpers.local_service import explaining_export, local_service
+from tests.helpers.driven_page import LAYOUT, LIMITS, TIMES, Do, driven
+from tests.helpers.local_service import local_service
 from tests.helpers.report_run import NAMES, SCRIPT, write_export
 
 pytestmark = NEEDS_CHROMIUM
-LIMITS = LimitSettings(products_per_request=8)
 
 TOKEN = "a-token-of-the-shop-0123456789"
-
-
-@pytest.fixture(scope="module")
-def scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
-    return Scorer.load(explaining_export(tmp_path_factory.mktemp("run")), ServeSettings())
-
-
-@pytest.fixture
-def service(scorer: Scorer) -> QueuedStudent:
-    """A service for one test: its queue belongs to the event loop of the server that first asks it."""
-    return local_service(scorer)
-
-
-@pytest.fixture
-def api(service: QueuedStudent) -> FastAPI:
-    return make_api(service, ServeSettings(limits=LIMITS))
 
 
 @pytest.fixture
 def locked(service: QueuedStudent, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
     monkeypatch.setenv("SHOP_TOKENS", TOKEN)
     return make_api(service, ServeSettings(limits=LIMITS), read_tokens(AuthSettings(tokens_env="SHOP_TOKENS")))
-
-
-@pytest.fixture
-def do(api: FastAPI, tmp_path: Path) -> Iterator[Do]:
-    with driven(api, tmp_path) as run:
-        yield run
 
 
 WHAT_IS_SHOWN = """
@@ -271,37 +243,3 @@ def test_the_layout_fits_and_follows_the_colour_scheme(do: Do, width: int, dark:
     assert seen["scroll"] == seen["client"] <= width and seen["named"]
     brightness = sum(map(int, re.findall(r"\d+", seen["ground"])[:3]))
     assert brightness < 150 if dark else brightness > 600
-
-
-DRIFT = """
-const seen = () => page.querySelectorAll(".quantity").length || $("status").textContent.startsWith("The export");
-await until(seen);
-const root = page.documentElement, text = (place) => place.textContent.trim().replace(/\\s+/g, " ");
-return {
-  scroll: root.scrollWidth, client: root.clientWidth, status: $("status").textContent,
-  facts: [...page.querySelectorAll(".facts")].map(text), said: [...page.querySelectorAll(".said")].map(text),
-  labels: [...(page.querySelectorAll(".quantity")[1]?.querySelectorAll("tbody tr") ?? [])]
-    .map((row) => [row.cells[0], row.cells[2], row.cells[3]].map(text).join(" ")),
-  widths: [...page.querySelectorAll("td.bars .served")].map((bar) => bar.getBoundingClientRect().width),
-};
-"""
-
-
-@pytest.mark.parametrize("width", [390, 1280])
-def test_the_drift_page_shows_dev_beside_what_was_served(do: Do, service: QueuedStudent, width: int) -> None:
-    dev = Histogram(edges=(1, 2, 3), counts=(300, 0, 100, 0)), Histogram(edges=(0.5,), counts=(200, 200))
-    known = service.scorer.config.scheme
-    drift = DriftWindow(service.model, Reference(pairs=400, histograms={"score": dev[1], "label": dev[0]}), known)
-    drift.add(Scores(np.eye(4)[[0] * 300 + [2] * 200], None, None, np.ones(500)))
-    service.metrics.drifts.of_model[service.model] = drift.drift
-    seen = do(DRIFT, "drift", width)
-    assert seen["scroll"] == seen["client"] <= width and seen["status"] == ""
-    assert seen["facts"] == ["The latest 500 pairs that replica local scored, beside 400 pairs of the dev split."]
-    assert [said.partition(";")[0] for said in seen["said"]] == ["stable PSI 0.040", "worth a look PSI 0.103"]
-    labels = ["E Exact 75 % 60 %", "S Substitute 0 % 0 %", "C Complement 25 % 40 %", "I Irrelevant 0 % 0 %"]
-    assert seen["labels"] == labels
-    assert max(seen["widths"]) > 60
-
-
-def test_the_drift_page_says_where_there_is_nothing_to_compare_with(do: Do) -> None:
-    assert "Export it again" in do(DRIFT, "drift")["status"]

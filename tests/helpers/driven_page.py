@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 
+from serve.config import LimitSettings
 from tests.helpers.browser_look import CHROMIUM
 from tests.helpers.local_service import running
 
@@ -51,6 +52,7 @@ return {scroll: root.scrollWidth, client: root.clientWidth, named, ground};
 """
 
 Do = Callable[..., dict[str, Any]]
+LIMITS = LimitSettings(products_per_request=8)
 
 
 @contextmanager

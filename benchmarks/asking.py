@@ -28,10 +28,10 @@ from results import RESULTS, Figure, in_own_process, write_results
 from cluster.base.stage_folder import read_json, write_json
 from distill.metrics import interval, label_metrics, paired_bootstrap
 from mpcot.schemes.scheme import Scheme, load_scheme
-from mpcot.temperature import fit_temperature, scaled
+from mpcot.temperature import GROUPS, fit_temperature, scaled
 from mpcot.votes import distribution, majority
 
-RESAMPLES, CONFIDENCE, GROUPS = 2000, 95, 5
+RESAMPLES, CONFIDENCE = 2000, 95
 ADDITIVE = ("accuracy", "log_loss", "calibrated_log_loss", "kept", "output_tokens")
 Row = dict[str, Any]
 

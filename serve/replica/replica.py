@@ -120,7 +120,7 @@ class QueuedStudent:
         return f"the model failed {self.failed} times in a row" if self.failed > FAILED_BATCHES else None
 
     async def score(self, request: ScoreInput, asker: Asker | None = None) -> ScoreResponse:
-        """Score one request as part of a batch; who asks makes no difference here.
+        """Score one request as part of a batch. Who asks makes no difference, but a named arm is not here.
 
         Raises:
             Refusal: 422 where an explanation is asked of an export without an index, or where the asker names an arm;

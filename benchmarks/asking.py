@@ -1,10 +1,11 @@
 """Compares our prompt with a short one on judged pairs, and an engine behind an address with one in the process.
 
 `--prompts` asks a model about equally many pairs per label of the Shopping Queries Data Set (us) and of Chorus: with
-the short prompt (`short_prompt.toml`, a line for each label and one line of reasoning) and with the one of stage 7. A
-pair without a verdict counts as wrong, with equal probabilities. An answer is kept if its verdict is right and the
-default filters have no objection. Soft labels are compared as they come and, as stage 7 makes them, at a temperature,
-fitted here on other queries. Intervals are of resampled queries. Start it again to go on after an interruption.
+the short prompt (`short_prompt.toml`, a line for each label and one line of reasoning) and with the one of stage 7,
+which shows `--examples` worked examples (`judge.few_shot`). A pair without a verdict counts as wrong, with equal
+probabilities. An answer is kept if its verdict is right and the default filters have no objection. Soft labels are
+compared as they come and, as stage 7 makes them, at a temperature, fitted here on other queries. Intervals are of
+resampled queries. Start it again to go on after an interruption.
 
 `--address` answers stage 7's prompts about pairs of the catalogue with vLLM in the process and with `vllm serve` on
 loopback, both with the same engine.
@@ -134,8 +135,12 @@ def compare(answers: dict[str, list[Row]]) -> list[Row]:
     return rows
 
 
-def prompt_figures(rows: Sequence[Row]) -> Iterator[Figure]:
-    """Yield the gains of the vote: points of accuracy and of the share kept, and nats of log-loss that are saved."""
+def prompt_figures(part: str, rows: Sequence[Row]) -> Iterator[Figure]:
+    """Yield the gains of the vote: points of accuracy and of the share kept, and nats of log-loss that are saved.
+
+    Args:
+        part: begins their names.
+    """
     votes = {(row["data"], row["row"]): row for row in rows if row["judge"] == "vote"}
     sets = list(dict.fromkeys(data for data, _ in votes))
     for data in sets:
@@ -150,7 +155,7 @@ def prompt_figures(rows: Sequence[Row]) -> Iterator[Figure]:
             column = name.partition("_gain")[0]
             bounds = sorted(factor * side[column] for side in (low, high))
             told = f"{unit}, {data} (interval {bounds[0]:.2f} to {bounds[1]:.2f})"
-            yield figure(f"prompt_{name}{end}", factor * middle[column], told)
+            yield figure(f"{part}_{name}{end}", factor * middle[column], told)
 
 
 def address_figures(rows: Sequence[Row]) -> Iterator[Figure]:
@@ -181,13 +186,15 @@ def compare_prompts(given: argparse.Namespace) -> None:
     """Ask about each data set in a process of its own, and write what is found."""
     paths = {data: path for data in SCHEMES if (path := getattr(given, data))}
     if given.arm:
-        write_json(given.told, answer(given.arm, paths[given.arm], given.model, given.pairs))
+        write_json(given.told, answer(given.arm, paths[given.arm], given.model, given.pairs, given.examples))
         return
-    own = partial(in_own_process, __file__, "--prompts", "--model", given.model, "--pairs", given.pairs)
+    asked = ("--model", given.model, "--pairs", given.pairs, "--examples", given.examples)
+    own = partial(in_own_process, __file__, "--prompts", *asked)
     keys = {data: own(f"--{data}", path, "--arm", data)["keys"] for data, path in paths.items()}
     known = recorded()
     rows = compare({data: [known[key] for key in wanted] for data, wanted in keys.items()})
-    write("prompt", list(prompt_figures(rows)), rows)
+    part = "examples" if given.examples else "prompt"
+    write(part, list(prompt_figures(part, rows)), rows)
 
 
 def compare_engines(given: argparse.Namespace) -> None:
@@ -211,6 +218,7 @@ def main() -> None:
     parser.add_argument("--esci", help="jsonl file of the Shopping Queries Data Set")
     parser.add_argument("--chorus", help="folder of Chorus")
     parser.add_argument("--pairs", type=int, help="150 of each data set, or 32 of the catalogue with --address")
+    parser.add_argument("--examples", type=int, default=0, help="worked examples that our prompt shows")
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     parser.add_argument("--told", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()

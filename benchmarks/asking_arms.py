@@ -79,10 +79,10 @@ def balanced(pairs: Sequence[Row], wanted: int) -> list[Row]:
     return turns[:wanted]
 
 
-def plan_of(model: str, scheme: Scheme, engine: VllmEngine) -> GenerationPlan:
-    """Return the plan by which we ask as stage 7 does, with the defaults of its settings."""
-    perspectives = load_perspectives(PerspectiveSettings())
-    return GenerationPlan(model, model_fingerprint(model), engine, scheme, perspectives, JudgeSettings(), SEED)
+def plan_of(model: str, scheme: Scheme, engine: VllmEngine, examples: int) -> GenerationPlan:
+    """Return the plan by which we ask as stage 7 does, with the defaults of its settings but for worked examples."""
+    perspectives, ask = load_perspectives(PerspectiveSettings()), JudgeSettings(few_shot=examples)
+    return GenerationPlan(model, model_fingerprint(model), engine, scheme, perspectives, ask, SEED)
 
 
 def requests(plan: GenerationPlan, pairs: Sequence[Row]) -> Iterator[Request]:
@@ -157,12 +157,12 @@ def record(data: str, model: str, request: Request, reply: Reply, scheme: Scheme
     }
 
 
-def answer(data: str, path: str, model: str, wanted: int) -> Row:
+def answer(data: str, path: str, model: str, wanted: int, examples: int) -> Row:
     """Answer what is not recorded yet, and return the keys of all answers."""
     folder = check_model("--model", model)
     scheme = load_scheme(SCHEMES[data])
     engine = VllmEngine(max_model_len=4096, max_num_seqs=IN_FLIGHT, enforce_eager=True, cpu_kv_cache_gib=2)
-    plan = plan_of(folder, scheme, engine)
+    plan = plan_of(folder, scheme, engine, examples)
     asked = list(requests(plan, balanced(labelled_pairs(data, path), wanted)))
     known = recorded()
     missing = [request for request in asked if request.ask.key not in known]

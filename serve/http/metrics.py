@@ -10,13 +10,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from serve.http.schemas import DriftReport, ModelDrift
+from serve.http.schemas import DriftReport
+
+if TYPE_CHECKING:
+    from serve.watching.window import DriftWindow
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 PAIRS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -72,14 +75,15 @@ class Drifts(Collector):
 
     def __init__(self, replica: str, ray_metrics: Any) -> None:
         self.replica, self.told = replica, -DRIFT_EVERY_S
-        self.of_model: dict[str, Callable[[], ModelDrift]] = {}
+        self.windows: list[DriftWindow] = []
         keys = {DRIFT_PSI: ("model", "quantity"), DRIFT_PAIRS: ("model",)}
         abouts = {DRIFT_PSI: ABOUT_PSI, DRIFT_PAIRS: ABOUT_PAIRS}
         self.rays = ray_metrics and {n: ray_metrics.Gauge(n, abouts[n], tag_keys=keys[n]) for n in keys}
 
     def report(self) -> DriftReport:
-        """Return the drift of all models."""
-        return DriftReport(replica=self.replica, models=[drift() for drift in list(self.of_model.values())])
+        """Return the drift of all models; of one that is loaded twice, as during a roll, that of the latest."""
+        latest = {window.model: window for window in self.windows}
+        return DriftReport(replica=self.replica, models=[window.drift() for window in latest.values()])
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Yield the two gauges, for Prometheus."""

@@ -58,7 +58,7 @@ class QueuedStudent:
         self.pace = Pace(settings.longest_wait_s / batch.max_batch_pairs)
         self.metrics.watch_waiting(self.waiting)
         if scorer.drift:
-            self.metrics.drifts.of_model[scorer.name] = scorer.drift.drift
+            self.metrics.drifts.windows.append(scorer.drift)
         thread.queues.append(self.queued_s)
         self.failed, self.running, self.began = 0, 0, math.inf
 
@@ -165,9 +165,8 @@ class QueuedStudent:
     def forget(self) -> None:
         """Take the queue and the drift out of the figures, and the queue out of what is predicted."""
         self.metrics.forget_waiting(self.waiting)
-        drifts = self.metrics.drifts.of_model
-        if self.scorer.drift and drifts.get(self.model) == self.scorer.drift.drift:  # not that of a twin by this name
-            del drifts[self.model]
+        if self.scorer.drift:
+            self.metrics.drifts.windows.remove(self.scorer.drift)
         self.thread.queues.remove(self.queued_s)
 
     async def _answer(self, jobs: Sequence[Job]) -> list[Answered]:

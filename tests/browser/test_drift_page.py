@@ -34,7 +34,7 @@ def test_the_drift_page_shows_dev_beside_what_was_served(do: Do, service: Queued
     known = service.scorer.config.scheme
     drift = DriftWindow(service.model, Reference(pairs=400, histograms={"score": dev[1], "label": dev[0]}), known)
     drift.add(Scores(np.eye(4)[[0] * 300 + [2] * 200], None, None, np.ones(500)))
-    service.metrics.drifts.of_model[service.model] = drift.drift
+    service.metrics.drifts.windows.append(drift)
     seen = do(DRIFT, "drift", width)
     assert seen["scroll"] == seen["client"] <= width and seen["status"] == ""
     assert seen["facts"] == ["The latest 500 pairs that replica local scored, beside 400 pairs of the dev split."]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from cluster.base.errors import UserError
 from distill.student.model import read_student_config
 from distill.student.reference import Histogram, Reference, write_reference
 from mpcot.schemes.scheme import load_scheme
 from serve.config import CacheSettings, ServeSettings
+from serve.experiments.config import Arm, ExperimentSettings
 from serve.http.metrics import Metrics
 from serve.http.routes import make_api
-from serve.scoring.scorer import Scorer
+from serve.replica.model_swap import SwappingService
+from serve.scoring.scorer import Scorer, export_name
 from serve.scoring.scores import Scores
 from serve.watching import window
 from serve.watching.window import DriftWindow, bin_names
@@ -122,6 +126,26 @@ def test_a_service_shows_the_drift_of_what_it_scored(export: Path) -> None:
     assert "broadfast_drift_pairs{" not in service.metrics.text(), "that of a model that left is shown no more"
 
 
+def test_a_roll_that_fails_takes_no_drift_with_it(export: Path, tmp_path: Path) -> None:
+    refer(export)
+    other, new = (write_export(tmp_path / name, tmp_path / f"bert-{name}") for name in ("other", "new"))
+    arms = (Arm(name="control", export=str(export), share=0.5), Arm(name="new", export=str(other), share=0.5))
+    plan = ExperimentSettings(name="e", folder=tmp_path / "exposures", arms=arms)
+    service = SwappingService(ServeSettings(experiment=plan))
+
+    async def run() -> list[str]:
+        await service.load(export)
+        (other / "model.safetensors").unlink()
+        with pytest.raises(UserError):  # by then, the control was loaded a second time
+            await service.load(new)
+        models = [drift.model for drift in service.metrics.drifts.report().models]
+        await service.close()
+        return models
+
+    assert asyncio.run(run()) == [export_name(export)]
+    assert not service.metrics.drifts.windows
+
+
 def test_an_export_without_a_reference_is_served_without_drift(export: Path) -> None:
     service = local_service(Scorer.load(export, ServeSettings()))
     with TestClient(make_api(service, ServeSettings())) as client:
@@ -148,7 +172,7 @@ def test_the_drift_is_told_to_ray_now_and_then() -> None:
     own = DriftWindow("m", DEV, ESCI)
     own.add(scores(0, 400))
     metrics = Metrics("one", Gauges())
-    metrics.drifts.of_model["m"] = own.drift
+    metrics.drifts.windows.append(own)
     for _ in range(2):
         metrics.drifts.tell_ray()
     by_name = {one.quantity: one.psi for one in own.drift().quantities}

@@ -7,6 +7,7 @@ answers; Ray's own metrics ports show those of all, each with the prefix `ray_`.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -95,6 +96,14 @@ class Drifts(Collector):
                 if one.psi is not None:
                     psi.add_metric((self.replica, found.model, one.quantity), one.psi)
         yield from (psi, pairs)
+
+    def forget(self, window: DriftWindow) -> None:
+        """Leave a model out that leaves. Ray keeps the last value of a gauge, so it is told of no pairs and no PSI."""
+        self.windows.remove(window)
+        if self.rays and all(other.model != window.model for other in self.windows):
+            self.rays[DRIFT_PAIRS].set(0, tags={"model": window.model})
+            for name in window.edges:
+                self.rays[DRIFT_PSI].set(math.nan, tags={"model": window.model, "quantity": name})
 
     def tell_ray(self) -> None:
         """Report the gauges through Ray, unless that was done a moment ago."""

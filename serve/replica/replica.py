@@ -166,7 +166,7 @@ class QueuedStudent:
         """Take the queue and the drift out of the figures, and the queue out of what is predicted."""
         self.metrics.forget_waiting(self.waiting)
         if self.scorer.drift:
-            self.metrics.drifts.windows.remove(self.scorer.drift)
+            self.metrics.drifts.forget(self.scorer.drift)
         self.thread.queues.remove(self.queued_s)
 
     async def _answer(self, jobs: Sequence[Job]) -> list[Answered]:

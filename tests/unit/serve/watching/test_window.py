@@ -180,3 +180,11 @@ def test_the_drift_is_told_to_ray_now_and_then() -> None:
         *(("broadfast_drift_psi", psi, {"model": "m", "quantity": name}) for name, psi in by_name.items()),
         ("broadfast_drift_pairs", 400, {"model": "m"}),
     ], "once, because the second time came a moment later"
+    twin = DriftWindow("m", DEV, ESCI)
+    metrics.drifts.windows.append(twin)
+    told.clear()
+    metrics.drifts.forget(own)
+    assert not told, "another one of this name goes on"
+    metrics.drifts.forget(twin)
+    assert told[0] == ("broadfast_drift_pairs", 0, {"model": "m"}), "Ray would show the last values for ever"
+    assert [tags["quantity"] for _, psi, tags in told[1:] if np.isnan(psi)] == list(by_name)

@@ -68,6 +68,7 @@ def unit_secret(folder: Path, experiment: ExperimentSettings) -> bytes:
     path = folder / SECRET
     made = folder / f".{SECRET}-{secrets.token_hex(8)}"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(made, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(secrets.token_bytes(SECRET_BYTES))

@@ -9,7 +9,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.dataset as pads
 
-from cluster.base.tables import check_writable
 from serve.experiments.assign import unit_digest, unit_secret
 from serve.experiments.config import Arm, ExperimentSettings
 from serve.parts.part_log import PartLog, open_parts
@@ -41,8 +40,7 @@ class ExposureLog(PartLog):
     def __init__(
         self, folder: Path, experiment: ExperimentSettings, on_lost: Callable[[int], None] | None = None
     ) -> None:
-        check_writable(folder)
-        self.experiment, self.secret = experiment, unit_secret(folder, experiment)
+        self.experiment, self.secret = experiment, unit_secret(folder, experiment)  # before there is a thread to end
         super().__init__(folder, EXPOSURE, experiment, EXPOSURES, on_lost)
 
     def append(

@@ -19,6 +19,7 @@ from ray import serve as ray_serve
 from cluster.base.errors import UserError
 from cluster.base.progress import console, waiting_for
 from cluster.base.ray_internals import serve_client
+from cluster.base.ray_session import OWN_ADDRESSES
 from serve.config import ServeSettings
 from serve.experiments.experiment_service import check_exports
 from serve.http.bearer_tokens import read_tokens
@@ -223,6 +224,4 @@ def score_once(
 
 def client_of(url: str, timeout_s: float) -> httpx.Client:
     """Return a client for the address; a proxy of the environment is not asked for what is on this machine."""
-    host = httpx.URL(url).host
-    here = host in ("localhost", "::1") or host.startswith("127.")
-    return httpx.Client(timeout=timeout_s, trust_env=not here)
+    return httpx.Client(timeout=timeout_s, trust_env=httpx.URL(url).host not in OWN_ADDRESSES)

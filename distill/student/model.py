@@ -56,7 +56,7 @@ class Student(nn.Module):
 
     def __init__(self, encoder: PreTrainedModel, config: StudentConfig) -> None:
         super().__init__()
-        _check_length(encoder.config, config.max_tokens)
+        check_length(encoder.config, config.max_tokens)
         width, labels, latents = encoder.config.hidden_size, len(config.scheme.labels), config.latents
         self.config = config
         self.encoder = encoder
@@ -239,7 +239,15 @@ def _no_pooler(config: PreTrainedConfig) -> dict[str, bool]:
     return {"add_pooling_layer": False} if "add_pooling_layer" in parameters else {}
 
 
-def _check_length(config: PreTrainedConfig, max_tokens: int) -> None:
+def check_length(config: PreTrainedConfig, tokens: int, named: str = "student.max_tokens") -> None:
+    """Refuse more tokens than an encoder has positions for.
+
+    Args:
+        named: the settings that the tokens come from.
+
+    Raises:
+        UserError: it cannot read so many.
+    """
     positions = getattr(config, "max_position_embeddings", None)
-    if positions and max_tokens > positions:
-        raise UserError(f"student.max_tokens: {max_tokens} is more than the {positions} that the encoder can read")
+    if positions and tokens > positions:
+        raise UserError(f"{named}: {tokens} is more than the {positions} that the encoder can read")

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from transformers import AutoConfig
 
 from cluster.base.errors import UserError
 from cluster.base.stage_folder import MANIFEST, read_json, write_json
 from cluster.base.tables import read_table, write_table
 from distill.config import StudentSettings, StudentStage, TargetSettings
-from distill.student.model import load_tokenizer
+from distill.student.model import check_length, load_tokenizer
 from distill.student.predict import predict
 from distill.study.arms import Reading
 from distill.study.data import READS
@@ -75,6 +76,16 @@ def rationales(folder: Path, stage: StudentStage, reading: Reading) -> Texts:
     said = (target_texts(row, {}, form, scheme) for row in read_table(folder / JUDGEMENTS).to_pylist())
     joined = {row["pair_id"]: " ".join(text for text in row["vectors"] if text) for row in said}
     return {pair_id: text for pair_id, text in joined.items() if text}
+
+
+def check_room(student: StudentSettings, reading: Reading) -> None:
+    """Refuse a student that would read more than its encoder can.
+
+    Raises:
+        UserError: it names both settings.
+    """
+    encoder = AutoConfig.from_pretrained(student.model, trust_remote_code=False)
+    check_length(encoder, student.max_tokens + reading.tokens, "student.max_tokens + reading.tokens")
 
 
 def with_room(stage: StudentStage, student: StudentSettings, reading: Reading) -> StudentStage:

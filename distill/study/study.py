@@ -68,22 +68,28 @@ def run_study(config: StudyConfig, make: bool = True) -> tuple[list[StudyData], 
     own = {one.name: one.rows for one in config.data}
     rows = {one.name: load_rows(config, one.pairs.perspectives, own[one.name], one.pairs.unlabelled) for one in data}
     for one in data:
-        check_targets(one, rows[one.name])
+        check_rows(one, rows[one.name], config)
     return data, Study(config, {one.name: one for one in data}, rows, make).finish()
 
 
-def check_targets(data: StudyData, rows: Rows) -> None:
-    """Refuse a row whose control needs vectors that stage 8 has not made, before hours of other runs.
+def check_rows(data: StudyData, rows: Rows, config: StudyConfig) -> None:
+    """Refuse a row that cannot be made, before hours of other runs.
 
     Raises:
-        UserError: there is such a row.
+        UserError: a control needs vectors that stage 8 has not made, or a reader more tokens than the encoder reads.
     """
+    if data.run is None:
+        return
     for row in rows:
-        if data.run is not None and (control := row.changes.get("control")):
-            try:
+        try:
+            if row.reading:
+                from distill.study.reader import check_room
+
+                check_room(student_of(row, config.student), row.reading)
+            if control := row.changes.get("control"):
                 TargetTable(data.run / "8-targets" / "targets.parquet", control)
-            except UserError as error:
-                raise UserError(f"data.{data.name}, row {row.name}: {error}") from error
+        except UserError as error:
+            raise UserError(f"data.{data.name}, row {row.name}: {error}") from error
 
 
 def primary_of(data: DataSet, config: StudyConfig) -> Comparison | None:

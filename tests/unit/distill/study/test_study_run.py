@@ -78,6 +78,14 @@ def test_a_control_without_its_vectors_is_refused_before_any_run(encoder: Path, 
     assert here.made == []
 
 
+def test_a_reader_of_too_many_tokens_is_refused_before_any_run(encoder: Path, shop: Path, here: Here) -> None:
+    settings = study_config(encoder, shop.parent / "records", shop, rows=("labels", "kl", "lrkd_kl", "reader"))
+    named = r"data.shop, row reader: student.max_tokens \+ reading.tokens: 224 is more than the 64"
+    with pytest.raises(UserError, match=named):
+        study.run_study(settings)
+    assert here.made == []
+
+
 def test_what_finished_is_kept_when_a_run_fails(
     encoder: Path, shop: Path, here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:

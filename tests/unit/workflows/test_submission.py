@@ -14,7 +14,7 @@ import pytest
 from cluster.base.errors import UsageError, UserError
 from tests.helpers.command import broadfast, text
 from workflows import submit
-from workflows.submit import ROOT, plan_submission, requirements
+from workflows.submit import ROOT, Submission, plan_scoring, plan_submission, requirements
 
 DEMO = Path("workflows/configs/demo.toml")
 OUT = Path("/shared/runs/demo")
@@ -29,6 +29,34 @@ def test_the_job_is_the_same_run_with_the_repository_around_it() -> None:
     assert job.runtime_env["working_dir"] == str(ROOT)
     assert {"/.venv", "/models", "/runs", "/.git"} <= set(job.runtime_env["excludes"])
     assert "pip" not in job.runtime_env
+
+
+def test_a_table_is_scored_by_the_same_command_on_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Submission] = []
+    monkeypatch.setattr(submit, "submit", lambda address, job, wait: sent.append(job) or 3)
+    places = ("/shared/10-export", "s3://shop/pairs", "--out", "/shared/scores")
+    given = ("--set", "bulk.replicas=4", "--config", ROOT / DEMO, "--explain", "--latents")
+    assert broadfast("score", *places, *given, "--submit", "http://head:8265").exit_code == 3, "that of the job"
+    assert shlex.split(sent[0].entrypoint) == [
+        *("python", "-m", "workflows.cli", "score", *places, "--latents", "--explain"),
+        *("--set", "bulk.replicas=4", "--config", str(DEMO)),
+    ]
+    assert sent[0].runtime_env["working_dir"] == str(ROOT)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"export_dir": Path("runs/10-export")}, "EXPORT_DIR runs/10-export: give an absolute path"),
+        ({"table": "pairs.csv"}, "FILE pairs.csv: give an absolute path"),
+        ({"out": "scores"}, "--out scores: give an absolute path on storage that every node mounts, or a URI"),
+        ({"config": Path("/etc/other.toml")}, "outside the repository"),
+    ],
+)
+def test_places_that_the_cluster_does_not_see_are_refused(changed: dict, words: str) -> None:
+    given = {"export_dir": Path("/shared/10-export"), "table": "/shared/pairs.csv", "out": "/shared/scores"}
+    with pytest.raises(UsageError, match=words):
+        plan_scoring(**({"config": None, "changes": (), "flags": ()} | given | changed))
 
 
 def test_an_extra_brings_the_pins_of_pyproject_and_leaves_ray_to_the_cluster() -> None:

@@ -76,7 +76,7 @@ class Admission:
     Under heavy overload most requests are refused, and reading and checking their bodies would take the model's time.
     """
 
-    PATHS = frozenset({"/v1/score", "/v1/explain", "/v1/rerank", "/v2/rerank", "/rerank"})
+    PATHS = frozenset({"/v1/score", "/v1/explain", "/v1/rerank", "/v2/rerank", "/rerank", "/infinity/rerank"})
 
     def __init__(self, app: ASGIApp, hasty: Callable[[], Refusal | None]):
         self.app, self.hasty = app, hasty

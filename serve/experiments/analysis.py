@@ -22,6 +22,7 @@ from cluster.base.errors import UsageError, UserError
 from serve.experiments.exposure_sums import answered, counts_of, design, sums_of_units
 
 SRM_ALARM = 0.001
+POWER = 0.8  # the share of experiments that find a lift as large as `Lift.detectable`
 UNSEEN = "arms without a request"
 
 
@@ -39,13 +40,15 @@ class Rate:
 class Lift:
     """An arm's rate divided by the control's, minus 1; None where a rate is 0, so that the ratio has no interval.
 
-    `p` is that of no lift. `holds` says whether it is small enough among all lifts that decide (see `analyse`).
+    `p` is that of no lift. `detectable` is the lift that `POWER` of experiments with as many units would find. `holds`
+    says whether `p` is small enough among all lifts that decide (see `analyse`).
     """
 
     value: float | None
     low: float | None
     high: float | None
     p: float = 1.0
+    detectable: float | None = None
     holds: bool = False
 
     @property
@@ -100,15 +103,22 @@ def ratio(successes: np.ndarray, requests: np.ndarray) -> Rate:
     return Rate(float(value), float(variance), int(requests.sum()), units)
 
 
-def lift(arm: Rate, control: Rate, level: float) -> Lift:
-    """Return the lift with its interval, which is symmetric on the logarithm of the ratio."""
+def lift(arm: Rate, control: Rate, level: float, tests: int = 1) -> Lift:
+    """Return the lift with its interval, which is symmetric on the logarithm of the ratio.
+
+    On that scale, a two-sided test finds (z(1 - alpha / 2) + z(power)) standard errors with this power (Bloom 1995).
+
+    Args:
+        tests: how many lifts decide; alpha is divided among them, as by the first step of Holm's correction.
+    """
     if not (arm.value > 0 and control.value > 0):
         return Lift(None, None, None)
     log = math.log(arm.value / control.value)
     spread = math.sqrt(arm.variance / arm.value**2 + control.variance / control.value**2)
     reach = float(norm.ppf((1 + level) / 2)) * spread
     p = float(2 * norm.sf(abs(log) / spread)) if spread else float(log == 0)
-    return Lift(math.expm1(log), math.expm1(log - reach), math.expm1(log + reach), p)
+    detectable = float(np.expm1((norm.isf((1 - level) / 2 / tests) + norm.ppf(POWER)) * spread))
+    return Lift(math.expm1(log), math.expm1(log - reach), math.expm1(log + reach), p, detectable)
 
 
 def holm(found: Mapping[tuple[str, str], float], alpha: float) -> set[tuple[str, str]]:
@@ -135,13 +145,10 @@ def lifts_of(
     rates: Mapping[str, Mapping[str, Rate]], control: str, level: float, primary: str | None
 ) -> dict[tuple[str, str], Lift]:
     """Return the lift of each arm and outcome over the control, and whether it holds among those that decide."""
-    lifts = {
-        (arm, kind): lift(own[kind], rates[control][kind], level)
-        for arm, own in rates.items()
-        for kind in own
-        if arm != control
-    }
-    holding = holm({name: one.p for name, one in lifts.items() if primary in (None, name[1])}, 1 - level)
+    every = [(arm, kind) for arm, own in rates.items() for kind in own if arm != control]
+    deciding = [name for name in every if primary in (None, name[1])]
+    lifts = {(arm, kind): lift(rates[arm][kind], rates[control][kind], level, len(deciding)) for arm, kind in every}
+    holding = holm({name: lifts[name].p for name in deciding}, 1 - level)
     return {name: replace(one, holds=name in holding) for name, one in lifts.items()}
 
 

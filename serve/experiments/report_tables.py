@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from rich.table import Table
 from cluster.base.errors import UserError
 from cluster.base.progress import console
 from cluster.base.whole_files import whole_file
-from serve.experiments.analysis import SRM_ALARM, Findings, Lift, analyse
+from serve.experiments.analysis import POWER, SRM_ALARM, Findings, Lift, analyse
 from serve.experiments.exposures import open_exposures
 from serve.parts.part_log import undisturbed
 
@@ -70,6 +71,8 @@ def report_experiment(
         said = f"{found.repeated:,} exposures repeat the id of a request, of which the earliest counts"
         console().print(said, highlight=False)
     console().print(how_to_read(found), highlight=False)
+    if said := how_large(found):
+        console().print(said, highlight=False)
     write_plot(found, plot)
     console().print(f"plot: {plot}", highlight=False)
     return found
@@ -81,6 +84,18 @@ def how_to_read(found: Findings) -> str:
     return (
         f"Bold lifts hold among {among} (Holm's correction at {1 - found.level:.3g}). All of this is meant for one look"
         " at the end: looking each day and stopping at the first bold figure finds lifts that are not there."
+    )
+
+
+def how_large(found: Findings) -> str:
+    """Return how large a lift must be to be found, by outcome that decides; empty where nothing can be compared."""
+    lifts = [each for arm in found.arms for each in arm.lifts.items() if found.primary in (None, each[0])]
+    sizes = sorted((each.detectable or 0.0, kind) for kind, each in lifts)
+    largest = {kind: size for size, kind in sizes if 0 < size < math.inf}
+    said = ", ".join(f"{size:+.1%} in {kind}" for kind, size in largest.items())
+    return said and (
+        f"{100 * POWER:g} % of experiments of this size find a lift of {said}. For one half as large, let it run until"
+        " there are about four times as many units."
     )
 
 

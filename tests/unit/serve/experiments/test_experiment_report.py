@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from contextlib import closing
 from pathlib import Path
 
@@ -38,7 +39,13 @@ def test_lift_by_hand_and_where_there_is_none_to_have() -> None:
     spread = 1.959964 * math.sqrt(0.0001 / 0.0144 + 0.0001 / 0.01)
     assert found.value == pytest.approx(0.2)
     assert (found.low, found.high) == pytest.approx((1.2 * math.exp(-spread) - 1, 1.2 * math.exp(spread) - 1), abs=1e-6)
-    assert lift(Rate(0.0, 0.0, 1, 1), Rate(0.1, 0.0001, 1, 1), 0.95).value is None
+    # z(0.8) = 0.841621, and z(1 - 0.05 / 2 / 3) = 2.393980
+    assert found.detectable == pytest.approx(math.expm1((1.959964 + 0.841621) / 1.959964 * spread), abs=1e-6)
+    among = lift(Rate(0.12, 0.0001, 1, 1), Rate(0.1, 0.0001, 1, 1), 0.95, tests=3)
+    assert among.detectable == pytest.approx(math.expm1((2.393980 + 0.841621) / 1.959964 * spread), abs=1e-6)
+    assert (among.low, among.high) == (found.low, found.high)
+    nothing = lift(Rate(0.0, 0.0, 1, 1), Rate(0.1, 0.0001, 1, 1), 0.95)
+    assert (nothing.value, nothing.detectable) == (None, None)
 
 
 def test_the_sample_ratio_is_a_chi_square_test_on_units() -> None:
@@ -70,6 +77,16 @@ def test_the_interval_holds_the_true_lift_as_often_as_it_says(true_lift: float) 
         assert found / runs > 0.9
     else:
         assert found == runs - held  # one in twenty finds what is not there, and no more
+
+
+def test_the_lift_that_is_called_detectable_is_found_in_four_of_five_experiments() -> None:
+    draw, runs = np.random.default_rng(9), 400
+    detectable = lift(simulated(draw, 2000, 0.2), simulated(draw, 2000, 0.2), 0.95).detectable
+    assert detectable is not None
+    arms = ((simulated(draw, 2000, 0.2 * (1 + detectable)), simulated(draw, 2000, 0.2)) for _ in range(runs))
+    found = sum(lift(*pair, 0.95).found for pair in arms)
+    low, high = binom.ppf([0.001, 0.999], runs, 0.8)
+    assert low <= found <= high
 
 
 def test_requests_of_one_unit_are_not_taken_for_so_many_units() -> None:
@@ -241,3 +258,7 @@ def test_the_report_says_how_to_read_it(finished: Path) -> None:
     words = finished / "exposures", finished / "outcomes.csv", "--plot", finished / "said.svg"
     said = text(broadfast("experiment", "report", *words, "--primary", "click", "--since", "2020-01-01"))
     assert "Holm" in said and "lifts in click" in said and "one look at the end" in said.replace("\n", " ")
+    size = re.search(
+        r"80 % of experiments of this size find a lift of \+(\d+\.\d)% in click\.", said.replace("\n", " ")
+    )
+    assert size and 10 < float(size[1]) < 40, "that of 40 % was found"

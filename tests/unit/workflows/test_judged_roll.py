@@ -73,6 +73,17 @@ def test_a_service_that_keeps_no_answers_cannot_be_judged(
     assert done.exit_code == 1 and "keeps no answers (serve.answer_log)" in text(done) and rolled == []
 
 
+@pytest.mark.parametrize("flags", [(), ("--allow-change",)])
+def test_answers_of_another_form_are_allowed_by_the_flag_alone(
+    flags: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr("cluster.base.ray_session.ray_session", no_ray)
+    monkeypatch.setattr("serve.on_ray.rollout.roll_export", lambda _, allow_change: asked.append(allow_change) or [])
+    assert broadfast("roll", tmp_path, *flags, "-v").exit_code == 0
+    assert asked == [bool(flags)]
+
+
 def test_labels_of_an_export_are_in_the_teachers_scheme(tmp_path: Path) -> None:
     export = write_export(tmp_path / "export", tmp_path / "bert")
     pairs = [{"query": "red case", "title": f"lamp {n}", "attributes": [("colour", "red")]} for n in range(3)]

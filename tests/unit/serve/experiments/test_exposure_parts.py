@@ -41,6 +41,17 @@ def test_small_parts_become_one_in_the_folder_of_their_hour(tmp_path: Path) -> N
     datetime.strptime(first.parent.name, HOUR)
 
 
+def test_few_rows_are_joined_when_it_is_time(tmp_path: Path) -> None:
+    with closing(ExposureLog(tmp_path, PLAN)) as log:
+        written(log, "a")
+        log.began -= PLAN.part_seconds
+        written(log, "b")
+        (part,) = tmp_path.rglob("*.parquet")
+        assert part_log.SMALL not in part.name and requests(tmp_path) == ["a", "b"]
+        written(log, "c")
+        assert part_log.SMALL in max(tmp_path.rglob("*.parquet")).name, "the next ten minutes have begun"
+
+
 def test_a_kill_while_parts_are_joined_counts_no_row_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(ExposureLog(tmp_path, PLAN)) as log:
         monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False: None)

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 from results import Figure, in_own_process, write_results
-from scale import MIB, TITLE, Memory
+from scale_arms import MIB, TITLE, Memory
 
 from cluster.base.processor import cores
 from cluster.base.ray_session import ray_session

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from scale import pair
+from scale_arms import pair
 
 from cluster.base.ray_session import ray_session
 from cluster.base.stage_folder import StageFolder

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.base.errors import UserError
+from cluster.models.folders import hub_arguments
 from teacher.config import Lora, Tuning
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def load_tokenizer(model: str) -> Any:
     """Return the model's tokenizer. If it has no padding token, it pads with its end-of-text token."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(**hub_arguments(model), trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -36,7 +37,7 @@ def load_trainable(model: str, tuning: Tuning, dtype: str = "float32", attention
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(
-        model, dtype=getattr(torch, dtype), attn_implementation=attention, trust_remote_code=False
+        **hub_arguments(model), dtype=getattr(torch, dtype), attn_implementation=attention, trust_remote_code=False
     )
     if not isinstance(tuning, Lora):
         _freeze(base, tuning.frozen_layers)
@@ -101,6 +102,6 @@ def save_merged(model: str, tuning: Tuning, state: dict[str, Tensor], folder: Pa
         raise RuntimeError(f"{model} has no place for these trained parameters: {unknown[:3]}")
     if isinstance(tuning, Lora):
         trained = trained.merge_and_unload()
-    dtype = AutoConfig.from_pretrained(model, trust_remote_code=False).dtype or torch.float32
+    dtype = AutoConfig.from_pretrained(**hub_arguments(model), trust_remote_code=False).dtype or torch.float32
     trained.to(dtype).save_pretrained(folder)
     load_tokenizer(model).save_pretrained(folder)

@@ -17,7 +17,7 @@ from cluster.base.errors import UserError
 from cluster.base.progress import console
 from cluster.base.stage_folder import StageFolder
 from cluster.base.tables import rows_in, table_of
-from cluster.models.folders import check_model
+from cluster.models.folders import model_to_load
 from cluster.training.arrow_rows import ArrowRows, write_rows
 from cluster.training.driver import Row, Rows, TrainTask, run_training
 from mpcot.schemes.scheme import Scheme, load_scheme
@@ -35,7 +35,7 @@ SEQUENCE = pa.schema(
 
 def run(config: SftStage, folder: StageFolder) -> None:
     """Train the teacher on rationales and write `3-sft/model`."""
-    model = check_model("teacher.model", config.teacher.model)
+    model = model_to_load("teacher.model", config.teacher.model)
     fitting = Fitting(load_tokenizer(model), config.sft.max_tokens)
     examples = collect_examples(config, folder.input("1-pairs"), folder.input("2-rationales"), fitting)
     gold = examples.filter(pc.not_equal(examples["origin"], VOTE))

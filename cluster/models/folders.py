@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from cluster.config import Settings
 PACKAGES = Path(__file__).with_name("packages.toml")
 TEXTS = (".json", ".jinja", ".txt", ".model", ".tiktoken")  # configs, tokenizers and chat templates
 HUB_TIMEOUT_S = 5.0
+COMMIT = re.compile(r"[0-9a-f]{40}")
 WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 
@@ -58,7 +60,7 @@ def check_model(field: str, name: str) -> str:
     path = Path(name)
     looks_local = path.is_absolute() or name.startswith((".", "models/")) or path.exists()
     if not looks_local:
-        if name.count("/") > 1:
+        if name.partition("@")[0].count("/") > 1:
             raise UserError(f"{field}: {name!r} is neither a folder nor a hub name of the form owner/model")
         return name
     if not path.is_dir():
@@ -69,6 +71,27 @@ def check_model(field: str, name: str) -> str:
     if missing := [need for need, patterns in needs.items() if not any(any(path.glob(p)) for p in patterns)]:
         raise UserError(f"{field}: {name!r} is not a model folder: {', '.join(missing)} not found in it")
     return str(path.resolve())
+
+
+def model_to_load(field: str, name: str) -> str:
+    """Return the absolute path of a folder, or a hub's model with its commit, as owner/model@commit.
+
+    It is the commit that fingerprints know. So all processes load the same, whatever is pushed to the hub meanwhile.
+
+    Raises:
+        UserError: as `check_model` does.
+    """
+    checked = check_model(field, name)
+    commit = "" if Path(checked).is_dir() else hub_revision(checked)
+    return f"{checked.partition('@')[0]}@{commit}" if commit else checked
+
+
+def hub_arguments(model: str | Path) -> dict[str, str]:
+    """Return the arguments by which `from_pretrained` loads a folder, or a hub's model at its commit."""
+    name, _, commit = str(model).partition("@")
+    if not commit or Path(model).is_dir():
+        return {"pretrained_model_name_or_path": str(model)}
+    return {"pretrained_model_name_or_path": name, "revision": commit}
 
 
 def model_fingerprint(name: str) -> str:
@@ -86,7 +109,7 @@ def model_fingerprint(name: str) -> str:
 def model_content(name: str) -> str:
     """Return a digest of a model with its tokenizer and chat template, or of its name and revision on a hub."""
     if not (folder := Path(name)).is_dir():
-        return digest([name, hub_revision(name)])
+        return digest([name.partition("@")[0], hub_revision(name)])
     texts = sorted(path for path in folder.rglob("*") if path.suffix in TEXTS and path.is_file())
     sums = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in texts}
     return digest([model_fingerprint(name), sums])
@@ -96,14 +119,18 @@ def model_content(name: str) -> str:
 def hub_revision(name: str) -> str:
     """Return the commit that is loaded by the name of a hub's model, empty if nobody knows it.
 
-    The hub is asked and, where it is not reached, this machine's copy.
+    The hub is asked and, where it is not reached, this machine's copy. What is behind an @ in the name is a branch, a
+    tag or a commit.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
 
+    name, _, revision = name.partition("@")
+    if COMMIT.fullmatch(revision):
+        return revision
     try:
-        return HfApi().model_info(name, timeout=HUB_TIMEOUT_S).sha or ""
+        return HfApi().model_info(name, revision=revision or None, timeout=HUB_TIMEOUT_S).sha or ""
     except Exception:  # each version of the hub's client has errors of its own
-        copy = try_to_load_from_cache(name, "config.json")
+        copy = try_to_load_from_cache(name, "config.json", revision=revision or None)
         return Path(copy).parent.name if isinstance(copy, str) else ""
 
 

@@ -83,7 +83,7 @@ def model_size(field: str, name: str) -> ModelSize:
     where = check_model(field, name)
     if Path(where).is_dir():
         return _of_folder(field, Path(where))
-    known = hub_models()
+    known, name = hub_models(), name.partition("@")[0]
     if name not in known:
         raise UserError(
             f"{field}: the size of {name!r} is not known. Give a local folder or one of {', '.join(known)}, "

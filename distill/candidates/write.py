@@ -14,7 +14,7 @@ import pyarrow as pa
 from cluster.base.errors import UsageError, UserError
 from cluster.base.run_folder import finished_stage
 from cluster.base.tables import table_writer
-from cluster.models.folders import check_model
+from cluster.models.folders import model_to_load
 from distill.candidates.mine import Mined, Mining, mine
 from distill.candidates.order import doubts_of, ordered, verdicts_of
 from distill.candidates.shop import Shop, from_results, open_shop
@@ -79,7 +79,7 @@ def write_candidates(
         found, left_out = from_results(wish.results, shop, wish.per_query, cleaning)
         mined = [(query, key, rank, "results") for query, key, rank in found]
     else:
-        local = encoder.model_copy(update={"encoder": check_model("targets.encoder", encoder.encoder)})
+        local = encoder.model_copy(update={"encoder": model_to_load("targets.encoder", encoder.encoder)})
         with ray():
             mined = list(mine(shop, Mining(wish.per_query, wish.random_share, wish.seed, local, run_dir)))
     if not mined:

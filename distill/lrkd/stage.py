@@ -8,7 +8,7 @@ from typing import Any
 from cluster.base.errors import UserError
 from cluster.base.stage_folder import StageFolder, read_manifest, versions
 from cluster.base.tables import read_table, write_table
-from cluster.models.folders import check_model
+from cluster.models.folders import model_to_load
 from cluster.training.driver import TrainResult, drop_checkpoints, read_history, run_training
 from distill.config import StudentConfig, StudentSettings, StudentStage
 from distill.lrkd.dev_figures import check_best_by_ndcg, constant_on_dev
@@ -70,7 +70,7 @@ def _task(config: StudentStage, student: StudentSettings, folder: StageFolder) -
     targets = ("vote", "mean", "concat", *names)
     if student.target not in targets:
         raise UserError(f"student.target: {student.target!r} is not one of {', '.join(targets)}")
-    student = student.model_copy(update={"model": check_model("student.model", student.model)})
+    student = student.model_copy(update={"model": model_to_load("student.model", student.model)})
     if student.frozen_layers and student.frozen_layers > (layers := encoder_layers(student.model)):
         raise UserError(f"student.frozen_layers: {student.frozen_layers} is more than the encoder's {layers} layers")
     rows = _rows(config, student, folder)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from cluster.base.tables import write_table
+from cluster.models.folders import hub_arguments
 from cluster.training.driver import Row, Rows, TrainTask
 from cluster.training.task import PAD_MULTIPLE
 from distill.config import StudentConfig, StudentSettings
@@ -173,7 +174,7 @@ class LrkdTask(TrainTask):
 
     def save(self, state: dict[str, Tensor], folder: Path) -> None:
         write_table(folder.with_name(TRAINED_LOGITS), self.trained_logits(state))
-        encoder_config = AutoConfig.from_pretrained(self.student.model, trust_remote_code=False)
+        encoder_config = AutoConfig.from_pretrained(**hub_arguments(self.student.model), trust_remote_code=False)
         if self.student.frozen_layers:  # what was not trained is not in the state
             state = {name: part for name, part in self.build().named_parameters() if not part.requires_grad} | state
         kept, tokenizer = kept_for_inference(state, self.config), load_tokenizer(self.student.model)

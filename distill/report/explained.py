@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cluster.base.stage_folder import StageFolder
-from cluster.models.folders import check_model
+from cluster.models.folders import model_to_load
 from distill.config import EncoderWorkers, StudentConfig
 from distill.report.config import ReportStage
 from distill.report.explanation_quality import UNKNOWN, Cases, explanation_quality
@@ -41,7 +41,7 @@ def explained(
     assert found.latents is not None, "a student with an index has latents"
     # In this process, with the devices and threads that it has.
     here = EncoderWorkers(cpus_per_worker=torch.get_num_threads(), gpus_per_worker=1)
-    encoder = check_model("targets.encoder", config.targets.encoder)
+    encoder = model_to_load("targets.encoder", config.targets.encoder)
     settings = config.targets.model_copy(update={"encoder": encoder, "workers": here})
     texts = SentenceEncoder(settings).encode([f"{row['query']} {row['title']}" for row in [*known, *rows]])
     train = _cases(known, known, index.vectors[:, : len(known)].transpose(1, 0, 2), texts[: len(known)], scheme)

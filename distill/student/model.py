@@ -29,6 +29,7 @@ from transformers import (
 
 from cluster.base.errors import UserError
 from cluster.base.stage_folder import read_json, write_json
+from cluster.models.folders import hub_arguments
 from distill.config import STUDENT_FORMAT as FORMAT
 from distill.config import StudentConfig
 from distill.student.extractors import PerLatentLinear, build_extractor, masked_mean
@@ -126,7 +127,7 @@ def build_student(model: str, config: StudentConfig) -> Student:
 
 def encoder_layers(model: str) -> int:
     """Return how many layers the encoder `model` has."""
-    return int(AutoConfig.from_pretrained(model, trust_remote_code=False).num_hidden_layers)
+    return int(AutoConfig.from_pretrained(**hub_arguments(model), trust_remote_code=False).num_hidden_layers)
 
 
 def freeze_layers(encoder: PreTrainedModel, count: int) -> None:
@@ -153,10 +154,11 @@ def load_encoder(model: str) -> PreTrainedModel:
         UserError: it cannot be loaded.
     """
     try:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        where = hub_arguments(model)
+        config = AutoConfig.from_pretrained(**where, trust_remote_code=False)
         extra = _no_pooler(config)
         with MAKING:
-            return AutoModel.from_pretrained(model, dtype=torch.float32, trust_remote_code=False, **extra)
+            return AutoModel.from_pretrained(**where, dtype=torch.float32, trust_remote_code=False, **extra)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"cannot load the encoder {model!r}: {error}") from error
 
@@ -169,7 +171,9 @@ def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
     """
     try:
         # A title that spells [SEP] stays text.
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False, split_special_tokens=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            **hub_arguments(model), trust_remote_code=False, split_special_tokens=True
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load a tokenizer from {str(model)!r}: {error}") from error
     if not tokenizer.is_fast:

@@ -14,7 +14,7 @@ import numpy as np
 
 from cluster.base.errors import UserError
 from cluster.base.progress import progress
-from cluster.models.folders import check_model
+from cluster.models.folders import model_to_load
 from distill.config import LEAST_SKILL, StudentSettings
 from distill.study.arms import Role, Rows, StudyRow, load_rows, named, primary_rows, student_of
 from distill.study.config import Comparison, DataSet, StudyConfig, StudyWorkers
@@ -253,7 +253,7 @@ class Study:
 
         data, config = self.data[run.data], self.config
         assert data.run is not None, "runs need the run folder"
-        model = check_model("student.model", run.student.model)
+        model = model_to_load("student.model", run.student.model)
         return Job(
             run=data.run,
             labels=data.labels,

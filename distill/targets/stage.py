@@ -17,7 +17,7 @@ from cluster.base.errors import UserError
 from cluster.base.progress import console, progress
 from cluster.base.stage_folder import StageFolder
 from cluster.base.tables import table_writer, write_table
-from cluster.models.folders import check_model
+from cluster.models.folders import model_to_load
 from distill.config import TargetSettings, TargetsStage
 from distill.targets.encoder_texts import write_texts
 from distill.targets.linear_map import MAP, fit_maps, save_maps, training_pairs
@@ -41,7 +41,7 @@ def run(config: TargetsStage, folder: StageFolder) -> None:
     Raises:
         UserError: the encoder cannot be loaded, or nothing was judged.
     """
-    encoder = check_model("targets.encoder", config.targets.encoder)
+    encoder = model_to_load("targets.encoder", config.targets.encoder)
     pooling, reason = pooling_of(config.targets.model_copy(update={"encoder": encoder}))
     console().print(f"  targets: {pooling} pooling, {reason}", highlight=False)
     settings = config.targets.model_copy(update={"encoder": encoder, "pooling": pooling})

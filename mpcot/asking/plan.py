@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.base.stage_folder import digest
-from cluster.models.folders import check_model, model_content
+from cluster.models.folders import model_content, model_to_load
 from mpcot.asking.answer_keys import answer_key, sampling_digest
 from mpcot.asking.engines.config import OpenAiEngine
 from mpcot.asking.engines.engine import Ask
@@ -30,7 +30,7 @@ def model_asked(engine: Engine, model: str) -> str:
     Raises:
         UserError: it is no model folder.
     """
-    return engine.model if isinstance(engine, OpenAiEngine) else check_model("teacher.model", model)
+    return engine.model if isinstance(engine, OpenAiEngine) else model_to_load("teacher.model", model)
 
 
 def teacher_fingerprint(engine: Engine, model: str) -> str:

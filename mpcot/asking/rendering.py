@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from cluster.base.errors import UserError
+from cluster.models.folders import hub_arguments
 from mpcot.asking.prompts import Message
 
 # In the keys of answers. Raise it when the same chat is put into a template otherwise.
@@ -77,7 +78,7 @@ def check_prompts(model: str, chats: Iterable[tuple[str, list[Message]]], limit:
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(**hub_arguments(model), trust_remote_code=False)
     for name, chat in chats:
         try:
             text = render(tokenizer, chat, thinking)

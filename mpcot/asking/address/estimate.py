@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from cluster.models.folders import hub_arguments
 from mpcot.asking.address.chat_requests import most_output_tokens
 from mpcot.asking.engines.config import OpenAiEngine, Price
 from mpcot.asking.engines.engine import Ask
@@ -66,5 +67,5 @@ def _tokens(chats: list[list[Message]], model: str) -> int:
         return sum(len(message["content"].encode()) for chat in chats for message in chat) // BYTES_PER_TOKEN
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(**hub_arguments(model), trust_remote_code=False)
     return sum(len(tokenizer.encode(render(tokenizer, chat), add_special_tokens=False)) for chat in chats)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cluster.base.processor import cores, inference_precision
+from cluster.models.folders import hub_arguments
 from mpcot.asking.engines.engine import Ask, EngineStopped, Reply
 from mpcot.asking.engines.processes import descendants, kill_all
 from mpcot.asking.failure_reasons import too_long
@@ -26,8 +27,11 @@ SPIN = "10000000"
 
 def engine_arguments(engine: VllmEngine, model: str, gpu: bool) -> dict[str, Any]:
     """Return vLLM's engine arguments as plain data, so that tests and `--dry-run` can look at them."""
+    named = hub_arguments(model)
+    commit = {name: named["revision"] for name in ("revision", "tokenizer_revision") if "revision" in named}
     shared: dict[str, Any] = {
-        "model": model,
+        "model": named["pretrained_model_name_or_path"],
+        **commit,
         "dtype": engine_dtype(engine, gpu),
         "max_model_len": engine.max_model_len,
         "max_num_seqs": engine.max_num_seqs,
@@ -130,7 +134,7 @@ class Vllm:
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        self.tokenizer = AutoTokenizer.from_pretrained(**hub_arguments(model), trust_remote_code=False)
         self.labels = LabelTokens.of(self.tokenizer, scheme)
         self.limit = engine.prompt_tokens(ask)
         self.regex = answer_regex(scheme, ask.min_chars, ask.max_chars)

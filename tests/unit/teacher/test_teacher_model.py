@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cluster.base.errors import UserError
 from teacher.config import Full, Lora, Tuning
 from teacher.model import attention_kernel, load_tokenizer, load_trainable, save_merged
+from tests.helpers.hub_cache import pushed_to
 from tests.helpers.tiny_llama import tiny_llama
 
 IDS = torch.arange(5, 45).reshape(2, 20)
@@ -123,3 +124,18 @@ def test_short_sequences_on_a_cpu_are_trained_with_plain_products(llama_folder: 
     kernels = [load_trainable(str(llama_folder), Full(), attention=name) for name in ("eager", None)]
     assert [model.config._attn_implementation for model in kernels] == ["eager", "sdpa"]
     assert torch.allclose(*map(logits, kernels), atol=1e-5)
+
+
+def test_a_model_of_the_hub_stays_at_its_commit(
+    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(llama_folder, Full()).to(torch.bfloat16).save_pretrained(tmp_path / "later")
+    other = load_tokenizer(str(llama_folder))
+    other.chat_template = "another"
+    other.save_pretrained(tmp_path / "later")
+    model = pushed_to(monkeypatch, tmp_path / "hub", llama_folder, tmp_path / "later")
+    before = load_trainable(str(llama_folder), Full())
+    assert torch.equal(logits(load_trainable(model, Full())), logits(before))
+    assert load_tokenizer(model).chat_template == load_tokenizer(str(llama_folder)).chat_template != "another"
+    save_merged(model, Full(), state_of(before), tmp_path / "made")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "made", dtype="auto").dtype == torch.float32

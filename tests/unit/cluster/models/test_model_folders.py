@@ -19,11 +19,14 @@ from cluster.models.folders import (
     PackagedModel,
     check_model,
     fetch,
+    hub_arguments,
     hub_revision,
     model_content,
     model_fingerprint,
+    model_to_load,
     packaged_models,
 )
+from tests.helpers.hub_cache import EARLIER, LATER, NAME, pushed_to
 
 PARTS = (b"GGUF and ", b"the rest ", b"of it")
 
@@ -70,9 +73,10 @@ def test_a_file_is_not_a_model_folder(folder: Path) -> None:
         check_model("teacher.model", str(folder / "config.json"))
 
 
-def test_neither_a_folder_nor_a_hub_name() -> None:
+@pytest.mark.parametrize("name", ["a/b/c", "a/b/c@main"])
+def test_neither_a_folder_nor_a_hub_name(name: str) -> None:
     with pytest.raises(UserError, match="owner/model"):
-        check_model("teacher.model", "a/b/c")
+        check_model("teacher.model", name)
 
 
 def test_the_fingerprint_sees_other_weights_of_the_same_size(folder: Path, tmp_path: Path) -> None:
@@ -101,7 +105,7 @@ def test_the_content_of_a_hub_model_has_its_revision(monkeypatch: pytest.MonkeyP
     name, found, hub = "Qwen/Qwen3-14B", [], list[str | None]()
     copy = tmp_path / "snapshots" / "cccc" / "config.json"
 
-    def ask(self: Any, name: str, timeout: float) -> SimpleNamespace:
+    def ask(self: Any, name: str, revision: str | None, timeout: float) -> SimpleNamespace:
         if hub[-1] is None:
             raise ConnectionError("no network")
         return SimpleNamespace(sha=hub[-1])
@@ -110,11 +114,38 @@ def test_the_content_of_a_hub_model_has_its_revision(monkeypatch: pytest.MonkeyP
     for revision, local in (("aaaa", None), ("bbbb", str(copy)), (None, str(copy)), (None, None)):
         hub.append(revision)
         hub_revision.cache_clear()
-        monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *name, local=local: local)
+        monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *name, revision, local=local: local)
         found.append((hub_revision(name), model_content(name)))
     hub_revision.cache_clear()
     assert [revision for revision, _ in found] == ["aaaa", "bbbb", "cccc", ""]
     assert len({content for _, content in found}) == 4
+
+
+def test_a_run_loads_the_commit_that_its_fingerprint_knows(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = pushed_to(monkeypatch, tmp_path / "hub", folder, folder)
+    assert model == f"{NAME}@{EARLIER}"
+    assert hub_arguments(model) == {"pretrained_model_name_or_path": NAME, "revision": EARLIER}
+    assert model_content(NAME) == model_content(f"{NAME}@{LATER}") != model_content(model)
+
+
+def test_a_name_may_say_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commits = {None: "a" * 40, "v1.0": "b" * 40}
+    asked = lambda self, name, revision, timeout: SimpleNamespace(sha=commits[revision])  # noqa: E731
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", asked)
+    for name, commit in ((NAME, "a" * 40), (f"{NAME}@v1.0", "b" * 40), (f"{NAME}@{'c' * 40}", "c" * 40)):
+        hub_revision.cache_clear()
+        assert model_to_load("teacher.model", name) == f"{NAME}@{commit}"
+    hub_revision.cache_clear()
+
+
+def test_a_folder_is_loaded_as_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = folder.rename(folder.with_name("mine@home"))
+    assert model_to_load("teacher.model", str(odd)) == str(odd)
+    assert hub_arguments(odd) == {"pretrained_model_name_or_path": str(odd)}
+    monkeypatch.chdir(odd.parent)
+    assert hub_arguments("mine@home") == {"pretrained_model_name_or_path": "mine@home"}
 
 
 def test_fetch_knows_its_models_and_skips_one_that_is_there(tmp_path: Path) -> None:

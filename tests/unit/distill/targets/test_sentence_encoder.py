@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,15 @@ import pytest
 import torch
 
 from cluster.base.errors import UserError
+from cluster.base.stage_folder import write_json
 from distill.config import TargetSettings
-from distill.student.model import load_encoder, load_tokenizer
+from distill.student.model import encoder_layers, load_encoder, load_tokenizer
 from distill.targets.encoder_texts import TARGET_TEXT
+from distill.targets.pooling import pooling_of
 from distill.targets.sentence_encoder import SentenceEncoder
 from mpcot.records import TARGET
+from tests.helpers.hub_cache import pushed_to
+from tests.helpers.tiny_bert import WIDTH, tiny_bert
 
 TEXTS = ["red mug", "the shopper wants a blue lamp", "a case is not a phone"]
 
@@ -96,3 +101,16 @@ def test_texts_of_the_pair_have_one_vector_and_those_of_controls_one_per_perspec
     for name, place in (("query", 2), ("title", 0)):
         np.testing.assert_allclose(found[name], made[place], atol=1e-5)
     np.testing.assert_allclose(found["template"][0], made[1], atol=1e-5)
+
+
+def test_an_encoder_of_the_hub_stays_at_its_commit(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = tiny_bert(tmp_path / "later", layers=1, width=2 * WIDTH)
+    for folder, mode in ((first := Path(shutil.copytree(encoder, tmp_path / "first")), "cls"), (later, "mean")):
+        write_json(folder / "modules.json", [{"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}])
+        write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": mode})
+    model = pushed_to(monkeypatch, tmp_path / "hub", first, later)
+    assert encoder_layers(model) == 2 and pooling_of(settings(Path(model)))[0] == "cls"
+    there, here = (SentenceEncoder(settings(where, pooling="cls")) for where in (Path(model), encoder))
+    assert there.width == WIDTH and (there.encode(TEXTS) == here.encode(TEXTS)).all()

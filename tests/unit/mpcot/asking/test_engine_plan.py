@@ -73,6 +73,13 @@ def test_a_request_has_a_seed_where_it_costs_no_speed(settings: dict[str, Any], 
     assert own_seed(AnswerSettings(**settings), Ask("k", CHAT, 5), gpu) == seed
 
 
+def test_a_model_of_the_hub_is_loaded_at_its_commit() -> None:
+    arguments = engine_arguments(VllmEngine(), "Qwen/Qwen3-14B@5c0d", gpu=True)
+    named = {name: arguments[name] for name in ("model", "revision", "tokenizer_revision")}
+    assert named == {"model": "Qwen/Qwen3-14B", "revision": "5c0d", "tokenizer_revision": "5c0d"}
+    assert not {"revision", "tokenizer_revision"} & engine_arguments(VllmEngine(), "models/small", gpu=True).keys()
+
+
 @pytest.mark.parametrize("gpu", [True, False])
 def test_the_prefix_is_cached_and_no_foreign_code_runs(gpu: bool) -> None:
     arguments = engine_arguments(VllmEngine(), "m", gpu)

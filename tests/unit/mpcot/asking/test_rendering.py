@@ -20,6 +20,7 @@ from mpcot.asking.rendering import check_prompts, end_of_thought, render
 from mpcot.config import AnswerSettings, PerspectiveSettings, VllmEngine
 from mpcot.perspectives.perspective import load_perspectives
 from mpcot.schemes.scheme import load_scheme
+from tests.helpers.hub_cache import NAME, pushed_to
 from tests.helpers.tiny_llama import TEMPLATE, tiny_llama_tokenizer
 
 ESCI = load_scheme("esci")
@@ -113,3 +114,15 @@ def test_prompts_are_checked_before_a_model_is_loaded(tmp_path: Path) -> None:
         check_prompts(never, chats, 4000, thinking=False)
     with pytest.raises(TemplateError):
         render(tiny_llama_tokenizer("{{ raise_exception('roles must alternate') }}"), CHAT)
+
+
+def test_prompts_are_checked_with_the_template_that_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuses = tokenizer_folder(tmp_path / "never", "{{ raise_exception('roles must alternate') }}")
+    good = tokenizer_folder(tmp_path / "good", TEMPLATE)
+    for folder in (good, refuses):
+        for name in ("config.json", "model.safetensors"):
+            (Path(folder) / name).write_text("{}")
+    model = pushed_to(monkeypatch, tmp_path / "hub", Path(good), Path(refuses))
+    check_prompts(model, [("intent", CHAT)], 4000, thinking=False)
+    with pytest.raises(UserError, match="roles must alternate"):
+        check_prompts(NAME, [("intent", CHAT)], 4000, thinking=False)

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from results import Figure, in_own_process, write_results
 
 from cluster.base.ray_session import ray_session
@@ -116,7 +117,7 @@ def run_stage(pairs: list[dict[str, Any]], order: type[GenerationPlan]) -> dict[
         folder = StageFolder(Path(work), "2-rationales", {}, {"1-pairs": "made"})
         with ray_session(ClusterSettings(num_cpus=2, object_store_mb=200)):
             started = time.monotonic()
-            answers = generate(own, pairs, folder.path, "rationales")
+            answers = generate(own, [pa.RecordBatch.from_pylist(pairs)], folder.path, "rationales")
             tally = write_outcomes([answers], Chain(DEFAULT, own.scheme), folder)
             folder.finish(tally.counts([answers]), tally.figures([answers]))
             seconds = time.monotonic() - started

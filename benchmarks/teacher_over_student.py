@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from contest.running import Contestant
 from contest.weights import HELD_OUT, ROOT, Pairs, make_pairs_of_real_length, prepare
 from results import Figure, in_own_process, write_results
@@ -51,7 +52,8 @@ def teacher(pairs: Pairs, folder: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="broadfast-teacher-") as work:
         with ray_session(ClusterSettings(num_cpus=2, object_store_mb=200)):
             started = time.monotonic()
-            answers = generate(plan, map(as_row, pairs), Path(work), "judgements")
+            rows = pa.RecordBatch.from_pylist([*map(as_row, pairs)])
+            answers = generate(plan, [rows], Path(work), "judgements")
             seconds = time.monotonic() - started - answers.engine["start_s"]
         written = sum(sum(joined.answers["output_tokens"].to_pylist()) for joined in answers.by_pair())
     return {"judge": f"teacher {Path(folder).name}", "pairs": len(pairs), "seconds": seconds, "output_tokens": written}

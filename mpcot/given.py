@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.base.id_sets import IdSet
-from cluster.base.tables import batches_of
+from cluster.base.tables import batches_of, conformed
 from mpcot.asking.join_answers import AnsweredPairs
 from mpcot.records import ANSWER
 from mpcot.votes import logprobs_of
 
-PAIRS_AT_A_TIME = 8192
 WHOLE = ""  # stands for the perspective of a judgement that is of the pair as a whole
 Row = dict[str, Any]
 KNOWN = pa.schema([pa.field(name, pa.string()) for name in ("pair_id", "label", "split")])
@@ -32,26 +30,33 @@ class Given:
             IdSet(_names(batch) for batch in batches_of(path, ["pair_id", "perspective"])) if self.path else IdSet()
         )
 
-    def covered(self, pairs: Iterable[Row]) -> Iterator[tuple[Row, list[str]]]:
-        """Yield every pair with the perspectives that have a judgement of it: all, if it was judged as a whole."""
-        stream = iter(pairs)
-        while rows := list(islice(stream, PAIRS_AT_A_TIME)):
-            asked = (*self.perspectives, WHOLE)
-            known = self.spoken.has(f"{row['pair_id']}/{name}" for row in rows for name in asked)
-            for row, (*there, whole) in zip(rows, known.reshape(len(rows), -1), strict=True):
-                yield row, [name for name, has in zip(self.perspectives, there, strict=True) if has or whole]
+    def covered(self, pairs: Iterable[pa.RecordBatch]) -> Iterator[tuple[pa.RecordBatch, pa.Array]]:
+        """Yield pairs with their column `given`, and whether each has a judgement from every perspective.
 
-    def to_ask(self, pairs: Iterable[Row]) -> Iterator[Row]:
+        The column names the perspectives that have a judgement: all, if the pair was judged as a whole.
+        """
+        for batch in pairs:
+            given: list[list[str]] = [[] for _ in range(len(batch))]
+            if self.path:
+                asked = (*self.perspectives, WHOLE)
+                known = self.spoken.has(f"{pair}/{name}" for pair in batch["pair_id"].to_pylist() for name in asked)
+                for names, (*there, of_all) in zip(given, known.reshape(len(batch), len(asked)), strict=True):
+                    names += [name for name, has in zip(self.perspectives, there, strict=True) if has or of_all]
+            column = pa.array(given, pa.list_(pa.string()))
+            whole = pc.equal(pc.list_value_length(column), len(self.perspectives))
+            yield batch.append_column("given", column), whole
+
+    def to_ask(self, pairs: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield the pairs about which the teacher is to be asked, with the perspectives that it is not asked from."""
-        for row, names in self.covered(pairs):
-            if len(names) < len(self.perspectives):
-                yield row | {"given": names}
+        for batch, whole in self.covered(pairs):
+            if len(left := batch.filter(pc.invert(whole))):
+                yield left
 
-    def unasked(self, pairs: Iterable[Row], nobody: bool) -> Iterator[AnsweredPairs]:
+    def unasked(self, pairs: Iterable[pa.RecordBatch], nobody: bool) -> Iterator[AnsweredPairs]:
         """Yield the pairs about which the teacher is not asked, which are all of them if `nobody` is."""
-        left = (row for row, names in self.covered(pairs) if nobody or len(names) == len(self.perspectives))
-        while rows := list(islice(left, PAIRS_AT_A_TIME)):
-            yield AnsweredPairs(ANSWER.empty_table(), pa.Table.from_pylist(rows, KNOWN), [])
+        for batch, whole in self.covered(pairs):
+            if len(left := batch if nobody else batch.filter(whole)):
+                yield AnsweredPairs(ANSWER.empty_table(), conformed([left], KNOWN), [])
 
     def answers(self, pairs: pa.Table) -> list[Row]:
         """Return the judgements of some pairs in the form of answers, with their `origin`."""

@@ -126,7 +126,7 @@ def _answered(
         first = next(left, None)
         if first is not None or given.path is None:
             plan = GenerationPlan.of(config, model, config.judge)
-            asked = chain([first] if first else [], left)
+            asked = chain([] if first is None else [first], left)
             rounds.append(generate(plan, asked, folder.path, "judgements"))
             yield from rounds[0].by_pair()
     yield from given.unasked(select_pairs(pairs, config.judge), nobody=model is None)

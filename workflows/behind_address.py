@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+
+import pyarrow as pa
 
 from cluster.base.errors import UsageError, UserError
 from cluster.base.run_folder import finished_stage, saved_config
@@ -31,7 +32,7 @@ def generation_plan(config: RunConfig, stage: Stage) -> GenerationPlan:
     return GenerationPlan.of(settings, config.teacher.model, stage_asks(config, stage))
 
 
-def _pairs_to_ask(config: RunConfig, run_dir: Path, stage: Stage) -> Iterator[dict[str, Any]]:
+def _pairs_to_ask(config: RunConfig, run_dir: Path, stage: Stage) -> Iterator[pa.RecordBatch]:
     """Yield the pairs that a stage asks about."""
     pairs = select_pairs(run_dir / PAIRS, stage_asks(config, stage))
     if stage.short != "judgements":

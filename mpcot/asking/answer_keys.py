@@ -39,5 +39,5 @@ def sampling_digest(model_digest: str, engine: Engine, scheme: Scheme, ask: Answ
 
 def answer_key(*texts: str) -> str:
     """Return a digest of the texts, 32 hex digits. It includes their lengths, so that "ab", "c" is not "a", "bc"."""
-    joined = "".join(f"{len(text)}:{text}" for text in texts)
+    joined = "".join([f"{len(text)}:{text}" for text in texts])
     return hashlib.sha256(joined.encode()).hexdigest()[:32]

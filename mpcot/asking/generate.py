@@ -15,20 +15,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from cluster.base.errors import UserError
 from cluster.base.id_sets import IdSet
 from cluster.base.ordered_tasks import in_tasks
 from cluster.base.progress import Board, progress
 from cluster.base.ray_session import stream_parquet
 from cluster.base.shared_folder import SharedFolder
-from cluster.base.tables import rows_of
+from cluster.base.tables import batches_of, rows_of
 from mpcot.asking.address.meter import SharedMeter, spent_in, usage_figures
 from mpcot.asking.answers import ANSWERS, Answers, TooManyFailed, too_many_failed
 from mpcot.asking.engines.config import OpenAiEngine
 from mpcot.asking.engines.engine import Ask
 from mpcot.asking.engines.start import replica_resources
 from mpcot.asking.merge_parts import bring_parts
-from mpcot.asking.missing_requests import MISSING, given_up, shared_folder, write_missing
+from mpcot.asking.missing_requests import MISSING, PAIRS_PER_TASK, given_up, shared_folder, write_missing
 from mpcot.asking.plan import GenerationPlan
 from mpcot.asking.read_parts import answers_in
 from mpcot.asking.worker import AnswerWorker
@@ -39,33 +42,35 @@ FILES_AT_A_TIME = 2  # per replica: one begins while the last answers of the oth
 PAIRS_AT_A_TIME = 8192
 
 
-def select_pairs(pairs: Path, ask: AnswerSettings) -> Iterator[dict[str, Any]]:
-    """Yield the pairs of the wanted splits, of each split at most the first `pairs_per_split` by id.
+def select_pairs(pairs: Path, ask: AnswerSettings) -> Iterator[pa.RecordBatch]:
+    """Yield the pairs of the wanted splits, some at a time, of each split at most the first `pairs_per_split` by id.
 
     Of the unlabelled ones at most the first `judge.budget_pairs` are among them, in the order of the file.
     """
     left = ask.budget_pairs if isinstance(ask, JudgeSettings) else None
-    for row in _of_splits(pairs, ask):
-        if left is None or row["split"] != "unlabelled":
-            yield row
-        elif left:
-            left -= 1
-            yield row
+    for batch in _of_splits(pairs, ask):
+        chosen = batch
+        if left is not None:
+            unlabelled = pc.equal(batch["split"], "unlabelled")
+            within = pc.less_equal(pc.cumulative_sum(unlabelled.cast(pa.int64())), left)
+            chosen, left = batch.filter(pc.or_(pc.invert(unlabelled), within)), max(0, left - unlabelled.true_count)
+        if len(chosen):
+            yield chosen
 
 
-def _of_splits(pairs: Path, ask: AnswerSettings) -> Iterator[dict[str, Any]]:
-    limit = ask.pairs_per_split
-    if limit is None:
-        yield from (row for row in rows_of(pairs) if row["split"] in ask.splits)
-        return
-    chosen: set[str] = set()
-    for split in ask.splits:
-        ids = (row["pair_id"] for row in rows_of(pairs, ["pair_id", "split"]) if row["split"] == split)
-        chosen.update(heapq.nsmallest(limit, ids))
-    yield from (row for row in rows_of(pairs) if row["pair_id"] in chosen)
+def _of_splits(pairs: Path, ask: AnswerSettings) -> Iterator[pa.RecordBatch]:
+    column, wanted = "split", set[str](ask.splits)
+    if ask.pairs_per_split is not None:
+        column, wanted = "pair_id", set()
+        for split in ask.splits:
+            ids = (row["pair_id"] for row in rows_of(pairs, ["pair_id", "split"]) if row["split"] == split)
+            wanted.update(heapq.nsmallest(ask.pairs_per_split, ids))
+    among = pa.array(wanted, pa.string())
+    for batch in batches_of(pairs, batch=PAIRS_PER_TASK):
+        yield batch.filter(pc.is_in(batch[column], among))
 
 
-def generate(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path, label: str) -> Answers:
+def generate(plan: GenerationPlan, pairs: Iterable[pa.RecordBatch], folder: Path, label: str) -> Answers:
     """Ask all requests that have no answer yet.
 
     Args:
@@ -113,10 +118,11 @@ def answered(plan: GenerationPlan, folder: Path) -> IdSet:
     return IdSet(batch["key"].filter(plan.settled(batch)).to_pylist() for batch in batches)
 
 
-def missing_asks(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path) -> Iterator[Ask]:
+def missing_asks(plan: GenerationPlan, pairs: Iterable[pa.RecordBatch], folder: Path) -> Iterator[Ask]:
     """Return the requests of the stage in `folder` that have no answer yet."""
     done = answered(plan, folder)
-    return (ask for pair in pairs for *_, ask in plan.asks(pair) if not done.has([ask.key])[0])
+    rows = (pair for batch in pairs for pair in batch.to_pylist())
+    return (ask for pair in rows for *_, ask in plan.asks(pair) if not done.has([ask.key])[0])
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -18,6 +17,7 @@ from cluster.base.tables import batches_of
 from mpcot.asking.answers import Answers
 from mpcot.asking.generate import generate
 from mpcot.asking.join_answers import AnsweredPairs
+from mpcot.asking.missing_requests import PAIRS_PER_TASK
 from mpcot.asking.plan import GenerationPlan
 
 
@@ -62,6 +62,6 @@ def all_wrong(joined: AnsweredPairs) -> list[str]:
     return sorted({pair_id for pair_id, _ in said if pair_id in gold} - right)
 
 
-def _pairs_in(pairs: Path, ids: IdSet) -> Iterator[dict[str, Any]]:
-    for batch in batches_of(pairs):
-        yield from batch.filter(pa.array(ids.has(batch["pair_id"].to_pylist()))).to_pylist()
+def _pairs_in(pairs: Path, ids: IdSet) -> Iterator[pa.RecordBatch]:
+    for batch in batches_of(pairs, batch=PAIRS_PER_TASK):
+        yield batch.filter(pa.array(ids.has(batch["pair_id"].to_pylist())))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from cluster.base.progress import console
 from cluster.base.run_folder import RUN_ID, run_id
 from cluster.base.shared_folder import SharedFolder
 from cluster.base.sql import Ordered, database
-from cluster.base.tables import batches_of, table_writer
+from cluster.base.tables import batches_of, conformed, table_writer
 from mpcot.asking.answers import ANSWERS, ASKED, joined_folder
 from mpcot.asking.join_answers import REQUEST
 from mpcot.asking.plan import GenerationPlan
@@ -87,11 +86,12 @@ def _states(plan: GenerationPlan, answers: Path) -> pa.RecordBatchReader:
 
 
 def write_missing(
-    plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path, mapped: Callable[..., Iterable[Any]] = map
+    plan: GenerationPlan, pairs: Iterable[pa.RecordBatch], folder: Path, mapped: Callable[..., Iterable[Any]] = map
 ) -> tuple[int, int]:
     """Write all requests, and the pairs that lack answers. Return the number of requests and of missing answers.
 
     Args:
+        pairs: up to `PAIRS_PER_TASK` at a time; they become Python objects only where their keys are made.
         mapped: what `map` does, perhaps on several cores. It makes the keys, which takes the most time.
     """
     missing = shared_folder(plan, folder).child(MISSING)
@@ -100,18 +100,16 @@ def write_missing(
     (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
     asked = joined_folder(folder, plan.hinted) / ASKED
     shutil.rmtree(asked.parent, ignore_errors=True)
-    stream = iter(pairs)
-    parts = iter(lambda: list(islice(stream, PAIRS_PER_TASK)), [])
-    keyed = mapped(partial(_with_keys, plan), parts)
+    keyed = mapped(partial(_with_keys, plan), pairs)
     requested = _write_requests(keyed, asked, folder / (REQUESTED_HINTED if plan.hinted else REQUESTED))
     return requested, _write_lacking(plan, asked, folder, missing, requested)
 
 
-def _with_keys(plan: GenerationPlan, pairs: list[dict[str, Any]]) -> pa.Table:
+def _with_keys(plan: GenerationPlan, pairs: pa.RecordBatch) -> pa.Table:
     """Return pairs with the keys of their requests."""
-    keys = ([ask.key for _, _, ask in plan.asks(pair)] for pair in pairs)
-    made = [p | {"text": pair_text(p, EVERYTHING), "keys": own} for p, own in zip(pairs, keys, strict=True)]
-    return pa.Table.from_pylist(made, schema=REQUEST)
+    rows = pairs.to_pylist()
+    text, keys = [pair_text(row, EVERYTHING) for row in rows], [plan.keys(row) for row in rows]
+    return pa.table([*conformed([pairs], PAIR).columns, text, keys], schema=REQUEST)
 
 
 def _write_requests(keyed: Iterable[pa.Table], asked: Path, requested: Path) -> int:
@@ -140,6 +138,8 @@ def _write_lacking(plan: GenerationPlan, asked: Path, folder: Path, store: Share
         answers = _states(plan, folder / ANSWERS)
         places = Ordered(data.stream(query, requested=keys, answers=answers), "place")
         for batch in batches_of(asked, batch=max(per_file, PAIRS_AT_A_TIME)):
+            if places.held is None:  # nothing is missing from here on
+                break
             start, end = end, end + len(pc.list_flatten(batch["keys"]))
             here = [found["place"].to_numpy() - start for found in places.upto(end - 1)]
             lacking = _lacking(batch, np.concatenate(here) if here else np.empty(0, np.int64))

@@ -104,18 +104,28 @@ class GenerationPlan:
 
         Perspectives in its column `given`, if it has one, are not asked.
         """
-        text, hint = pair_text(pair, self.ask.description_chars), pair["label"] if self.hinted else None
+        for perspective, frame, chat, keys in self._asked(pair):
+            shorter = partial(self._shorter, frame, pair) if self.ask.when_too_long == "cut" else None
+            for sample, key in enumerate(keys):
+                yield perspective, sample, Ask(key, chat, int(key[:8], 16) & 0x7FFFFFFF, pair["label"], shorter)
+
+    def keys(self, pair: dict[str, Any]) -> list[str]:
+        """Return the keys of `asks`, without the rest of the requests, which takes a third of the time."""
+        return [key for *_, keys in self._asked(pair) for key in keys]
+
+    def _asked(self, pair: dict[str, Any]) -> Iterator[tuple[Perspective, Frame, list[Message], list[str]]]:
+        """Yield the perspectives that are asked, each with its chat and the keys of its samples."""
+        text = pair_text(pair, self.ask.description_chars)
         for perspective, frame in self._frames:
             if perspective.name in pair.get("given", ()):
                 continue
-            chat = frame.messages(pair, text, hint)
-            shorter = partial(self._shorter, frame, pair, hint) if self.ask.when_too_long == "cut" else None
+            chat = frame.messages(pair, text, self._hint(pair))
             texts = [text for message in chat for text in (message["role"], message["content"])]
             base = answer_key(self.parameters, pair["pair_id"], perspective.name, *texts)
-            for sample in range(self.ask.samples):
-                key = answer_key(base, str(sample))
-                yield perspective, sample, Ask(key, chat, int(key[:8], 16) & 0x7FFFFFFF, pair["label"], shorter)
+            yield perspective, frame, chat, [answer_key(base, str(sample)) for sample in range(self.ask.samples)]
 
-    @staticmethod
-    def _shorter(frame: Frame, pair: dict[str, Any], hint: str | None, description_chars: int) -> list[Message]:
-        return frame.messages(pair, pair_text(pair, description_chars), hint)
+    def _hint(self, pair: dict[str, Any]) -> str | None:
+        return pair["label"] if self.hinted else None
+
+    def _shorter(self, frame: Frame, pair: dict[str, Any], description_chars: int) -> list[Message]:
+        return frame.messages(pair, pair_text(pair, description_chars), self._hint(pair))

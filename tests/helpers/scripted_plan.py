@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+import pyarrow as pa
 
 from mpcot.asking.plan import GenerationPlan
 from mpcot.config import AnswerSettings, PerspectiveSettings, ScriptedEngine
@@ -32,6 +35,11 @@ def pair(number: int = 0, **changes: Any) -> dict[str, Any]:
     row = {name: None for name in PAIR.names} | {"pair_id": f"p{number}", "query_id": "q", "product_id": "x"}
     row |= {"locale": "us", "query": "red drill", "title": f"drill {number}", "label": "E", "split": "train"}
     return row | changes
+
+
+def batches(pairs: Sequence[dict[str, Any]], size: int = 1000) -> list[pa.RecordBatch]:
+    """Return pairs as stages read them, `size` at a time."""
+    return pa.Table.from_pylist(list(pairs), PAIR).to_batches(size)
 
 
 def keys(plan: GenerationPlan = PLAN, row: dict[str, Any] | None = None) -> dict[tuple[str, int], str]:

@@ -10,9 +10,8 @@ import pytest
 from cluster.base.errors import UserError
 from cluster.base.ordered_tasks import FEW, in_tasks
 from cluster.base.tables import read_table
-from mpcot.asking import missing_requests
 from mpcot.asking.missing_requests import MISSING, REQUESTED, write_missing
-from tests.helpers.scripted_plan import PLAN, pair
+from tests.helpers.scripted_plan import PLAN, batches, pair
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -38,9 +37,8 @@ def test_an_error_of_the_work_arrives_as_it_is() -> None:
         list(in_tasks(work, range(5 * FEW)))
 
 
-def test_requests_are_those_that_one_process_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(missing_requests, "PAIRS_PER_TASK", 3)
-    pairs = [pair(number, attributes=[("colour", "red")]) for number in range(40)]
+def test_requests_are_those_that_one_process_makes(tmp_path: Path) -> None:
+    pairs = batches([pair(number, attributes=[("colour", "red")]) for number in range(40)], 3)
     here, spread = tmp_path / "here", tmp_path / "spread"
     assert write_missing(PLAN, pairs, here) == write_missing(PLAN, pairs, spread, in_tasks) == (240, 240)
     for name in (REQUESTED, MISSING):

@@ -29,7 +29,7 @@ from mpcot.records import ANSWER
 URL = "/v1/chat/completions"
 MOST_REQUESTS, MOST_BYTES = 50_000, 190 * 10**6  # of one file; hosts take 50,000 requests and 200 MB
 NAMED = 3
-Pairs = Iterable[dict[str, Any]]
+Pairs = Iterable[pa.RecordBatch]
 
 
 @dataclass
@@ -83,7 +83,7 @@ def _line(plan: GenerationPlan, engine: OpenAiEngine, ask: Ask) -> bytes:
 
 def _owned(plan: GenerationPlan, pairs: Pairs) -> Iterator[dict[str, Any]]:
     """Yield the key of every request with the columns that say whose answer it gets."""
-    for pair in pairs:
+    for pair in (row for batch in pairs for row in batch.to_pylist()):
         for perspective, sample, ask in plan.asks(pair):
             yield {"key": ask.key, "pair_id": pair["pair_id"], "perspective": perspective.name, "sample": sample}
 

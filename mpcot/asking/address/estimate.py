@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+
+import pyarrow as pa
 
 from cluster.models.folders import hub_arguments
 from mpcot.asking.address.chat_requests import most_output_tokens
@@ -43,7 +44,7 @@ class Estimate:
         return said
 
 
-def estimate(plan: GenerationPlan, pairs: Iterable[dict[str, Any]], folder: Path) -> Estimate:
+def estimate(plan: GenerationPlan, pairs: Iterable[pa.RecordBatch], folder: Path) -> Estimate:
     """Return what the stage in `folder` has still to ask. Tokens are counted in a sample of the prompts.
 
     Args:

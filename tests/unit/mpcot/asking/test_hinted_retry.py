@@ -57,8 +57,8 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     write_table(tmp_path / "pairs.parquet", pa.Table.from_pylist(rows, PAIR))
     seen: dict[str, Any] = {}
 
-    def generate(plan: GenerationPlan, pairs: Iterator[dict[str, Any]], folder: Path, label: str) -> str:
-        seen.update(plan=plan, pairs=list(pairs), label=label)
+    def generate(plan: GenerationPlan, pairs: Iterator[pa.RecordBatch], folder: Path, label: str) -> str:
+        seen.update(plan=plan, pairs=[row for batch in pairs for row in batch.to_pylist()], label=label)
         return "answers"
 
     monkeypatch.setattr(hinted, "generate", generate)

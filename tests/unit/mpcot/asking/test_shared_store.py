@@ -16,7 +16,7 @@ from mpcot.asking.generate import shared_folder
 from mpcot.asking.plan import GenerationPlan
 from mpcot.config import Replicas, ScriptedEngine
 from mpcot.records import ANSWER
-from tests.helpers.scripted_plan import PLAN, keys, pair
+from tests.helpers.scripted_plan import PLAN, batches, keys, pair
 
 
 def plan(store: Path) -> GenerationPlan:
@@ -38,7 +38,7 @@ def asked(folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """Return how many requests of the pair the stage would ask."""
     counts: list[int] = []
     monkeypatch.setattr(generate, "_run_workers", lambda *given: counts.append(given[-1][1]) or {})
-    generate.generate(plan(store), [pair()], folder, "rationales")
+    generate.generate(plan(store), batches([pair()]), folder, "rationales")
     return sum(counts)
 
 

@@ -66,10 +66,11 @@ def test_candidates_come_after_the_source_in_the_order_of_their_file(tmp_path: P
 def test_a_budget_takes_the_first_unlabelled_pairs_and_all_others(tmp_path: Path) -> None:
     path = stage(tmp_path, [more(99, f"x{9 - n}") for n in range(6)]).path / "pairs.parquet"
     for budget, products in ((2, ["x9", "x8"]), (0, []), (None, [f"x{9 - n}" for n in range(6)])):
-        chosen = list(select_pairs(path, JudgeSettings(budget_pairs=budget)))
+        chosen = [row for batch in select_pairs(path, JudgeSettings(budget_pairs=budget)) for row in batch.to_pylist()]
         assert [row["product_id"] for row in chosen if row["split"] == "unlabelled"] == products
         assert sum(row["label"] is not None for row in chosen) == len(GOOD)
-    some = list(select_pairs(path, JudgeSettings(budget_pairs=2, pairs_per_split=1)))
+    least_of_each = JudgeSettings(budget_pairs=2, pairs_per_split=1)
+    some = [row for batch in select_pairs(path, least_of_each) for row in batch.to_pylist()]
     least = min(pair_id("us", "query 99", f"x{9 - n}") for n in range(6))
     assert [row["pair_id"] for row in some if row["split"] == "unlabelled"] == [least] and len(some) == 4
 

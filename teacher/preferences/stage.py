@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,12 @@ import pyarrow as pa
 from cluster.base.errors import UserError
 from cluster.base.sql import Database, Ordered, database, scan
 from cluster.base.stage_folder import StageFolder
-from cluster.base.tables import conformed, read_table, write_table
+from cluster.base.tables import conformed, write_table
 from mpcot.asking.prompts import answer
 from mpcot.audit.disputes import find_disputes
 from mpcot.judgements import judge_pairs
 from mpcot.perspectives.perspective import JOINT, joint, load_perspectives
-from mpcot.records import NOT_GOLD, PAIR, PREFERENCE
+from mpcot.records import NOT_GOLD, PAIR, PREFERENCE, SEED
 from mpcot.schemes.scheme import load_scheme
 from teacher.config import PreferenceStage
 from teacher.examples import prompt_of
@@ -90,13 +90,12 @@ class _Conflicts:
         samples = data.in_order(files, "pair_id", ANSWER_COLUMNS)
         kept = [folder.input("2-rationales") / "kept.parquet"] if "rationales" in elsewhere else []
         first = data.in_order(kept, "pair_id", ANSWER_COLUMNS, known) if kept else Ordered((), "pair_id")
-        seeds = defaultdict[str, list[Candidate]](list)
-        for seed in seed_candidates(pairs, self.config.perspectives.names) if "seeds" in elsewhere else ():
-            seeds[seed.pair_id].append(seed)
+        given = [pairs / "seeds.parquet"] if "seeds" in elsewhere else []
+        seeds = data.in_order(given, "pair_id", SEED.names, known) if given else Ordered((), "pair_id")
         for batches, last in labels.chunks():
             gold = {row["pair_id"]: row["label"] for batch in batches for row in batch.to_pylist()}
             fallback = [*self._candidates(rows_of(first.upto(last)), gold)]
-            fallback += [seed for pair in gold for seed in seeds.get(pair, ())]
+            fallback += seed_candidates(rows_of(seeds.upto(last)), self.config.perspectives.names)
             self._add(rows_of(samples.upto(last)), fallback, gold)
 
     def _add(self, rows: list[Row], fallback: list[Candidate], gold: dict[str, str | None]) -> None:
@@ -145,12 +144,12 @@ def disputed_pairs(rows: list[Row], gold: Mapping[str, str | None], config: Pref
     return {dispute.pair_id for dispute in find_disputes(judged, gold, scheme).found}
 
 
-def seed_candidates(pairs: Path, perspectives: Sequence[str]) -> Iterator[Candidate]:
+def seed_candidates(rows: list[Row], perspectives: Sequence[str]) -> Iterator[Candidate]:
     """Yield the seed rationales of the perspectives that the run asks from; others have no prompt."""
-    for row in read_table(pairs / "seeds.parquet").to_pylist():
-        row.pop("origin")
+    for row in rows:
         if row["perspective"] in perspectives:
-            yield Candidate(**row, sample=-1, gold_probability=None)
+            said = {name: row[name] for name in ("pair_id", "perspective", "rationale", "verdict")}
+            yield Candidate(**said, sample=-1, gold_probability=None)
 
 
 def preference_table(

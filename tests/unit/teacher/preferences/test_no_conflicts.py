@@ -9,7 +9,7 @@ import pytest
 
 from cluster.base.errors import UserError
 from cluster.base.stage_folder import StageFolder, read_manifest
-from cluster.base.tables import write_table
+from cluster.base.tables import read_table, write_table
 from mpcot.config import PerspectiveSettings, SampleSettings
 from mpcot.records import NOT_GOLD, PAIR, SEED, SORTED
 from mpcot.sources.config import LabelSettings
@@ -71,11 +71,20 @@ def test_a_right_answer_comes_from_elsewhere_only_if_it_may(run_dir: Path, monke
         reference.run(stage("stop", fallback=["seeds"]), folder)
 
 
-def test_a_seed_of_another_perspective_is_nobodys_answer(run_dir: Path) -> None:
-    seed = {"pair_id": "p", "rationale": "A lamp.", "verdict": "E", "origin": "people"}
-    rows = [seed | {"perspective": name} for name in ("winter", "rules")]
+def test_a_seed_is_chosen_unless_it_is_of_another_perspective(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {"key": "k", "pair_id": "p", "perspective": "rules", "sample": 0, "rationale": "A case.", "verdict": "C"}
+    write_table(run_dir / "4-samples/kept.parquet", pa.Table.from_pylist([], SORTED))
+    samples = [wrong | {"reason": NOT_GOLD, "hinted": False}]
+    write_table(run_dir / "4-samples/filtered.parquet", pa.Table.from_pylist(samples, SORTED))
+    seed = {"rationale": "It is what they want.", "verdict": "E", "origin": "people"}
+    rows = [seed | {"pair_id": pair, "perspective": name} for pair in "opq" for name in ("winter", "intent")]
     write_table(run_dir / "1-pairs/seeds.parquet", pa.Table.from_pylist(rows, SEED))
-    assert [found.perspective for found in reference.seed_candidates(run_dir / "1-pairs", ("rules",))] == ["rules"]
+    folder = StageFolder(run_dir, "5-preferences", {}, INPUTS)
+    monkeypatch.setattr(reference, "score_preferences", lambda table, *_: table)
+    reference.run(stage("stop", fallback=["seeds"]), folder)
+    found = read_table(folder.path / "preferences.parquet").to_pylist()
+    assert [(row["pair_id"], row["chosen_perspective"]) for row in found] == [("p", "intent")]
+    assert found[0]["chosen"].startswith("It is what they want.")
 
 
 @pytest.mark.parametrize(("rows", "most", "kept"), [(0, 5, 0), (3, 5, 3), (6, 5, 5), (250, 200, 200)])

@@ -13,6 +13,7 @@ import os
 import random
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from mpcot.asking.engines.vllm_engine import engine_arguments, engine_environmen
 from mpcot.asking.generate import generate
 from mpcot.asking.parsing import LabelTokens
 from mpcot.asking.plan import GenerationPlan
-from mpcot.asking.prompts import Message, answer_regex, pair_text, question
+from mpcot.asking.prompts import Frame, Message, answer_regex, pair_text, question
 from mpcot.asking.rendering import render
 from mpcot.config import AnswerSettings, PerspectiveSettings, Replicas, VllmEngine
 from mpcot.filters.chain import Chain
@@ -55,13 +56,11 @@ GOODS = ("keeps its shape", "is easy to clean", "comes off without tools", "can 
 class PerspectiveFirst(GenerationPlan):
     """The same requests with the question first, as a prompt template for each perspective would have it."""
 
-    def _chat(
-        self, pair: dict[str, Any], perspective: Perspective, description_chars: int | None = None
-    ) -> list[Message]:
-        system, user = super()._chat(pair, perspective, description_chars)
-        asked = question(perspective, self.ask.guide)
-        text = f"{asked}\n\n{user['content'].removesuffix(asked).rstrip()}"
-        return [system, user | {"content": text}]
+    def _asked(self, pair: dict[str, Any]) -> Iterator[tuple[Perspective, Frame, list[Message], list[str]]]:
+        for perspective, frame, (system, user), keys in super()._asked(pair):
+            asked = question(perspective, self.ask.guide)
+            text = f"{asked}\n\n{user['content'].removesuffix(asked).rstrip()}"
+            yield perspective, frame, [system, user | {"content": text}], keys
 
 
 def product(number: int) -> dict[str, Any]:

@@ -234,7 +234,7 @@ def is_trained(folder: Path, fingerprint: str) -> bool:
     return (found.get("format"), found.get("fingerprint")) == (FORMAT, fingerprint)
 
 
-def _no_pooler(config: PreTrainedConfig) -> dict[str, bool]:
+def _no_pooler(config: PreTrainedConfig) -> dict[str, Any]:
     """Return the keyword that leaves out the pooling layer, if the architecture has one."""
     architecture: Any = MODEL_MAPPING.get(type(config), None)
     if architecture is None:

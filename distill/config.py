@@ -167,13 +167,13 @@ class StudentSettings(Settings):
         description="gold: of each vote keep at most the share of the unlabelled pairs that this label has among the "
         "training pairs",
     )
-    control: Literal["none", "shuffled", "same_verdicts", "half", EmbeddedControl] = Field(
+    control: Literal["none", "shuffled", "same_verdicts", "prototypes", "half", EmbeddedControl] = Field(
         "none",
         description="what takes the place of a pair's own vectors, to see what they are worth: `shuffled` another "
         "pair's vectors and verdicts; `same_verdicts` the vectors of another training pair with the same gold label "
-        "and verdicts, `nearest_title` of the one with the most similar title, `half` of one for half of the pairs; "
-        "`query_title`, `permuted` and `template` the vectors of query and title, of the rationale with its words in "
-        "another order, and of a text that names verdict and confidence alone",
+        "and verdicts, `nearest_title` of the one with the most similar title, `prototypes` the mean of all of them, "
+        "`half` of one for half of the pairs; `query_title`, `permuted` and `template` the vectors of query and title, "
+        "of the rationale with its words in another order, and of a text that names verdict and confidence alone",
     )
     max_tokens: PositiveInt = Field(128, description="of query and product; the end of a longer product is cut")
     fields: ProductFields = Field("title", description="the fields of the product that the student reads")

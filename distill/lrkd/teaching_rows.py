@@ -19,7 +19,8 @@ from cluster.base.progress import console
 from cluster.base.tables import read_table
 from cluster.config import Settings
 from distill.lrkd.unlabelled import dev_temperature, judged_on_dev, surplus, vote_weight
-from distill.targets.donors import Matched, nearest_donors, random_donors, ring_donors
+from distill.targets.donors import Matched, nearest_donors, prototypes, random_donors, ring_donors
+from distill.targets.linear_map import Vectors
 from distill.targets.vector_table import TargetTable, positions
 from mpcot.schemes.scheme import Scheme
 from mpcot.temperature import fit_over_queries, scaled
@@ -88,6 +89,7 @@ class StudentRows(Sequence[dict[str, Any]]):
         self.judgements = judgements
         self.targets = TargetTable(settings.targets, settings.control)
         self.sources = self._sources()
+        self.prototypes: dict[str, Vectors] = self._prototypes() if settings.control == "prototypes" else {}
 
     def _sources(self) -> list[str | None]:
         """Return for every row the pair whose vectors it gets, its own or another one, or None if there is none."""
@@ -106,6 +108,12 @@ class StudentRows(Sequence[dict[str, Any]]):
         if control == "half":
             given |= {ids[n]: ids[n] for n in np.random.default_rng(seed).permutation(len(ids))[: len(ids) // 2]}
         return [given.get(pair_id) for pair_id in ids]
+
+    def _prototypes(self) -> dict[str, Vectors]:
+        """Return by id what the pairs with vectors learn; one whose group has no training pair learns none."""
+        of_group = prototypes(self._matched(self._teachable()), lambda pair_id: self.targets.vectors(pair_id) or [])
+        rows = [row for row in self._matched(self.pairs) if row[0] in self.targets.at]
+        return {pair_id: of_group[group] for pair_id, group in rows if group in of_group}
 
     def _teachable(self) -> pa.Table:
         """Return the pairs that a student may be trained on and that have vectors: donors come from these alone."""
@@ -192,7 +200,8 @@ class StudentRows(Sequence[dict[str, Any]]):
         return None if at is None else _row(self.judgements, at)
 
     def _targets(self, pair_id: str | None, speakers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        vectors = None if pair_id is None else self.targets.vectors(pair_id)
+        own = self.prototypes.get if self.settings.control == "prototypes" else self.targets.vectors
+        vectors = None if pair_id is None else own(pair_id)
         if vectors is None:
             latents, width = self.settings.shape
             return np.zeros((latents, width), np.float32), np.zeros(latents, bool)

@@ -184,7 +184,7 @@ def _check_control(row: StudyRow, start: StudyRow) -> None:
     if start.reading is not None and (control := row.changes.get("control")) in get_args(EmbeddedControl):
         raise UserError(
             f"row {row.name}: changes.control: {control!r} needs vectors of a sentence encoder, and {start.name!r} has "
-            "those of a reader. Choose shuffled, same_verdicts or half."
+            "those of a reader. Choose shuffled, same_verdicts, prototypes or half."
         )
 
 

@@ -41,17 +41,17 @@ def compare(
 ) -> dict[str, Any]:
     """Return the study's report, ready for JSON.
 
-    Returns: `data`, one part per data set; `pooled`, the mean gains over the data sets with all labels, whose queries
-        and seeds are resampled on their own; `curve`, the rows by share of labels; `figures`, those that the benchmark
-        names; `conclusions`.
+    Returns: `data`, one part per data set that hides nothing (or of all, if each hides something); `pooled`, the mean
+        gains over them, whose queries and seeds are resampled on their own; `curve`, the rows by the share of the pairs
+        that is taught; `figures`, those that the benchmark names; `conclusions`.
     """
     settings = {one.name: one for one in config.data}
     parts = [data_part(config, settings[one.name], one, rows[one.name], i) for i, one in enumerate(data)]
-    whole = [part for part in parts if not settings[part.report["name"]].hidden_labels]
+    whole = [part for part in parts if not settings[part.report["name"]].hides] or parts
     report = {
         "name": config.name,
         "settings": config.model_dump(mode="json", exclude={"cluster", "workers"}),
-        "data": [part.report for part in parts],
+        "data": [part.report for part in whole],
         "pooled": pooled(whole, config) if len(whole) > 1 else {},
         "curve": curve(config, [part.report for part in parts]),
     }
@@ -126,6 +126,7 @@ def header(data: StudyData, rows: Sequence[FinishedRow]) -> dict[str, Any]:
         "dev_pairs": pairs.dev_pairs,
         "seen_pairs": sum(pairs.column("seen")),
         "hidden_labels": pairs.hidden_labels,
+        "hidden_unlabelled": pairs.hidden_unlabelled,
         "folds": pairs.folds,
         "labels": dict(Counter(gold)),
         "perspectives": list(pairs.perspectives),
@@ -201,6 +202,7 @@ def row_line(row: FinishedRow, data: StudyData, said: Mapping[int, np.ndarray], 
         "ndcg_at_10": _mean([one for one, count in ranked if count >= FEWEST_RANKED]),
         "calibration_error": _mean(errors),
         **{name: row.on_dev(name) for name in RATIOS},
+        "train_pairs": round(float(np.mean([record["train_pairs"] for record in row.finals]))),
         "seconds_per_run": _mean([record["seconds"] for record in row.finals]),
     }
 
@@ -225,16 +227,19 @@ def without_students(gold: Sequence[str], votes: Sequence[str | None]) -> dict[s
 
 
 def curve(config: StudyConfig, parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the learning curves: the rows of each run folder that several shares of its labels have in common."""
+    """Return the learning curves: the rows of each run folder that several shares of its pairs have in common."""
     folders = {one.name: str(one.run) for one in config.data}
     found = []
     for folder in dict.fromkeys(folders.values()):
-        own = sorted((p for p in parts if folders[p["name"]] == folder), key=lambda part: -part["hidden_labels"])
+        own = sorted(
+            (p for p in parts if folders[p["name"]] == folder),
+            key=lambda part: (-part["hidden_labels"], -part["hidden_unlabelled"]),
+        )
         shared = set.intersection(*({row["name"] for row in part["rows"]} for part in own))
         if len(own) > 1:
             found += [
-                {"data": part["name"], "labels": 1 - part["hidden_labels"], "train_pairs": part["train_pairs"]}
-                | {"row": row["title"]}
+                {"data": part["name"], "row": row["title"], "train_pairs": row["train_pairs"]}
+                | {"labels": 1 - part["hidden_labels"], "unlabelled": 1 - part["hidden_unlabelled"]}
                 | {metric: row[metric]["mean"] for metric in METRICS}
                 for part in own
                 for row in part["rows"]

@@ -41,9 +41,18 @@ class DataSet(Settings):
     run: Path = Field(description="the run folder")
     rows: tuple[str, ...] = Field((), description="names of its rows; if empty, those of the study")
     primary: Comparison | None = Field(None, description="its primary test; if empty, the study's")
+    seeds: tuple[int, ...] = Field((), description="seeds of its final runs; if empty, those of the study")
     hidden_labels: float = Field(
         0, ge=0, lt=1, description="share of the queries whose training labels are hidden from every row"
     )
+    hidden_unlabelled: float = Field(
+        0, ge=0, lt=1, description="share of the queries whose unlabelled pairs are hidden from every row"
+    )
+
+    @property
+    def hides(self) -> bool:
+        """Whether it is a point of a learning curve, and not the whole data."""
+        return self.hidden_labels > 0 or self.hidden_unlabelled > 0
 
 
 class Tuning(Settings):
@@ -108,7 +117,8 @@ class StudyConfig(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> StudyConfig:
-        seeds = (("seeds", self.seeds), ("primary_seeds", self.primary_seeds))
+        seeds = [("seeds", self.seeds), ("primary_seeds", self.primary_seeds)]
+        seeds += [(f"data.{one.name}.seeds", one.seeds) for one in self.data]
         for field, values in (("data", [d.name for d in self.data]), *seeds, ("rows", self.rows)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{field}: {list(values)} contains a value twice")

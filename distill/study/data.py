@@ -51,7 +51,7 @@ class StudyPairs(Settings):
     """What the tables need of a data set, kept beside its records in `pairs.json` and, `tested`, in `pairs.parquet`.
 
     Together with the records it is enough to make every table on a machine that does not have the run folder.
-    `fingerprint` is a digest of the data's content, of the hidden labels and of folds by more than the query, `model`
+    `fingerprint` is a digest of the data's content, of what is hidden and of folds by more than the query, `model`
     one of the starting encoder. `unlabelled` says whether a student trains on pairs without a label, `kept_together`
     what kept queries in one fold. `tested` holds `TESTED_PAIR` rows.
     """
@@ -64,6 +64,7 @@ class StudyPairs(Settings):
     folds: int
     seed: int
     hidden_labels: float = 0
+    hidden_unlabelled: float = 0
     unlabelled: bool = False
     kept_together: tuple[Kept, ...] = ()
     dev_pairs: int
@@ -150,7 +151,8 @@ def reopen_data(data: DataSet, config: StudyConfig) -> StudyData:
     if not path.is_file():
         raise UserError(f"records: {path} does not exist. Run the study first, where its run folders are.")
     pairs = StudyPairs.read(path.parent)
-    asked = {"folds": config.folds, "seed": config.seed, "hidden_labels": data.hidden_labels}
+    asked = {"folds": config.folds, "seed": config.seed}
+    asked |= {name: getattr(data, name) for name in ("hidden_labels", "hidden_unlabelled")}
     for name, value in asked.items():
         if (found := getattr(pairs, name)) != value:
             raise UserError(f"records: {path} has {name} = {found}, not {value}. Set it so, or choose other records.")
@@ -183,8 +185,10 @@ def read_pairs(
     fingerprint = content_digest(run)
     if folds != assign_folds(rows, config.folds, config.seed):  # runs on these folds are not those on others
         fingerprint = digest([fingerprint, "kept together", kept], 16)
+    for what, share in (("hidden", hidden), ("hidden unlabelled", data.hidden_unlabelled)):
+        fingerprint = digest([fingerprint, what, share, config.seed], 16) if share else fingerprint
     return StudyPairs(
-        fingerprint=digest([fingerprint, "hidden", hidden, config.seed], 16) if hidden else fingerprint,
+        fingerprint=fingerprint,
         model=model_fingerprint(check_model("student.model", config.student.model)),
         scheme=scheme,
         perspectives=perspectives,
@@ -192,6 +196,7 @@ def read_pairs(
         folds=config.folds,
         seed=config.seed,
         hidden_labels=hidden,
+        hidden_unlabelled=data.hidden_unlabelled,
         unlabelled=hidden > 0 or any(row["split"] == "unlabelled" for row in rows),
         kept_together=kept,
         dev_pairs=dev_pairs,

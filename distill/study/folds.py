@@ -54,23 +54,36 @@ def dealt(rows: list[Row], parts: int, purpose: str, seed: int, kept: tuple[Kept
 
 
 def fold_folder(
-    run: Path, fold: int, folds: int, seed: int, folder: Path, hidden: float = 0, kept: tuple[Kept, ...] = ()
+    run: Path,
+    fold: int,
+    folds: int,
+    seed: int,
+    folder: Path,
+    hidden: tuple[float, float] = (0, 0),
+    kept: tuple[Kept, ...] = (),
 ) -> Path:
     """Make `folder` look like a run folder with the fold's split; judgements and targets are links.
 
     The map that transforms the targets, if the run has one, is fitted anew to the training pairs of the fold.
 
     Args:
-        hidden: share of the queries whose training pairs become unlabelled: the same queries in every fold.
+        hidden: share of the queries whose training pairs become unlabelled, and share of those whose unlabelled pairs
+            are left out: the same queries in every fold.
     """
     rows = read_table(run / "1-pairs" / "pairs.parquet").to_pylist()
     tested = assign_folds(rows, folds, seed, kept)
-    # The unlabelled pairs of a tested query are left out: training on them would show the student that query.
-    rows = [row for row in rows if folds == 1 or row["label"] is not None or tested.get(row["query_id"]) != fold]
+    labels, unlabelled = hidden
+
+    def taught(row: Row) -> bool:
+        # The unlabelled pairs of a tested query are left out: training on them would show the student that query.
+        shown = folds == 1 or tested.get(row["query_id"]) != fold
+        return row["label"] is not None or (shown and unit_hash("unlabelled", row["query_id"], seed) >= unlabelled)
+
+    rows = [row for row in rows if taught(row)]
     for row in rows:
         if folds > 1 and row["query_id"] in tested and row["label"] is not None:
             row["split"] = "test" if tested[row["query_id"]] == fold else "train"
-        if row["split"] == "train" and unit_hash("hidden", row["query_id"], seed) < hidden:
+        if row["split"] == "train" and unit_hash("hidden", row["query_id"], seed) < labels:
             row |= {"split": "unlabelled", "label": None}
     write_table(folder / "1-pairs" / "pairs.parquet", pa.Table.from_pylist(rows, PAIR))
     (folder / "7-judgements").symlink_to((run / "7-judgements").resolve(), target_is_directory=True)

@@ -33,6 +33,7 @@ class Job(Settings):
     folds: int
     folds_seed: int
     hidden_labels: float = 0
+    hidden_unlabelled: float = 0
     kept_together: tuple[Kept, ...] = ()
     test: bool
     threads: int
@@ -51,7 +52,8 @@ def run_one(job: Job) -> dict[str, Any]:
         torch.set_num_threads(job.threads)
     with tempfile.TemporaryDirectory() as scratch:
         fold, read = Path(scratch) / "fold", Path(scratch) / "read"
-        fold_folder(job.run, job.fold, job.folds, job.folds_seed, fold, job.hidden_labels, job.kept_together)
+        hidden = job.hidden_labels, job.hidden_unlabelled
+        fold_folder(job.run, job.fold, job.folds, job.folds_seed, fold, hidden, job.kept_together)
         student = job.student.model_copy(update={"baseline": False})
         stage = StudentStage(seed=job.seed, labels=job.labels, perspectives=job.perspectives, student=student)
         if job.reading is not None:

@@ -16,7 +16,7 @@ from cluster.base.errors import UserError
 from cluster.base.progress import progress
 from cluster.models.folders import model_to_load
 from distill.config import LEAST_SKILL, StudentSettings
-from distill.study.arms import Role, Rows, StudyRow, load_rows, named, primary_rows, student_of
+from distill.study.arms import Role, Rows, StudyRow, load_rows, primary_rows, student_of
 from distill.study.config import Comparison, DataSet, StudyConfig, StudyWorkers
 from distill.study.data import StudyData, open_data, reopen_data
 from distill.study.probabilities import packed
@@ -94,7 +94,7 @@ def check_rows(data: StudyData, rows: Rows, config: StudyConfig) -> None:
 
 def primary_of(data: DataSet, config: StudyConfig) -> Comparison | None:
     """Return the primary test of a data set; one with hidden labels has none unless it names its own."""
-    return data.primary or (None if data.hidden_labels else config.primary)
+    return data.primary or (None if data.hides else config.primary)
 
 
 def best_candidate(rows: Sequence[FinishedRow], config: StudyConfig) -> FinishedRow:
@@ -147,33 +147,57 @@ class Study:
 
     def _seeds(self, name: str, row: StudyRow) -> tuple[int, ...]:
         data = next(one for one in self.config.data if one.name == name)
+        if data.seeds:
+            return data.seeds
         first = row.name in primary_rows(self.rows[name], primary_of(data, self.config))
         return self.config.primary_seeds if first and self.config.primary_seeds else self.config.seeds
 
     def _settled(self) -> dict[Place, StudentSettings]:
-        """Return the settings of every row's final runs: shared ones first, then the KL weight, then lambda."""
-        tuning = self.config.tuning
-        found = {(name, row.name): student_of(row, self.config.student) for name, row in self._places()}
-        shared = self._first("baseline")
+        """Return the settings of every row's final runs: shared ones first, then the KL weight, then lambda.
+
+        A data set that hides something takes the settings of the one of the same run that hides nothing, if there is
+        one, so that the points of a learning curve differ in nothing else.
+        """
+        tuning, whole = self.config.tuning, self._whole()
+        places = [(name, row) for name, row in self._places() if name not in whole]
+        found = {(name, row.name): student_of(row, self.config.student) for name, row in places}
+        shared = self._first("baseline", places)
         best = self._chosen({place: trials_of_training(found[place], tuning) for place in shared.values()})
         found = {place: with_training_of(student, best[shared[place[0]]]) for place, student in found.items()}
 
-        shared = self._first("soft_labels")
+        shared = self._first("soft_labels", places)
         weight = "soft_label_weight"
         best = self._chosen({place: trials_of_weight(found[place], weight, tuning) for place in shared.values()})
-        taken = [(name, row) for name, row in self._places() if weight in row.weights]
+        taken = [(name, row) for name, row in places if weight in row.weights]
         _set(found, weight, {(name, row.name): best[shared[name]] for name, row in taken})
 
         weight = "alignment_weight"
-        aligned = [(name, row) for name, row in self._places() if weight in row.weights]
+        aligned = [(name, row) for name, row in places if weight in row.weights]
         own = [(name, row.name) for name, row in aligned if row.of is None]
         best = self._chosen({place: trials_of_weight(found[place], weight, tuning) for place in own}, True)
         _set(found, weight, {(name, row.name): best[name, row.of or row.name] for name, row in aligned})
+        return found | {(name, row.name): found[whole[name], row.name] for name in whole for row in self.rows[name]}
+
+    def _whole(self) -> dict[str, str]:
+        """Return for each data set that hides something the one of the same run that hides nothing, if there is one.
+
+        Raises:
+            UserError: that one lacks a row.
+        """
+        all_of = {one.run: one.name for one in self.config.data if not one.hides}
+        found = {one.name: all_of[one.run] for one in self.config.data if one.hides and one.run in all_of}
+        for name, whole in found.items():
+            known = {row.name for row in self.rows[whole]}
+            if lacking := [row.name for row in self.rows[name] if row.name not in known]:
+                raise UserError(
+                    f"data.{name}.rows: {lacking[0]!r} is not a row of {whole!r}, whose settings it takes. Add it "
+                    "there, or leave it out here."
+                )
         return found
 
-    def _first(self, role: Role) -> dict[str, Place]:
+    def _first(self, role: Role, places: Sequence[tuple[str, StudyRow]]) -> dict[str, Place]:
         """Return the row of a role by data set, where there is one."""
-        return {name: (name, row.name) for name, own in self.rows.items() if (row := named(own, role))}
+        return {name: (name, row.name) for name, row in reversed(places) if row.role == role}
 
     def _chosen(
         self, students: Mapping[Place, list[StudentSettings]], learnt: bool = False
@@ -265,6 +289,7 @@ class Study:
             folds=config.folds,
             folds_seed=config.seed,
             hidden_labels=data.pairs.hidden_labels,
+            hidden_unlabelled=data.pairs.hidden_unlabelled,
             kept_together=data.pairs.kept_together,
             test=run.purpose == "final",
             threads=config.workers.cpus_per_run,

@@ -1,6 +1,7 @@
-"""Chooses the pair whose vectors a pair gets in a control, always among the training pairs.
+"""Whose vectors a pair learns if not its own: those of a donor in a control, or the mean of pairs that are like it.
 
-A matched donor has the same gold label (or none, as an unlabelled pair) and the same verdicts, and is another pair.
+Both come from the training pairs alone. A matched donor has the same gold label (or none, as an unlabelled pair) and
+the same verdicts, and is another pair.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
+
+from distill.targets.linear_map import Vectors
 
 Group = Hashable
 Matched = tuple[str, Group]
@@ -70,6 +73,25 @@ def nearest_donors(
                 best = int(scores.argmax())
                 found[row] = donors[best] if np.isfinite(scores[best]) else None
     return found
+
+
+def prototypes(pool: Iterable[Matched], vectors: Callable[[str], Sequence[np.ndarray | None]]) -> dict[Group, Vectors]:
+    """Return the mean vectors of each group of the pool, one per perspective; None where no pair of the group has one.
+
+    They are the prototypes of Snell, Swersky and Zemel 2017 (arXiv 1703.05175), eq. 1, of frozen vectors.
+
+    Args:
+        vectors: returns the vectors of a pair by its id, one per perspective.
+    """
+    sums: dict[Group, list[tuple[np.ndarray | float, int]]] = {}
+    for pair_id, group in pool:
+        own = vectors(pair_id)
+        before = sums.get(group, [(0.0, 0)] * len(own))
+        sums[group] = [
+            (total, count) if vector is None else (total + vector.astype(float), count + 1)
+            for (total, count), vector in zip(before, own, strict=True)
+        ]
+    return {group: [np.asarray(t / n, np.float32) if n else None for t, n in found] for group, found in sums.items()}
 
 
 def _grouped(pool: Iterable[Matched]) -> dict[Group, dict[str, int]]:

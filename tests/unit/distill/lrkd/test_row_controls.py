@@ -86,6 +86,35 @@ def test_the_pair_itself_says_which_perspective_speaks_for_the_vote(run_dir: Pat
             assert row["targets"][0].argmax() == voters(source, judged[0], BINARY)[0]
 
 
+@pytest.mark.parametrize("split", ["train", "dev", "unlabelled"])
+def test_a_prototype_is_the_mean_of_the_training_pairs_with_that_label_and_those_verdicts(
+    run_dir: Path, split: str
+) -> None:
+    said = embedded(run_dir)
+    pairs = {row["pair_id"]: row for row in read_table(run_dir / "1-pairs/pairs.parquet").to_pylist()}
+    judged = {row["pair_id"]: row for row in read_table(run_dir / "7-judgements/judgements.parquet").to_pylist()}
+    taught = [i for i in said if pairs[i]["split"] in ("train", "unlabelled")]
+    rows = controlled(run_dir, "prototypes", split)
+    found = 0
+    for row in rows:
+        own = row["pair_id"]
+        if own not in said:
+            assert not row["target_mask"].any()
+            continue
+        alike = [
+            i
+            for i in taught
+            if (pairs[i]["label"], judged[i]["verdicts"]) == (pairs[own]["label"], judged[own]["verdicts"])
+        ]
+        for place in range(2):
+            vectors = [v for i in alike if (v := said[i]["vectors"][place]) is not None]
+            assert row["target_mask"][place] == bool(vectors)
+            if vectors:
+                found += len(vectors) > 1
+                np.testing.assert_allclose(row["targets"][place], np.mean(vectors, axis=0), rtol=1e-5, atol=1e-6)
+    assert found
+
+
 def check_nearest(rows: StudentRows, said: dict[str, dict[str, Any]]) -> None:
     pool = dict(rows._matched(rows._teachable()))
     unit = {i: np.array(row["title"]) / np.linalg.norm(row["title"]) for i, row in said.items()}

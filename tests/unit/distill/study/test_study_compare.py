@@ -204,8 +204,11 @@ def test_a_learning_curve_over_the_shares_of_one_run() -> None:
     found = compare(config, data, {"all": rows, "half": rows[:4]})
     assert [(line["data"], line["labels"]) for line in found["curve"][::4]] == [("half", 0.5), ("all", 1)]
     assert [line["row"] for line in found["curve"][:4]] == ["LABELS", "KL", SCRIPT, "POOR"]
-    assert found["pooled"] == {}, "a data set with fewer labels is not pooled"
-    assert "| half | 50 % | 3 | LABELS |" in markdown(found) and "Learning curve" in page(found)
+    assert [part["name"] for part in found["data"]] == ["all"] and found["pooled"] == {}
+    assert not [name for name in found["figures"] if "half" in name] and "half" not in " ".join(found["conclusions"])
+    halves = config.model_copy(update={"data": config.data[1:]})
+    assert [part["name"] for part in compare(halves, data[1:], {"half": rows[:4]})["data"]] == ["half"]
+    assert "| half | 50 % | 100 % | 3 | LABELS |" in markdown(found) and "Learning curve" in page(found)
 
 
 @pytest.mark.parametrize(

@@ -126,8 +126,11 @@ def test_hidden_labels_leave_pairs_of_the_same_queries_to_the_vote_in_every_fold
     seen: dict[str, set[str]] = {}
     for fold in range(2):
         plain, made = (
-            {row["pair_id"]: row for row in rows(fold_folder(shop, fold, 2, 13, tmp_path / f"{hidden}-{fold}", hidden))}
-            for hidden in (0, 0.4)
+            {
+                row["pair_id"]: row
+                for row in rows(fold_folder(shop, fold, 2, 13, tmp_path / f"{part}-{fold}", (part, 0)))
+            }
+            for part in (0, 0.4)
         )
         for pair, row in made.items():
             if row != plain[pair]:
@@ -139,12 +142,30 @@ def test_hidden_labels_leave_pairs_of_the_same_queries_to_the_vote_in_every_fold
     hidden = {query for query, splits in seen.items() if splits == {"unlabelled"}}
     assert all(len(splits) == 1 for splits in seen.values()) and 0 < len(hidden) < len(seen)
 
+
+@pytest.mark.parametrize("share", ["hidden_labels", "hidden_unlabelled"])
+def test_data_that_hides_something_has_records_of_its_own(encoder: Path, shop: Path, share: str) -> None:
     whole, less = config(encoder, shop), config(encoder, shop)
-    less = less.model_copy(update={"data": (less.data[0].model_copy(update={"hidden_labels": 0.4}),)})
+    less = less.model_copy(update={"data": (less.data[0].model_copy(update={share: 0.4}),)})
+    assert less.data[0].hides and not whole.data[0].hides
     first, second = (open_data(one.data[0], one).pairs for one in (whole, less))
     assert first.fingerprint != second.fingerprint and first.column("gold") == second.column("gold")
-    with pytest.raises(UserError, match=r"has hidden_labels = 0.4, not 0"):
+    with pytest.raises(UserError, match=rf"has {share} = 0.4, not 0"):
         reopen_data(whole.data[0], whole)
+
+
+def test_hidden_unlabelled_pairs_are_those_of_the_same_queries_in_every_fold(shop: Path, tmp_path: Path) -> None:
+    path = shop / "1-pairs/pairs.parquet"
+    given = read_table(path).to_pylist()
+    further = [row | {"pair_id": f"u-{n}", "query_id": f"u-{n}", "label": None} for n, row in enumerate(given)]
+    table = pa.Table.from_pylist([*given, *(row | {"split": "unlabelled"} for row in further)], PAIR)
+    write_table(path, table)
+    left = []
+    for fold in range(2):
+        made = rows(fold_folder(shop, fold, 2, 13, tmp_path / str(fold), (0, 0.4)))
+        assert [row["pair_id"] for row in made if row["label"]] == [row["pair_id"] for row in given if row["label"]]
+        left.append([row["pair_id"] for row in made if row["pair_id"].startswith("u-")])
+    assert left[0] == left[1] and 0 < len(left[0]) < len(further)
 
 
 def test_records_of_other_content_are_not_added_to(encoder: Path, shop: Path) -> None:

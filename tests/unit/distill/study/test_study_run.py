@@ -71,6 +71,28 @@ def test_a_study_is_resumed_and_asks_nothing_twice(encoder: Path, shop: Path, he
         study.run_study(settings, make=False)
 
 
+def test_the_points_of_a_learning_curve_take_the_settings_of_the_whole(encoder: Path, shop: Path, here: Here) -> None:
+    settings = study_config(encoder, shop.parent / "records", shop)
+    changes = {"name": "half", "hidden_labels": 0.5, "rows": ("labels", "kl", "lrkd_kl"), "seeds": (1,)}
+    half = settings.data[0].model_copy(update=changes)
+    _, rows = study.run_study(settings.model_copy(update={"data": (half, *settings.data)}))
+    assert [job.test for job in here.made].count(False) == TRIALS, "the whole alone is tuned"
+    whole = {row.row.name: row.student for row in rows["shop"]}
+    assert len(rows["half"]) == 3 and all(row.student == whole[row.row.name] for row in rows["half"])
+    made = [job for job in here.made if job.hidden_labels]
+    assert len(made) == 3 * 2 and {job.hidden_labels for job in made} == {0.5} and {job.seed for job in made} == {1}
+
+
+def test_a_point_of_a_learning_curve_whose_row_the_whole_lacks(encoder: Path, shop: Path, here: Here) -> None:
+    settings = study_config(encoder, shop.parent / "records", shop, rows=("labels", "kl", "lrkd_kl"))
+    half = settings.data[0].model_copy(
+        update={"name": "half", "hidden_labels": 0.5, "rows": (*settings.rows, "shuffled")}
+    )
+    with pytest.raises(UserError, match=r"data.half.rows: 'shuffled' is not a row of 'shop', whose settings it takes"):
+        study.run_study(settings.model_copy(update={"data": (*settings.data, half)}))
+    assert here.made == []
+
+
 def test_a_control_without_its_vectors_is_refused_before_any_run(encoder: Path, shop: Path, here: Here) -> None:
     settings = study_config(encoder, shop.parent / "records", shop, rows=("labels", "kl", "lrkd_kl", "permuted"))
     with pytest.raises(UserError, match=r"data.shop, row permuted: .* no vectors for 'permuted'. Add it to targets"):

@@ -65,7 +65,7 @@ def test_a_ceiling_reads_itself_and_rivals_learn_from_a_reader() -> None:
 
 def test_rows_that_learn_from_unlabelled_pairs_need_them() -> None:
     left_out = {*shipped(config())} - {row.name for row in load_rows(config(), NAMES)}
-    assert left_out == {"kl_unlabelled", "lrkd_kl_unlabelled"}
+    assert left_out == {"kl_unlabelled", "kl_all_unlabelled", "lrkd_kl_unlabelled", "prototypes_unlabelled"}
 
 
 def test_a_row_for_each_perspective(tmp_path: Path) -> None:
@@ -275,6 +275,7 @@ def test_a_change_of_training_leaves_the_rest_of_it() -> None:
         ({"student": {"train": {"epochs": 9}}}, "student.train.epochs: has no effect in a study"),
         ({"student": {"train": {"zero_stage": 2}}}, "student.train.zero_stage: has no effect"),
         ({"seeds": [1, 1]}, "seeds: .* contains a value twice"),
+        ({"data": [{"name": "a", "run": "x", "seeds": [1, 1]}]}, "data.a.seeds: .* contains a value twice"),
         ({"seeds": [1, 2], "primary_seeds": [2, 3]}, r"primary_seeds: \[2, 3\] lacks some of seeds \[1, 2\]"),
         ({"data": [{"name": "a", "run": "x"}, {"name": "a", "run": "y"}]}, "data: .* contains a value twice"),
     ],

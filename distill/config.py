@@ -126,6 +126,11 @@ class StudentSettings(Settings):
         description="the rationale that the latent vector is aligned with, without per_perspective: `vote` (of the "
         "perspectives whose verdict is the vote, the surest one's), `mean`, `concat`, or the name of a perspective",
     )
+    target_pairs: Literal["own", "alike"] = Field(
+        "alike",
+        description="whose rationale a pair learns: its `own`, or the mean of all training pairs that are `alike`, "
+        "with the same gold label and verdicts, in which the topic is averaged out",
+    )
     alignment: Literal["mse", "cosine", "infonce"] = Field("mse", description="loss that aligns the latent vectors")
     alignment_weight: NonNegativeFloat = Field(1.0, description="the paper's lambda")
     alignment_schedule: Literal["constant", "rise", "fade"] = Field(
@@ -167,13 +172,13 @@ class StudentSettings(Settings):
         description="gold: of each vote keep at most the share of the unlabelled pairs that this label has among the "
         "training pairs",
     )
-    control: Literal["none", "shuffled", "same_verdicts", "prototypes", "half", EmbeddedControl] = Field(
+    control: Literal["none", "shuffled", "same_verdicts", "half", EmbeddedControl] = Field(
         "none",
         description="what takes the place of a pair's own vectors, to see what they are worth: `shuffled` another "
         "pair's vectors and verdicts; `same_verdicts` the vectors of another training pair with the same gold label "
-        "and verdicts, `nearest_title` of the one with the most similar title, `prototypes` the mean of all of them, "
-        "`half` of one for half of the pairs; `query_title`, `permuted` and `template` the vectors of query and title, "
-        "of the rationale with its words in another order, and of a text that names verdict and confidence alone",
+        "and verdicts, `nearest_title` of the one with the most similar title, `half` of one for half of the pairs; "
+        "`query_title`, `permuted` and `template` the vectors of query and title, of the rationale with its words in "
+        "another order, and of a text that names verdict and confidence alone",
     )
     max_tokens: PositiveInt = Field(128, description="of query and product; the end of a longer product is cut")
     fields: ProductFields = Field("title", description="the fields of the product that the student reads")
@@ -198,7 +203,7 @@ class StudentSettings(Settings):
             "alignment_weight", "soft_label_weight", "teacher_smoothing", "margin_mse_weight",
             "perspective_verdict_weight",
         )  # fmt: skip
-        taught = dict.fromkeys(weights, 0.0) | {"use_unlabelled": False, "control": "none"}
+        taught = dict.fromkeys(weights, 0.0) | {"use_unlabelled": False, "control": "none", "target_pairs": "own"}
         return self.plain() if self.auxiliary else self.model_copy(update=taught)
 
     def plain(self) -> StudentSettings:

@@ -19,7 +19,7 @@ from cluster.base.progress import console
 from cluster.base.tables import read_table
 from cluster.config import Settings
 from distill.lrkd.unlabelled import dev_temperature, judged_on_dev, surplus, vote_weight
-from distill.targets.donors import Matched, nearest_donors, prototypes, random_donors, ring_donors
+from distill.targets.donors import Matched, mean_vectors, nearest_donors, random_donors, ring_donors
 from distill.targets.linear_map import Vectors
 from distill.targets.vector_table import TargetTable, positions
 from mpcot.schemes.scheme import Scheme
@@ -43,6 +43,7 @@ class RowSettings(Settings):
     target: str
     width: int
     control: str = "none"
+    alike: bool = Field(False, description="pairs learn the mean vectors of those that are alike")
     seed: int = Field(0, description="of the control's choice of donors")
     unlabelled_weight: float = 1.0
     soft_temperature: float = 1.0
@@ -89,7 +90,7 @@ class StudentRows(Sequence[dict[str, Any]]):
         self.judgements = judgements
         self.targets = TargetTable(settings.targets, settings.control)
         self.sources = self._sources()
-        self.prototypes: dict[str, Vectors] = self._prototypes() if settings.control == "prototypes" else {}
+        self.means: dict[str, Vectors] = self._means() if settings.alike else {}
 
     def _sources(self) -> list[str | None]:
         """Return for every row the pair whose vectors it gets, its own or another one, or None if there is none."""
@@ -109,9 +110,9 @@ class StudentRows(Sequence[dict[str, Any]]):
             given |= {ids[n]: ids[n] for n in np.random.default_rng(seed).permutation(len(ids))[: len(ids) // 2]}
         return [given.get(pair_id) for pair_id in ids]
 
-    def _prototypes(self) -> dict[str, Vectors]:
+    def _means(self) -> dict[str, Vectors]:
         """Return by id what the pairs with vectors learn; one whose group has no training pair learns none."""
-        of_group = prototypes(self._matched(self._teachable()), lambda pair_id: self.targets.vectors(pair_id) or [])
+        of_group = mean_vectors(self._matched(self._teachable()), lambda pair_id: self.targets.vectors(pair_id) or [])
         rows = [row for row in self._matched(self.pairs) if row[0] in self.targets.at]
         return {pair_id: of_group[group] for pair_id, group in rows if group in of_group}
 
@@ -200,8 +201,8 @@ class StudentRows(Sequence[dict[str, Any]]):
         return None if at is None else _row(self.judgements, at)
 
     def _targets(self, pair_id: str | None, speakers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        own = self.prototypes.get if self.settings.control == "prototypes" else self.targets.vectors
-        vectors = None if pair_id is None else own(pair_id)
+        learnt = self.means.get if self.settings.alike else self.targets.vectors
+        vectors = None if pair_id is None else learnt(pair_id)
         if vectors is None:
             latents, width = self.settings.shape
             return np.zeros((latents, width), np.float32), np.zeros(latents, bool)

@@ -152,8 +152,8 @@ def alignment(history: Rows) -> dict[str, Any] | None:
         return None
     verdict = f"At {LEAST_SKILL} and above, the student counts as having learnt something of the rationales."
     if skill < LEAST_SKILL:
-        gained = "what the student gained did not come from what they say."
-        verdict = f"Below {LEAST_SKILL}, the rationales were not learnt: {gained}"
+        means = 'Mean rationales (target_pairs = "alike") differ so little that a constant comes near them, too.'
+        verdict = f"Below {LEAST_SKILL}, the pairs' own rationales count as not learnt. {means}"
     return {"skill": skill, "says": f"On dev, the alignment skill of the saved LRKD student is {skill:.3f}. {verdict}"}
 
 

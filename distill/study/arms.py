@@ -19,7 +19,8 @@ Role = Literal["baseline", "soft_labels", "rival", "candidate", "control", "ceil
 Weight = Literal["alignment_weight", "soft_label_weight"]
 # What only the alignment reads, and so may differ between a row and its twin with lambda 0.
 OF_ALIGNMENT = (
-    "alignment_weight", "alignment", "alignment_schedule", "target", "reduction", "normalise_targets", "temperature",
+    "alignment_weight", "alignment", "alignment_schedule", "target", "target_pairs", "reduction", "normalise_targets",
+    "temperature",
 )  # fmt: skip
 
 
@@ -184,7 +185,7 @@ def _check_control(row: StudyRow, start: StudyRow) -> None:
     if start.reading is not None and (control := row.changes.get("control")) in get_args(EmbeddedControl):
         raise UserError(
             f"row {row.name}: changes.control: {control!r} needs vectors of a sentence encoder, and {start.name!r} has "
-            "those of a reader. Choose shuffled, same_verdicts, prototypes or half."
+            "those of a reader. Choose shuffled, same_verdicts or half."
         )
 
 

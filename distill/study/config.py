@@ -18,8 +18,9 @@ TRAIN_USED = frozenset(
     }
 )  # fmt: skip
 SET_BY_ROWS = (
-    "extractor", "per_perspective", "target", "alignment_weight", "auxiliary", "soft_label_weight", "teacher_smoothing",
-    "margin_mse_weight", "margin_pairs", "perspective_verdict_weight", "control", "use_unlabelled", "baseline",
+    "extractor", "per_perspective", "target", "target_pairs", "alignment_weight", "auxiliary", "soft_label_weight",
+    "teacher_smoothing", "margin_mse_weight", "margin_pairs", "perspective_verdict_weight", "control", "use_unlabelled",
+    "baseline",
 )  # fmt: skip
 
 

@@ -75,7 +75,9 @@ def nearest_donors(
     return found
 
 
-def prototypes(pool: Iterable[Matched], vectors: Callable[[str], Sequence[np.ndarray | None]]) -> dict[Group, Vectors]:
+def mean_vectors(
+    pool: Iterable[Matched], vectors: Callable[[str], Sequence[np.ndarray | None]]
+) -> dict[Group, Vectors]:
     """Return the mean vectors of each group of the pool, one per perspective; None where no pair of the group has one.
 
     They are the prototypes of Snell, Swersky and Zemel 2017 (arXiv 1703.05175), eq. 1, of frozen vectors.

@@ -24,6 +24,7 @@ BARE: dict[str, Any] = {
     "use_unlabelled": False,
     "unlabelled_weight": 1.0,
     "unlabelled_balance": "none",
+    "target_pairs": "own",
 }
 
 

@@ -87,14 +87,12 @@ def test_the_pair_itself_says_which_perspective_speaks_for_the_vote(run_dir: Pat
 
 
 @pytest.mark.parametrize("split", ["train", "dev", "unlabelled"])
-def test_a_prototype_is_the_mean_of_the_training_pairs_with_that_label_and_those_verdicts(
-    run_dir: Path, split: str
-) -> None:
+def test_pairs_that_are_alike_learn_the_mean_of_their_training_pairs(run_dir: Path, split: str) -> None:
     said = embedded(run_dir)
     pairs = {row["pair_id"]: row for row in read_table(run_dir / "1-pairs/pairs.parquet").to_pylist()}
     judged = {row["pair_id"]: row for row in read_table(run_dir / "7-judgements/judgements.parquet").to_pylist()}
     taught = [i for i in said if pairs[i]["split"] in ("train", "unlabelled")]
-    rows = controlled(run_dir, "prototypes", split)
+    rows = StudentRows(row_settings(run_dir, alike=True), (split,))
     found = 0
     for row in rows:
         own = row["pair_id"]

@@ -58,7 +58,7 @@ def test_the_difference_is_lrkd_minus_labels_only(report):
 
 def test_a_low_skill_of_the_alignment_is_said(report):
     assert report["alignment"]["skill"] == 0.05
-    assert "is 0.050. Below 0.1, the rationales were not learnt" in report["alignment"]["says"]
+    assert "is 0.050. Below 0.1, the pairs' own rationales count as not learnt" in report["alignment"]["says"]
     learnt = alignment([{"split": "dev", "step": 9, "alignment_skill": 0.1, "kept": True}])
     assert learnt is not None and "At 0.1 and above" in learnt["says"]
     assert alignment([{"split": "dev", "step": 9, "kept": True}]) is None

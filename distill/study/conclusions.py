@@ -73,7 +73,8 @@ def conclusions(report: Mapping[str, Any]) -> list[str]:
     for kind, over in report["pooled"].items():
         held = [by_name(p)[p["references"][kind][0]] for p in report["data"] if kind in p["references"]]
         if kind in OF_WHOLE_ROW or all(map(delivers, held)):
-            reference = KINDS.get(kind, f"the control {kind}")
+            others = [by_name(p)[p["references"][kind][1]] for p in report["data"] if kind in p["references"]]
+            reference = KINDS.get(kind) or others[0]["title"]
             told = ((m, over[m]) for m in METRICS if over[m] is not None)
             said += [f"Pooled: {sentence('the tested row', reference, m, found)}" for m, found in told]
     return said
@@ -87,6 +88,7 @@ def of_part(part: Mapping[str, Any]) -> list[str]:
     rows, said = by_name(part), []
     whole = [part["references"][kind][1] for kind in OF_WHOLE_ROW if kind in part["references"]]
     told_of = [subject_of(part)["name"], part["best"], *(row for row, _ in part["references"].values())]
+    told_of += [other for _, other in part["references"].values() if rows[other]["alike"]]
     for row in (rows[name] for name in dict.fromkeys(told_of)):
         title = row["title"] + (" (best on dev)" if row["best"] else "")
         for name, over in row["over"].items():
@@ -109,8 +111,11 @@ def by_name(part: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def delivers(row: Mapping[str, Any]) -> bool:
-    """Return whether a row's latent vectors learnt the rationales."""
-    return row["alignment_skill"] is not None and row["alignment_skill"] >= LEAST_SKILL
+    """Return whether a row's latent vectors learnt the rationales.
+
+    Mean rationales of pairs that are alike differ too little from each other for the skill to say so.
+    """
+    return row["alike"] or (row["alignment_skill"] is not None and row["alignment_skill"] >= LEAST_SKILL)
 
 
 def sentence(title: str, reference: str, metric: str, found: Mapping[str, Any]) -> str:

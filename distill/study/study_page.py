@@ -17,6 +17,7 @@ from distill.study.conclusions import KINDS, NAMES, amount
 from distill.study.statistics import METRICS
 
 HERE = Path(__file__).parent
+DECIDED = ("primary test", " beats ", " does worse than ")  # in the sentences that the page shows first
 
 
 def write_study(report: Mapping[str, Any], folder: Path) -> Path:
@@ -45,7 +46,8 @@ def page(report: Mapping[str, Any]) -> str:
     """Return the study as one HTML file. Names and titles are escaped; only our own SVG is not."""
     drawn = {part["name"]: Markup(gains_plot(f"gains-{i}", part)) for i, part in enumerate(report["data"])}
     template = _environment(escape=True).get_template("study.html.j2")
-    return template.render(r=report, plots=drawn, metrics=METRICS, names=NAMES, kinds=KINDS)
+    decided = [said for said in report["conclusions"] if any(word in said for word in DECIDED)]
+    return template.render(r=report, decided=decided, plots=drawn, metrics=METRICS, names=NAMES, kinds=KINDS)
 
 
 def gains_plot(name: str, part: Mapping[str, Any]) -> str:

@@ -38,7 +38,7 @@ def row(name: str, answers: list[tuple[str, str]], title: str = "", **fields: An
     dev = fields.pop("dev", {})
     finals = [record(p, seed, fold, dev) for seed, folds in enumerate(answers) for fold, p in enumerate(folds)]
     own = StudyRow(name=name, title=title or name.upper(), **fields)
-    return FinishedRow(own, StudentSettings(), [record("1 1", 0, 0, dev)], finals)
+    return FinishedRow(own, StudentSettings(target_pairs="own"), [record("1 1", 0, 0, dev)], finals)
 
 
 def pairs(gold: str, folds: str, hidden: float = 0) -> StudyPairs:

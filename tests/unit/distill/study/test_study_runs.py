@@ -40,7 +40,7 @@ def test_every_candidate_is_its_twin_with_lambda() -> None:
     for row in candidates:
         assert row.twin is not None and "alignment_weight" in row.weights
         twin, own = (student_of(one, settings.student) for one in (rows[row.twin], row))
-        assert own.model_copy(update={"alignment": twin.alignment}) == twin, row.name
+        assert own.model_copy(update={"alignment": twin.alignment, "target_pairs": "own"}) == twin, row.name
 
 
 def test_a_control_is_the_row_that_it_controls_with_other_targets() -> None:

@@ -40,8 +40,7 @@ def test_a_node_joins_and_another_leaves_and_is_replaced(cluster: Cluster, tmp_p
     try:
         driver.wait(lambda: len(parts(tmp_path)) > 2)
         second = cluster.add_node(**NODE)
-        driver.wait(lambda: len({part.name.split("-")[0] for part in parts(tmp_path)}) == 2)
-        assert workers(second)
+        driver.wait(lambda: len({part.name.split("-")[0] for part in parts(tmp_path)}) == 2 and bool(workers(second)))
         leaving = workers(first)
         cluster.remove_node(first, allow_graceful=False)
         psutil.wait_procs(leaving, timeout=PATIENCE_S)

@@ -42,7 +42,7 @@ def test_every_shipped_study_loads_with_its_rows_and_its_primary_test(path: Path
     for data in study.data:
         rows = load_rows(study, ("intent", "rules"), data.rows, unlabelled=True)
         assert {row.name for row in rows} >= {*(data.rows or study.rows)}
-        assert bool(primary_rows(rows, primary_of(data, study))) == (data.hidden_labels == 0)
+        assert bool(primary_rows(rows, primary_of(data, study))) == (not data.hides)
 
 
 @pytest.mark.parametrize(

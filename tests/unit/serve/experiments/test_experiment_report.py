@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from contextlib import closing
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -249,7 +250,8 @@ def test_repeated_ids_are_counted_and_what_was_before_is_left_out(finished: Path
     later = shown[~shown["shadow"]].head(7).assign(at=shown["at"].max() + pd.Timedelta(hours=1))
     twice = analyse(pd.concat([shown, later]), outcomes, "control")
     assert (whole.repeated, twice.repeated) == (0, 7)
-    assert twice.arms[1].rates == whole.arms[1].rates
+    for kind, rate in whole.arms[1].rates.items():  # sums of many threads differ in the last digit
+        assert astuple(twice.arms[1].rates[kind]) == pytest.approx(astuple(rate))
     since = analyse(pd.concat([shown, later]), outcomes, "control", since=later["at"].min().to_pydatetime())
     assert sum(arm.requests for arm in since.arms) == 7
 

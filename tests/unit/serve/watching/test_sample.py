@@ -17,7 +17,7 @@ from serve.watching.sample import SAMPLED, Wish, draw_sample, lowest, newest_mod
 from tests.helpers.answer_logs import CODES, write_answers
 
 NOW = datetime.now(UTC)
-RECENT, LATER = NOW - timedelta(hours=1), NOW + timedelta(hours=2)
+RECENT, LATER = NOW - timedelta(hours=1), NOW + timedelta(hours=9)  # a whole suite may run before
 CLEANING = Cleaning(CODES, {}, "us")
 
 

@@ -55,7 +55,7 @@ def explanations(runs: Mapping[str, Path]) -> Iterator[Figure]:
     for name in dict.fromkeys(key for own in told.values() for key in own):
         unit = "points, test pairs of the run" if "points" in name else "share of the run's test pairs"
         values = {data: own[name] for data, own in told.items() if name in own}
-        if len(values) == len(runs):
+        if len(values) == len(runs) > 1:
             yield Figure(name, fmean(values.values()), unit)
         yield from (Figure(f"{name}_{data}", value, unit) for data, value in values.items())
 

@@ -86,12 +86,16 @@ def model_to_load(field: str, name: str) -> str:
     return f"{checked.partition('@')[0]}@{commit}" if commit else checked
 
 
+def name_and_commit(model: str | Path) -> tuple[str, str | None]:
+    """Return a folder without a commit, or the name of a hub's model and its commit, if it has one."""
+    name, _, commit = str(model).partition("@")
+    return (name, commit) if commit and not Path(model).is_dir() else (str(model), None)
+
+
 def hub_arguments(model: str | Path) -> dict[str, str]:
     """Return the arguments by which `from_pretrained` loads a folder, or a hub's model at its commit."""
-    name, _, commit = str(model).partition("@")
-    if not commit or Path(model).is_dir():
-        return {"pretrained_model_name_or_path": str(model)}
-    return {"pretrained_model_name_or_path": name, "revision": commit}
+    name, commit = name_and_commit(model)
+    return {"pretrained_model_name_or_path": name} | ({"revision": commit} if commit else {})
 
 
 def model_fingerprint(name: str) -> str:

@@ -14,10 +14,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from cluster.base.tables import write_table
-from cluster.models.folders import hub_arguments
 from cluster.training.driver import Row, Rows, TrainTask
 from cluster.training.task import PAD_MULTIPLE
 from distill.config import StudentConfig, StudentSettings
@@ -35,6 +33,7 @@ from distill.student.model import (
     freeze_layers,
     kept_for_inference,
     load_tokenizer,
+    read_encoder_config,
     write_student,
 )
 
@@ -174,11 +173,10 @@ class LrkdTask(TrainTask):
 
     def save(self, state: dict[str, Tensor], folder: Path) -> None:
         write_table(folder.with_name(TRAINED_LOGITS), self.trained_logits(state))
-        encoder_config = AutoConfig.from_pretrained(**hub_arguments(self.student.model), trust_remote_code=False)
         if self.student.frozen_layers:  # what was not trained is not in the state
             state = {name: part for name, part in self.build().named_parameters() if not part.requires_grad} | state
         kept, tokenizer = kept_for_inference(state, self.config), load_tokenizer(self.student.model)
-        write_student(folder, kept, self.config.for_inference(), encoder_config, tokenizer)
+        write_student(folder, kept, self.config.for_inference(), read_encoder_config(self.student.model), tokenizer)
 
     def trained_logits(self, state: dict[str, Tensor]) -> pa.Table:
         """Return the logits that the weights in memory give the first dev pairs, before anything is written or read."""

@@ -102,7 +102,7 @@ class Student(nn.Module):
             UserError: the folder is not a student's, or it is damaged.
         """
         config = read_student_config(folder)
-        encoder_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        encoder_config = read_encoder_config(folder)
         with MAKING:
             encoder = AutoModel.from_config(
                 encoder_config, dtype=torch.float32, trust_remote_code=False, **_no_pooler(encoder_config)
@@ -125,9 +125,14 @@ def build_student(model: str, config: StudentConfig) -> Student:
     return Student(load_encoder(model), config)
 
 
+def read_encoder_config(model: str | Path) -> PreTrainedConfig:
+    """Return the config of the encoder `model`."""
+    return AutoConfig.from_pretrained(**hub_arguments(model), trust_remote_code=False)
+
+
 def encoder_layers(model: str) -> int:
     """Return how many layers the encoder `model` has."""
-    return int(AutoConfig.from_pretrained(**hub_arguments(model), trust_remote_code=False).num_hidden_layers)
+    return int(read_encoder_config(model).num_hidden_layers)
 
 
 def freeze_layers(encoder: PreTrainedModel, count: int) -> None:
@@ -154,11 +159,11 @@ def load_encoder(model: str) -> PreTrainedModel:
         UserError: it cannot be loaded.
     """
     try:
-        where = hub_arguments(model)
-        config = AutoConfig.from_pretrained(**where, trust_remote_code=False)
-        extra = _no_pooler(config)
+        extra = _no_pooler(read_encoder_config(model))
         with MAKING:
-            return AutoModel.from_pretrained(**where, dtype=torch.float32, trust_remote_code=False, **extra)
+            return AutoModel.from_pretrained(
+                **hub_arguments(model), dtype=torch.float32, trust_remote_code=False, **extra
+            )
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"cannot load the encoder {model!r}: {error}") from error
 

@@ -17,13 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from transformers import AutoConfig
 
 from cluster.base.errors import UserError
 from cluster.base.stage_folder import MANIFEST, read_json, write_json
 from cluster.base.tables import read_table, write_table
 from distill.config import StudentSettings, StudentStage, TargetSettings
-from distill.student.model import check_length, load_tokenizer
+from distill.student.model import check_length, load_tokenizer, read_encoder_config
 from distill.student.predict import predict
 from distill.study.arms import Reading
 from distill.study.data import READS
@@ -84,8 +83,8 @@ def check_room(student: StudentSettings, reading: Reading) -> None:
     Raises:
         UserError: it names both settings.
     """
-    encoder = AutoConfig.from_pretrained(student.model, trust_remote_code=False)
-    check_length(encoder, student.max_tokens + reading.tokens, "student.max_tokens + reading.tokens")
+    tokens = student.max_tokens + reading.tokens
+    check_length(read_encoder_config(student.model), tokens, "student.max_tokens + reading.tokens")
 
 
 def with_room(stage: StudentStage, student: StudentSettings, reading: Reading) -> StudentStage:

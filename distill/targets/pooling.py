@@ -9,7 +9,7 @@ from transformers.utils.hub import cached_file
 
 from cluster.base.errors import UserError
 from cluster.base.stage_folder import read_json
-from cluster.models.folders import hub_arguments
+from cluster.models.folders import name_and_commit
 from distill.config import TargetSettings
 
 MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
@@ -43,14 +43,9 @@ def pooling_of(settings: TargetSettings) -> tuple[str, str]:
 
 def _file(encoder: str, name: str) -> Any:
     """Return a JSON file of a folder or of a model on the hub, or None if there is none."""
-    where = hub_arguments(encoder)
+    model, commit = name_and_commit(encoder)
     try:
-        path = cached_file(
-            where["pretrained_model_name_or_path"],
-            name,
-            revision=where.get("revision"),
-            _raise_exceptions_for_missing_entries=False,
-        )
+        path = cached_file(model, name, revision=commit, _raise_exceptions_for_missing_entries=False)
     except OSError as error:  # the hub cannot be reached, and to guess would be wrong in silence
         raise UserError(
             f"targets.pooling: auto cannot read {name} of {encoder!r}: {error}. Set it to mean or cls"

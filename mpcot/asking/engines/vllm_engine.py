@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cluster.base.processor import cores, inference_precision
-from cluster.models.folders import hub_arguments
+from cluster.models.folders import hub_arguments, name_and_commit
 from mpcot.asking.engines.engine import Ask, EngineStopped, Reply
 from mpcot.asking.engines.processes import descendants, kill_all
 from mpcot.asking.failure_reasons import too_long
@@ -27,11 +27,10 @@ SPIN = "10000000"
 
 def engine_arguments(engine: VllmEngine, model: str, gpu: bool) -> dict[str, Any]:
     """Return vLLM's engine arguments as plain data, so that tests and `--dry-run` can look at them."""
-    named = hub_arguments(model)
-    commit = {name: named["revision"] for name in ("revision", "tokenizer_revision") if "revision" in named}
+    name, commit = name_and_commit(model)
     shared: dict[str, Any] = {
-        "model": named["pretrained_model_name_or_path"],
-        **commit,
+        "model": name,
+        **({"revision": commit, "tokenizer_revision": commit} if commit else {}),
         "dtype": engine_dtype(engine, gpu),
         "max_model_len": engine.max_model_len,
         "max_num_seqs": engine.max_num_seqs,

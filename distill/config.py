@@ -194,6 +194,11 @@ class StudentSettings(Settings):
                 raise ValueError(f"student.{name} has no effect without latent vectors. Choose a student.extractor.")
         return self
 
+    @property
+    def learns_means(self) -> bool:
+        """Whether pairs learn the mean rationale of those that are alike; a control puts other vectors in its place."""
+        return self.target_pairs == "alike" and self.control == "none" and self.alignment_weight > 0
+
     def labels_only(self) -> StudentSettings:
         """Return the settings of the baseline: the same student and training, on human labels alone.
 

@@ -115,7 +115,7 @@ def _rows(config: StudentStage, student: StudentSettings, folder: StageFolder) -
         target=student.target,
         width=manifest["figures"]["width"],
         control=student.control,
-        alike=student.control == "none" and student.target_pairs == "alike",
+        alike=student.learns_means,
         seed=config.seed,
         unlabelled_weight=student.unlabelled_weight,
         unlabelled_balance=student.unlabelled_balance,

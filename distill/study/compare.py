@@ -46,14 +46,19 @@ def compare(
         that is taught; `figures`, those that the benchmark names; `conclusions`.
     """
     settings = {one.name: one for one in config.data}
-    parts = [data_part(config, settings[one.name], one, rows[one.name], i) for i, one in enumerate(data)]
-    whole = [part for part in parts if not settings[part.report["name"]].hides] or parts
+    wholes = {one.name for one in config.data if not one.hides} or {*settings}
+    whole = [
+        data_part(config, settings[one.name], one, rows[one.name], place)
+        for place, one in enumerate(data)
+        if one.name in wholes
+    ]
+    points = [point(one, rows[one.name]) for one in data if one.name not in wholes]
     report = {
         "name": config.name,
         "settings": config.model_dump(mode="json", exclude={"cluster", "workers"}),
         "data": [part.report for part in whole],
         "pooled": pooled(whole, config) if len(whole) > 1 else {},
-        "curve": curve(config, [part.report for part in parts]),
+        "curve": curve(config, [*(part.report for part in whole), *points]),
     }
     return report | {"figures": figures(report), "conclusions": conclusions(report)}
 
@@ -75,15 +80,30 @@ def pooled(parts: Sequence[Part], config: StudyConfig) -> dict[str, dict[str, An
     return found
 
 
+def point(data: StudyData, rows: Sequence[FinishedRow]) -> dict[str, Any]:
+    """Return what a learning curve needs of a data set that hides something: its rows without gains and intervals."""
+    said, found = scored(data, rows, samples=1, seed=0)  # nobody looks at the one resample
+    lines = [row_line(row, data, said[row.row.name], found[row.row.name]) for row in rows]
+    return header(data, rows) | {"rows": lines}
+
+
+def scored(
+    data: StudyData, rows: Sequence[FinishedRow], samples: int, seed: int
+) -> tuple[dict[str, dict[int, np.ndarray]], dict[str, Scores]]:
+    """Return the probabilities of each row by seed, and its figures with their resamples."""
+    pairs = data.pairs
+    said = {row.row.name: by_seed(pairs, row.finals) for row in rows}
+    tested = Gold.of(pairs.column("gold"), pairs.column("query"), pairs.scheme)
+    fold = np.array(pairs.column("fold"))
+    return said, {name: scores(tested, own, samples, seed, fold) for name, own in said.items()}
+
+
 def data_part(config: StudyConfig, settings: DataSet, data: StudyData, rows: Sequence[FinishedRow], place: int) -> Part:
     """Return one data set's part of the report. Its resamples follow from the study's seed and its place."""
     pairs, seed = data.pairs, config.seed + place
     primary, best = primary_of(settings, config), best_candidate(rows, config)
     subject = next(row for row in rows if row.row.name == (primary.row if primary else best.row.name))
-    said = {row.row.name: by_seed(pairs, row.finals) for row in rows}
-    tested = Gold.of(pairs.column("gold"), pairs.column("query"), pairs.scheme)
-    fold = np.array(pairs.column("fold"))
-    found = {name: scores(tested, own, config.bootstrap_resamples, seed, fold) for name, own in said.items()}
+    said, found = scored(data, rows, config.bootstrap_resamples, seed)
     compared = comparisons([row.row for row in rows], primary)
     gains = {(a, b, m): gain(found[b], found[a], m, seed) for a, b in compared for m in METRICS}
     told = {key: judged(one, margin(config, key[2])) for key, one in gains.items()}
@@ -192,7 +212,7 @@ def row_line(row: FinishedRow, data: StudyData, said: Mapping[int, np.ndarray], 
         "name": row.row.name,
         "title": row.row.title + (" (cannot be served)" if row.row.role == "ceiling" else ""),
         "role": row.row.role,
-        "alike": student.target_pairs == "alike" and student.alignment_weight > 0,
+        "alike": student.learns_means,
         "seeds": len(said),
         "chosen": {"learning_rate": student.train.learning_rate, "epochs": student.train.epochs, **weights},
         "trials": len(row.trials),

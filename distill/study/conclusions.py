@@ -131,6 +131,11 @@ def sentence(title: str, reference: str, metric: str, found: Mapping[str, Any]) 
     return f"{verdict} in {NAMES[metric]}: {amount(found, metric)}, they differ by less than {bound(found, metric)}."
 
 
+def comes_first(said: str) -> bool:
+    """Return whether a sentence is of a primary test, or says for sure which row is ahead. Pages begin with those."""
+    return any(words in said for words in ("primary test: ", " beats ", " does worse than "))
+
+
 def amount(found: Mapping[str, float], metric: str) -> str:
     """Return e.g. `+1.2 points (-0.3 to +2.8)`, or a gain of log-loss in nats."""
     unit, scale, digits = ("nats", 1, 3) if metric == "log_loss" else ("points", 100, 1)

@@ -5,7 +5,7 @@ Nothing is ever chosen on test.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,10 +17,12 @@ from cluster.base.progress import progress
 from cluster.models.folders import model_to_load
 from distill.config import LEAST_SKILL, StudentSettings
 from distill.study.arms import Role, Rows, StudyRow, load_rows, primary_rows, student_of
-from distill.study.config import Comparison, DataSet, StudyConfig, StudyWorkers
+from distill.study.config import Comparison, DataSet, StudyConfig
 from distill.study.data import StudyData, open_data, reopen_data
+from distill.study.execute import execute
 from distill.study.probabilities import packed
 from distill.study.records import Record, Records
+from distill.study.row_checks import check_rows
 from distill.study.runs import (
     Run,
     changed_settings,
@@ -31,7 +33,6 @@ from distill.study.runs import (
     trials_of_weight,
     with_training_of,
 )
-from distill.targets.vector_table import TargetTable
 from mpcot.config import PerspectiveSettings
 
 SKILL = "alignment_skill"
@@ -72,28 +73,8 @@ def run_study(config: StudyConfig, make: bool = True) -> tuple[list[StudyData], 
     return data, Study(config, {one.name: one for one in data}, rows, make).finish()
 
 
-def check_rows(data: StudyData, rows: Rows, config: StudyConfig) -> None:
-    """Refuse a row that cannot be made, before hours of other runs.
-
-    Raises:
-        UserError: a control needs vectors that stage 8 has not made, or a reader more tokens than the encoder reads.
-    """
-    if data.run is None:
-        return
-    for row in rows:
-        try:
-            if row.reading:
-                from distill.study.reader import check_room
-
-                check_room(student_of(row, config.student), row.reading)
-            if control := row.changes.get("control"):
-                TargetTable(data.run / "8-targets" / "targets.parquet", control)
-        except UserError as error:
-            raise UserError(f"data.{data.name}, row {row.name}: {error}") from error
-
-
 def primary_of(data: DataSet, config: StudyConfig) -> Comparison | None:
-    """Return the primary test of a data set; one with hidden labels has none unless it names its own."""
+    """Return the primary test of a data set; one that hides something has none unless it names its own."""
     return data.primary or (None if data.hides else config.primary)
 
 
@@ -301,21 +282,3 @@ def _set(found: dict[Place, StudentSettings], weight: str, chosen: Mapping[Place
     """Give the weight of the chosen settings to the rows that take it."""
     for place, best in chosen.items():
         found[place] = found[place].model_copy(update={weight: getattr(best, weight)})
-
-
-def execute(jobs: Sequence[Any], workers: StudyWorkers) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Make runs as Ray tasks; as each one ends, yield its number and its result, or the error's text if it failed."""
-    import ray
-
-    from distill.study.job import run_one
-
-    task = ray.remote(num_cpus=workers.cpus_per_run, num_gpus=workers.gpus_per_run, max_retries=2)(run_one)
-    waiting = {task.remote(job): place for place, job in enumerate(jobs)}
-    while waiting:
-        (done,), _ = ray.wait(list(waiting), num_returns=1)
-        place = waiting.pop(done)
-        try:
-            result = ray.get(done)
-        except ray.exceptions.RayError as error:
-            result = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        yield place, result

@@ -13,11 +13,10 @@ from cluster.base.stage_folder import write_json
 from cluster.base.whole_files import whole_file
 from cluster.pages.html import page_environment
 from distill.report import plots
-from distill.study.conclusions import KINDS, NAMES, amount
+from distill.study.conclusions import KINDS, NAMES, amount, comes_first
 from distill.study.statistics import METRICS
 
 HERE = Path(__file__).parent
-DECIDED = ("primary test", " beats ", " does worse than ")  # in the sentences that the page shows first
 
 
 def write_study(report: Mapping[str, Any], folder: Path) -> Path:
@@ -46,8 +45,8 @@ def page(report: Mapping[str, Any]) -> str:
     """Return the study as one HTML file. Names and titles are escaped; only our own SVG is not."""
     drawn = {part["name"]: Markup(gains_plot(f"gains-{i}", part)) for i, part in enumerate(report["data"])}
     template = _environment(escape=True).get_template("study.html.j2")
-    decided = [said for said in report["conclusions"] if any(word in said for word in DECIDED)]
-    return template.render(r=report, decided=decided, plots=drawn, metrics=METRICS, names=NAMES, kinds=KINDS)
+    first = [said for said in report["conclusions"] if comes_first(said)]
+    return template.render(r=report, first=first, plots=drawn, metrics=METRICS, names=NAMES, kinds=KINDS)
 
 
 def gains_plot(name: str, part: Mapping[str, Any]) -> str:

@@ -152,6 +152,23 @@ def lifts_of(
     return {name: replace(one, holds=name in holding) for name, one in lifts.items()}
 
 
+def kinds_of(outcomes: pd.DataFrame, primary: str | None) -> list[str]:
+    """Return the names of the outcomes.
+
+    Raises:
+        UserError: one has the name of a column.
+        UsageError: the primary outcome is none of them.
+    """
+    kinds = sorted(outcomes["outcome"].unique())
+    if taken := sorted({"request_id", "unit", "arm", "requests"} & set(kinds)):
+        raise UserError(
+            f"outcome {taken[0]!r}: a column of the report has this name already. Give the outcome another name."
+        )
+    if primary is not None and primary not in kinds:
+        raise UsageError(f"--primary {primary!r} is not an outcome; there are {', '.join(kinds)}")
+    return kinds
+
+
 def analyse(
     exposures: Any,
     outcomes: pd.DataFrame,
@@ -176,13 +193,7 @@ def analyse(
             an outcome has the name of a column.
         UsageError: the control is not an arm, or the primary outcome is none.
     """
-    kinds = sorted(outcomes["outcome"].unique())
-    if taken := sorted({"request_id", "unit", "arm", "requests"} & set(kinds)):
-        raise UserError(
-            f"outcome {taken[0]!r}: a column of the report has this name already. Give the outcome another name."
-        )
-    if primary is not None and primary not in kinds:
-        raise UsageError(f"--primary {primary!r} is not an outcome; there are {', '.join(kinds)}")
+    kinds = kinds_of(outcomes, primary)
     with answered(exposures, outcomes, since) as database:
         experiment, shares = design(database)
         if control not in shares:

@@ -41,10 +41,10 @@ def test_a_node_joins_and_another_leaves_and_is_replaced(cluster: Cluster, tmp_p
         driver.wait(lambda: len(parts(tmp_path)) > 2)
         second = cluster.add_node(**NODE)
         driver.wait(lambda: len({part.name.split("-")[0] for part in parts(tmp_path)}) == 2 and bool(workers(second)))
-        leaving = workers(first)
+        leaving, on_disk = workers(first), written(tmp_path)
         cluster.remove_node(first, allow_graceful=False)
         psutil.wait_procs(leaving, timeout=PATIENCE_S)
-        on_disk, in_flight = written(tmp_path), set(asked(tmp_path)) - written(tmp_path)
+        in_flight = set(asked(tmp_path)) - on_disk
         cluster.add_node(**NODE)  # as an autoscaler replaces it: the requests that it had been handed wait for that
         said = driver.end()
     finally:

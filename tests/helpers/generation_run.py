@@ -118,8 +118,10 @@ def asked(run_dir: Path) -> Counter[str]:
 
 
 def written(run_dir: Path) -> set[str]:
-    """Return the keys that are on disk."""
-    return {key for part in parts(run_dir) for keys in values_of(part, "key") for key in keys}
+    """Return the keys that are on disk; parts may be joined, and so replaced, while they are read."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            return {key for part in parts(run_dir) for keys in values_of(part, "key") for key in keys}
 
 
 def check_exactly_once(run_dir: Path) -> None:

@@ -15,6 +15,7 @@ ProductFields = Literal["title", "title+brand", "title+description"]
 # The controls that need more vectors than those of the rationales.
 EmbeddedControl = Literal["nearest_title", "query_title", "permuted", "template"]
 StudentPooling = Literal["cls", "mean"]
+ServedCalibration = Literal["none", "temperature", "temperature+bias", "best"]
 LEAST_SKILL: Final = 0.1  # alignment skill on dev; below it the latent vectors did not learn the rationales
 STUDENT_FORMAT: Final = 2  # of `student.json`: raised when weights or settings of a saved student mean something else
 
@@ -222,10 +223,11 @@ class ExportSettings(Settings):
 
     student: Literal["lrkd", "ce_only"] = Field("lrkd", description="the student that is served")
     index_pairs: NonNegativeInt = Field(20000, description="training pairs that `explain` can show; 0 writes no index")
-    calibrate: Literal["none", "temperature", "temperature+bias"] = Field(
-        "temperature",
+    calibrate: ServedCalibration = Field(
+        "best",
         description="serve probabilities at the temperature that fits dev best, which changes no label, or with a bias "
-        "per label besides, for where labels have other shares than those that were trained on",
+        "per label besides, for where labels have other shares than those that were trained on; `best` takes the bias "
+        "only if it serves dev queries that it was not fitted on",
     )
 
 

@@ -14,13 +14,13 @@ from cluster.base.errors import UserError
 from cluster.base.stage_folder import StageFolder, write_json
 from cluster.base.tables import batches_of, rows_of
 from cluster.base.whole_files import disk_error
-from distill.config import ExportStage, StudentConfig
+from distill.config import ExportStage, ServedCalibration, StudentConfig
 from distill.lrkd.predictions import largest_logit_difference
 from distill.metrics import evaluate, majority_baseline
 from distill.student.model import CONFIG, read_student_config
 from distill.student.rationale_index import ROWS, VECTORS, write_index
 from distill.student.reference import REFERENCE, write_reference
-from mpcot.temperature import CalibrationKind, fit_served, scaled
+from mpcot.temperature import fit_over_queries, fit_served, scaled
 
 Row = dict[str, Any]
 TOLERANCE = 1e-4
@@ -87,11 +87,19 @@ def copy_student(source: Path, target: Path) -> None:
         raise disk_error(error, target) from error
 
 
-def calibrate(folder: Path, dev: list[Row], kind: CalibrationKind) -> None:
-    """Fit the temperature, and the biases if `kind` asks for them, on dev and write them into the `student.json`."""
+def calibrate(folder: Path, dev: list[Row], kind: ServedCalibration) -> None:
+    """Fit the temperature, and the biases if `kind` asks for them, on dev and write them into the `student.json`.
+
+    With `best`, biases are written only if they serve dev queries that they were not fitted on.
+    """
     config = read_student_config(folder)
     numbers = [config.scheme.index(row["label"]) for row in dev]
-    temperature, bias = fit_served(kind, numbers, np.array([row["probabilities"] for row in dev]))
+    probabilities = np.array([row["probabilities"] for row in dev])
+    if kind == "best":
+        queries = [row["query_id"] for row in dev]
+        temperature, bias = fit_over_queries(numbers, probabilities, queries) or (1.0, ())
+    else:
+        temperature, bias = fit_served(kind, numbers, probabilities)
     fitted = config.model_copy(update={"temperature": temperature, "label_bias": bias})
     write_json(folder / CONFIG, fitted.model_dump(mode="json"))
 

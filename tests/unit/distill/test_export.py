@@ -75,7 +75,7 @@ def test_the_card_holds_the_figures(exported: Export) -> None:
 
 
 def test_probabilities_are_served_at_the_temperature_that_fits_dev(exported: Export) -> None:
-    folder = exported()
+    folder = exported(calibrate="temperature")
     pairs = {row["pair_id"]: row for row in read_table(folder.run_dir / "1-pairs/pairs.parquet").to_pylist()}
     rows = read_table(folder.run_dir / "9-student/lrkd/predictions.parquet").to_pylist()
     dev = [row for row in rows if row["split"] == "dev"]
@@ -155,6 +155,24 @@ def test_a_bias_per_label_is_served_as_it_fits_dev(exported: Export) -> None:
             figures = evaluate(gold, served, [pairs[row["pair_id"]]["query_id"] for row in own], config.scheme)
             assert manifest["figures"]["test"]["accuracy"] == figures["accuracy"]
     assert f"`1` {bias['1']:+.2f}" in (folder.path / "README.md").read_text()
+
+
+def test_by_default_a_bias_is_served_where_it_serves_other_queries(exported: Export) -> None:
+    folder = exported()
+    codes = read_student_config(folder.path).scheme.codes
+
+    def biased(gold: Callable[[int, int], int]) -> bool:
+        """Fit a student that calls both labels equally probable, on 100 queries of four pairs."""
+        dev = [
+            {"label": codes[gold(query, place)], "query_id": f"{query:03}", "probabilities": [0.5, 0.5]}
+            for query in range(100)
+            for place in range(4)
+        ]
+        export.calibrate(folder.path, dev, "best")
+        return bool(read_student_config(folder.path).label_bias)
+
+    assert biased(lambda query, place: int(place > 0)), "three of four pairs of every query have the second label"
+    assert not biased(lambda query, place: query % 5 % 2), "each held-out group of queries has one label alone"
 
 
 def test_a_damaged_copy_is_refused(exported: Export, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,10 +99,13 @@ def hub_arguments(model: str | Path) -> dict[str, str]:
 
 
 def model_fingerprint(name: str) -> str:
-    """Return a digest of a folder's config and of names, sizes and samples of its files, or of a hub model's name."""
+    """Return a digest of a folder's config and of names, sizes and samples of its files.
+
+    Of a hub's model it is that of name and revision.
+    """
     path = Path(name)
     if not path.is_dir():
-        return digest(name)
+        return digest([name.partition("@")[0], hub_revision(name)])
     files = {p.name: p.stat().st_size for p in path.iterdir() if p.is_file()}
     config = path / "config.json"
     tensors = sorted(path.glob("*.safetensors"))
@@ -113,7 +116,7 @@ def model_fingerprint(name: str) -> str:
 def model_content(name: str) -> str:
     """Return a digest of a model with its tokenizer and chat template, or of its name and revision on a hub."""
     if not (folder := Path(name)).is_dir():
-        return digest([name.partition("@")[0], hub_revision(name)])
+        return model_fingerprint(name)
     texts = sorted(path for path in folder.rglob("*") if path.suffix in TEXTS and path.is_file())
     sums = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in texts}
     return digest([model_fingerprint(name), sums])

@@ -116,6 +116,7 @@ def test_the_content_of_a_hub_model_has_its_revision(monkeypatch: pytest.MonkeyP
         hub_revision.cache_clear()
         monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *name, revision, local=local: local)
         found.append((hub_revision(name), model_content(name)))
+        assert model_fingerprint(name) == model_content(name), "studies know the commit, too"
     hub_revision.cache_clear()
     assert [revision for revision, _ in found] == ["aaaa", "bbbb", "cccc", ""]
     assert len({content for _, content in found}) == 4

@@ -169,9 +169,9 @@ class StudentSettings(Settings):
         0.5, description="weight of an unlabelled pair in every part of the loss, times how probable its vote is"
     )
     unlabelled_balance: Literal["none", "gold"] = Field(
-        "gold",
+        "none",
         description="gold: of each vote keep at most the share of the unlabelled pairs that this label has among the "
-        "training pairs",
+        "training pairs; without it `export.calibrate` makes up for their other shares",
     )
     control: Literal["none", "shuffled", "same_verdicts", "half", EmbeddedControl] = Field(
         "none",

@@ -157,7 +157,10 @@ def header(data: StudyData, rows: Sequence[FinishedRow]) -> dict[str, Any]:
 
 
 def comparisons(rows: Sequence[StudyRow], primary: Comparison | None) -> list[tuple[str, str]]:
-    """Return which row is compared with which: all with the baseline and with KL, some with twin and controls."""
+    """Return which row is compared with which: all with the baseline and with KL, some with twin and controls.
+
+    A candidate that starts from another row is compared with that row's controls, too.
+    """
     found = [(primary.row, primary.against)] if primary else []
     fixed = [one.name for role in ("baseline", "soft_labels") if (one := named(rows, role))]
     for row in rows:
@@ -165,6 +168,8 @@ def comparisons(rows: Sequence[StudyRow], primary: Comparison | None) -> list[tu
             continue
         found += [(row.name, name) for name in [*fixed, *([row.twin] if row.twin else [])] if name != row.name]
         found += [(row.name, own.name) for own in rows if own.of == row.name]
+        if row.role == "candidate" and row.of is not None:
+            found += [(row.name, own.name) for own in rows if own.of == row.of and own.role == "control"]
     return list(dict.fromkeys(found))
 
 

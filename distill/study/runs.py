@@ -14,7 +14,7 @@ from distill.study.config import StudyConfig, Tuning
 
 # Part of every key. Raise it when the training changes the result of a run, or when a setting gets another default:
 # keys hold only what differs from the defaults, so that a new setting does not make old records worthless.
-FORMAT = 6
+FORMAT = 7
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,9 @@ def test_who_is_compared_with_whom() -> None:
     assert [pair for pair in found if pair[0] in ("labels", "kl")] == [("kl", "labels")]
     assert len(found) == len(set(found))
     assert comparisons(rows, Comparison(row="lrkd", against="poor"))[0] == ("lrkd", "poor")
+    means = row("means", RIGHT, role="candidate", of="lrkd").row
+    held = [against for own, against in comparisons([*rows, means], None) if own == "means"]
+    assert held == ["labels", "kl", "alike", "shuffled"], "the controls of the row that it starts from"
     kinds = references(rows[2], rows)
     against = {kind: pair[1] for kind, pair in kinds.items()}
     assert against == {"baseline": "labels", "kl": "kl", "twin": "kl", "same_verdicts": "alike", "shuffled": "shuffled"}

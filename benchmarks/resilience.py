@@ -2,7 +2,7 @@
 
 Each arm is a run in a process of its own, with `cluster.punisher` beside it from its first answer or step on. Goodput
 is what it finishes per second under failures over what it finishes without. A generation asks scripted engines; with
-`--model` it asks one vLLM, whose own processes are killed too.
+`--model` it asks one vLLM, whose own processes are killed too. With one of the `--arms` the other's rows stay.
 """
 
 from __future__ import annotations
@@ -15,20 +15,24 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.csv
 from resilience_arms import NOTES, STAGE, STEPS
-from results import Figure, write_results
+from results import RESULTS, Figure, write_results
 
 from cluster.base.tables import rows_of, values_of
 from cluster.training.driver import read_history
 from mpcot.config import PerspectiveSettings
 
 ARMS = Path(__file__).with_name("resilience_arms.py")
-PAIRS, PAIRS_OF_A_MODEL = 1400, 100
-GENERATION_MTBF_S, TRAINING_MTBF_S = (60.0, 30.0), (60.0,)
+PAIRS, PAIRS_OF_A_MODEL = 8000, 100  # calm, 4 minutes of scripted engines
+GENERATION_MTBF_S, TRAINING_MTBF_S = (None, 60.0, 30.0), (None, 60.0)
 PATIENCE_S, LOOK_S = 1800.0, 0.1
+ROWS = RESULTS / "resilience.csv"
 Row = dict[str, Any]
 
 
@@ -138,18 +142,30 @@ def figures(rows: Sequence[Row]) -> Iterator[Figure]:
         yield Figure(what, sum(row[what] for row in rows), unit, at_most=0)
 
 
+def measured() -> list[Row]:
+    """Return the rows of the last run."""
+    if not ROWS.exists():
+        return []
+    numbers = pa.csv.ConvertOptions(column_types={"mtbf_s": pa.float64(), "asked_again": pa.int64()})
+    return pa.csv.read_csv(ROWS, convert_options=numbers).to_pylist()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="a model folder that vLLM loads, in place of scripted engines")
     parser.add_argument("--seed", type=int, default=0, help="decides when which worker is killed")
+    parser.add_argument("--arms", nargs="+", choices=("generation", "training"), default=("generation", "training"))
     given = parser.parse_args()
-    rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="broadfast-resilience-") as folder:
-        for mtbf_s in (None, *GENERATION_MTBF_S):
-            rows.append(generation(Path(folder), mtbf_s, given.seed, given.model))
-            print(rows[-1], flush=True)
-        for mtbf_s in (None, *TRAINING_MTBF_S):
-            rows.append(training(Path(folder), mtbf_s, given.seed))
+        arms = {
+            "generation": [
+                partial(generation, Path(folder), mtbf_s, given.seed, given.model) for mtbf_s in GENERATION_MTBF_S
+            ],
+            "training": [partial(training, Path(folder), mtbf_s, given.seed) for mtbf_s in TRAINING_MTBF_S],
+        }
+        rows = [row for row in measured() if row["arm"] not in given.arms]
+        for measure in (measure for arm in given.arms for measure in arms[arm]):
+            rows.append(measure())
             print(rows[-1], flush=True)
     write_results("resilience", list(figures(rows)), rows)
 

@@ -22,6 +22,7 @@ from cluster.base.tables import write_table
 from cluster.config import ClusterSettings, TrainSettings, Workers
 from cluster.training.arrow_rows import write_rows
 from cluster.training.driver import run_training
+from mpcot.asking import merge_parts
 from mpcot.config import (
     PerspectiveSettings,
     RationaleSettings,
@@ -43,7 +44,7 @@ MODEL = Path(__file__).parents[1] / "models" / "smollm2-135m-instruct"
 STAGE, NOTES = "2-rationales", "notes"
 SEED = 3
 ENGINES, START_S, ANSWER_S = 4, 20.0, 8.0  # four engines of two GPUs, as on one node
-STEPS, ROWS, MAX_TOKENS = 400, 800, 128
+STEPS, ROWS, MAX_TOKENS = 2000, 800, 128
 SENTENCE = "the shopper wants a drill and this case only holds one so it is not what they asked for"
 
 
@@ -71,6 +72,7 @@ def generate(run_dir: Path, pairs: int, model: str | None) -> None:
         engine=real() if model else scripted(run_dir / NOTES),
         rationales=RationaleSettings.model_validate(asked | {"max_failed_share": 1}),
     )
+    merge_parts.MANY = 1_000_000  # when each part was written is read afterwards, so they stay apart
     with ray_session(ClusterSettings(num_cpus=ENGINES, object_store_mb=128)):
         run_rationales(config, StageFolder(run_dir, STAGE, {}, {"1-pairs": "made"}))
 

@@ -9,11 +9,13 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cluster.base.ordered_tasks import in_tasks
 from cluster.base.stage_folder import StageFolder
 from cluster.base.tables import table_writer
 from mpcot.asking.answers import Answers, asked_figures
@@ -57,15 +59,18 @@ def _run(config: AskingStage, folder: StageFolder, model: str, ask: SortedSettin
 
 
 def write_outcomes(rounds: Sequence[Answers], filters: Chain, folder: StageFolder) -> Tally:
-    """Write `{kept,filtered,failed}.parquet`, some pairs at a time, and return what was counted on the way."""
+    """Write `{kept,filtered,failed}.parquet`, some pairs at a time, and return what was counted on the way.
+
+    Many pairs are sorted in Ray tasks, unless a filter compares those of one with those of another.
+    """
     tally = Tally()
+    spread = in_tasks if filters.pairs_apart else map
     with ExitStack() as files:
         writers = {
             kind: files.enter_context(table_writer(folder.path / f"{kind}.parquet", SORTED)) for kind in OUTCOMES
         }
         for answers in rounds:
-            for joined in answers.by_pair():
-                parts = sort_out(joined, filters, answers.hinted)
+            for parts in spread(partial(sort_out, filters=filters, hinted=answers.hinted), answers.by_pair()):
                 tally.add(parts)
                 for kind, table in parts.items():
                     writers[kind].write_table(table)

@@ -50,12 +50,16 @@ BY_RATIONALE: dict[type, Callable[[Any, str], str | None]] = {
 
 
 class Chain:
-    """The filters of one stage. Its answers must come sorted by pair, perspective and sample."""
+    """The filters of one stage. Its answers must come sorted by pair, perspective and sample.
+
+    `pairs_apart` says that no answer is compared with those of another pair.
+    """
 
     def __init__(self, filters: Sequence[Filter], scheme: Scheme, perspectives: Sequence[Perspective] = ()) -> None:
         self.scheme, self.perspectives = scheme, perspectives
         self.remember: list[Callable[[WellFormed], None]] = []
         self.steps = [_mentions_hint, *map(self._step, filters)]
+        self.pairs_apart = not any(isinstance(f, NearDuplicateFilter) and f.within != "pair" for f in filters)
 
     def reason(self, answer: WellFormed) -> str | None:
         """Return why the answer is not kept. If it is kept, return None, and compare later answers with it."""

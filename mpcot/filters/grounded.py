@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -22,6 +22,9 @@ OWN_NUMBER = re.compile(rf"(?<![^\W_]){NUMBER.pattern}")  # not that of a model,
 WORD = re.compile(r"[^\W_]+(?:['’.&][^\W_]+)*")
 UNIT = re.compile(r"\d+(?:x\d+)+|\d+[a-z]{1,4}")  # 12x18 and 18v: their numbers are looked at
 SENTENCE_START = re.compile(r"(?:^|[.!?:;\n\"“”(\[/•])\W*$")
+POSSESSIVE = re.compile(r"['’]?s?$")
+DIGIT, LETTER = re.compile(r"\d"), re.compile(r"[^\W\d]")
+THOUSANDS = re.compile(r",(?=\d{3}\b)")
 APART = re.compile(r"[\W_]+")
 YEAR = re.compile(r"(?:19|20)\d\d")  # of a film or a car that is known to the world
 SMALL = 3  # "two of 3 demands": so small a number counts what the rationale itself speaks of
@@ -44,13 +47,16 @@ def grounded(step: GroundedFilter) -> Grounds:
         known = _known(text)
         if not all(number in general or known.has_number(number) for number in OWN_NUMBER.findall(rationale)):
             return "not grounded: a number"
-        for word, starts in _words(rationale):
-            low = re.sub(r"['’]?s?$", "", word.lower())
-            if low in general or word.lower() in general or APART.sub("", low) in known.packed:
+        for found in WORD.finditer(rationale):
+            word = found[0]
+            if word.lower() in general:
+                continue
+            low = POSSESSIVE.sub("", word.lower())
+            if low in general or APART.sub("", low) in known.packed:
                 continue
             if _like_a_model(low):
                 return "not grounded: a model name"
-            if step.brands and _like_a_brand(word, starts) and not known.has_word(low):
+            if step.brands and _like_a_brand(rationale, found) and not known.has_word(low):
                 return "not grounded: a brand"
         return None
 
@@ -75,8 +81,8 @@ class _Known:
         """Return whether the text has the number, one that rounds to it, or the same in a unit of another size."""
         if YEAR.fullmatch(number):
             return True
-        half = 0.5 * 10.0 ** -len(number.partition(".")[2])
-        if any(abs(value - _value(number)) <= half for value in self.values):
+        half, said = 0.5 * 10.0 ** -len(number.partition(".")[2]), _value(number)
+        if said in self.values or any(abs(value - said) <= half for value in self.values):
             return True
         return len(_digits(number)) > 1 and _digits(number) in self.digits
 
@@ -89,12 +95,14 @@ class _Known:
         )
 
 
-_known = lru_cache(maxsize=256)(_Known)  # the answers about one pair come one after the other
+@lru_cache(maxsize=256)
+def _known(text: str) -> _Known:
+    return _Known(text)  # the answers about one pair come one after the other
 
 
 def _value(number: str) -> float:
     """Return 1,000 as 1000, 17,5 as 17.5, and of 2.4.1 the first two parts."""
-    whole = re.sub(r",(?=\d{3}\b)", "", number).replace(",", ".")
+    whole = THOUSANDS.sub("", number).replace(",", ".")
     return float(".".join(whole.split(".")[:2]))
 
 
@@ -102,18 +110,16 @@ def _digits(number: str) -> str:
     return APART.sub("", number).strip("0")
 
 
-def _words(text: str) -> Iterator[tuple[str, bool]]:
-    """Yield each word, and whether a sentence starts with it."""
-    for found in WORD.finditer(text):
-        yield found[0], bool(SENTENCE_START.search(text[: found.start()]))
-
-
 def _like_a_model(low: str) -> bool:
-    return bool(re.search(r"\d", low) and re.search(r"[^\W\d]", low) and not UNIT.fullmatch(low))
+    return bool(DIGIT.search(low) and LETTER.search(low) and not UNIT.fullmatch(low))
 
 
-def _like_a_brand(word: str, starts: bool) -> bool:
-    return len(word) > 2 and word[0].isupper() and not starts and not (word.isupper() and len(word) == 3)
+def _like_a_brand(text: str, found: re.Match[str]) -> bool:
+    """Return whether a word of the text has a capital letter that does not come from the start of a sentence."""
+    word = found[0]
+    if len(word) <= 2 or not word[0].isupper() or (word.isupper() and len(word) == 3):
+        return False
+    return not SENTENCE_START.search(text[: found.start()])
 
 
 @cache

@@ -53,7 +53,7 @@ def copy_of(sources: Sequence[str]) -> Objection:
 
     def objection(rationale: str) -> str | None:
         said = list(pairwise(words_of(rationale)))
-        copied = any(sum(pair in own for pair in said) >= COPIED * len(said) for own in known)
+        copied = any(sum(map(own.__contains__, said)) >= COPIED * len(said) for own in known)
         return "form: a copy of the prompt" if said and copied else None
 
     return objection

@@ -14,6 +14,8 @@ import pytest
 from cluster.base.errors import UserError
 from cluster.base.stage_folder import MANIFEST, StageFolder, read_json
 from cluster.base.tables import read_table
+from mpcot import rationales
+from mpcot.asking import join_answers
 from mpcot.config import (
     PerspectiveSettings,
     RationaleSettings,
@@ -123,6 +125,18 @@ def test_a_rerun_asks_for_nothing(copy: Path, shop: Path, llama_folder: Path, do
     assert manifest["figures"]["asked"] == 0 and manifest["figures"]["reused"] == manifest["counts"]["requested"]
     assert {p: p.stat().st_mtime_ns for p in parts(copy)} == before
     assert outcome(copy) == outcome(done)
+
+
+def test_many_pairs_are_sorted_in_tasks_as_few_are_here(
+    copy: Path, shop: Path, llama_folder: Path, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sorted_here = []
+    own = rationales.sort_out
+    monkeypatch.setattr(rationales, "sort_out", lambda joined, **how: sorted_here.append(joined) or own(joined, **how))
+    monkeypatch.setattr(join_answers, "SORTED_PAIRS", 1)
+    run(stage(llama_folder), shop, copy)
+    assert outcome(copy) == outcome(done)
+    assert not sorted_here, "all went to workers"
 
 
 def test_a_half_done_stage_asks_only_for_what_is_missing(

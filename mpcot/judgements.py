@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cluster.base.ordered_tasks import in_tasks
 from cluster.base.sql import database, scan
 from cluster.base.stage_folder import StageFolder
 from cluster.base.tables import conformed, table_writer
@@ -58,31 +60,26 @@ def _run(config: JudgeStage, folder: StageFolder, model: str | None) -> None:
     rounds: list[Answers] = []
     dev: list[tuple[dict[str, Any], str]] = []
     quality, counts, origins = Quality(names), Counter[str](), Counter[str]()
+    # Ray runs if somebody is asked; else there is little to do.
+    spread = map if model is None else in_tasks
     with (
         table_writer(folder.path / "judgements.parquet", JUDGEMENT) as judged,
         table_writer(folder.path / "failed.parquet", ANSWER) as failed,
         table_writer(folder.path / "given.parquet", TAKEN) as taken,
     ):
-        for joined in _answered(config, folder, model, given, rounds):
-            elsewhere = given.answers(joined.pairs)
-            rows = judge_pairs([*joined.answers.to_pylist(), *elsewhere], names, scheme)
-            unusable = joined.answers.filter(pc.is_valid(joined.answers["reason"]))
-            judged.write_table(pa.Table.from_pylist(rows, JUDGEMENT))
-            failed.write_table(unusable)
-            taken.write_table(pa.table([sorted({row["pair_id"] for row in elsewhere})], schema=TAKEN))
-            truth = {row["pair_id"]: row for row in joined.pairs.to_pylist()}
-            quality.add(rows, truth)
+        said = ((joined, given.answers(joined.pairs)) for joined in _answered(config, folder, model, given, rounds))
+        for found in spread(partial(judge_batch, perspectives=names, scheme=scheme), said):
+            judged.write_table(found.judgements)
+            failed.write_table(found.unusable)
+            taken.write_table(found.taken)
+            quality.merge(found.quality)
             if config.judge.fit:
-                dev += [
-                    (row, gold)
-                    for row in rows
-                    if (gold := _gold_of_dev(truth[row["pair_id"]])) and any(row["verdicts"])
-                ]
-            counts["requested"] += len(joined.pairs)
-            counts["judged"] += len(rows)
-            counts["left_out" if model is None else "failed"] += len(joined.pairs) - len(rows)
-            counts["failed_answers"] += len(unusable)
-            origins.update(who for row in rows for who in _judges(row))
+                dev += found.dev
+            counts["requested"] += found.pairs
+            counts["judged"] += len(found.judgements)
+            counts["left_out" if model is None else "failed"] += found.pairs - len(found.judgements)
+            counts["failed_answers"] += len(found.unusable)
+            origins.update(found.origins)
     figures: dict[str, Any] = {"origins": dict(origins)} | asked_figures(rounds)
     if config.judge.fit:
         fit, losses = fit_vote([row for row, _ in dev], [gold for _, gold in dev], scheme)
@@ -91,6 +88,43 @@ def _run(config: JudgeStage, folder: StageFolder, model: str | None) -> None:
         named = {what: dict(zip(names, values, strict=True)) for what, values in by_name.items()}
         figures["fit"] = {"dev_pairs": len(dev), **losses, **named}
     folder.finish(counts, {"quality": quality.figures()} | figures)
+
+
+class JudgedBatch(NamedTuple):
+    """Judgements of some pairs, and what a stage counts of them.
+
+    `unusable` are the teacher's answers that failed, `taken` the ids of the pairs that were judged elsewhere, and `dev`
+    the judgements of dev pairs from their perspectives with the gold labels.
+    """
+
+    pairs: int
+    judgements: pa.Table
+    unusable: pa.Table
+    taken: pa.Table
+    quality: Quality
+    origins: Counter[str]
+    dev: list[tuple[dict[str, Any], str]]
+
+
+def judge_batch(
+    said: tuple[AnsweredPairs, Sequence[dict[str, Any]]], perspectives: Sequence[str], scheme: Scheme
+) -> JudgedBatch:
+    """Judge some pairs by the teacher's answers and the judgements from elsewhere, which have the form of answers."""
+    joined, elsewhere = said
+    rows = judge_pairs([*joined.answers.to_pylist(), *elsewhere], perspectives, scheme)
+    truth = {row["pair_id"]: row for row in joined.pairs.to_pylist()}
+    quality = Quality(perspectives)
+    quality.add(rows, truth)
+    by_gold = ((row, _gold_of_dev(truth[row["pair_id"]])) for row in rows)
+    return JudgedBatch(
+        pairs=len(joined.pairs),
+        judgements=pa.Table.from_pylist(rows, JUDGEMENT),
+        unusable=joined.answers.filter(pc.is_valid(joined.answers["reason"])),
+        taken=pa.table([sorted({row["pair_id"] for row in elsewhere})], schema=TAKEN),
+        quality=quality,
+        origins=Counter(who for row in rows for who in _judges(row)),
+        dev=[(row, gold) for row, gold in by_gold if gold and any(row["verdicts"])],
+    )
 
 
 def _judges(row: Mapping[str, Any]) -> list[str]:
@@ -198,6 +232,11 @@ class Quality:
             for name, verdict in zip(self.perspectives, row["verdicts"], strict=True) if any(row["verdicts"]) else ():
                 self.counts[split, name][label, verdict or NO_VERDICT] += 1
             self.counts[split, "vote"][label, row["vote"]] += 1
+
+    def merge(self, other: Quality) -> None:
+        """Count what another one has counted."""
+        for key, counts in other.counts.items():
+            self.counts[key].update(counts)
 
     def figures(self) -> dict[str, Any]:
         """Return the scores by split and by perspective or vote."""

@@ -17,13 +17,16 @@ from cluster.base.tables import read_table
 from mpcot import rationales
 from mpcot.asking import join_answers
 from mpcot.config import (
+    JudgeSettings,
     PerspectiveSettings,
     RationaleSettings,
     RationaleStage,
     Replicas,
     ScriptedEngine,
     TeacherSettings,
+    UntunedJudgeStage,
 )
+from mpcot.judgements import run_untuned
 from mpcot.pairs import stage as pairs_stage
 from mpcot.rationales import run_rationales
 from mpcot.records import ANSWER, SORTED
@@ -137,6 +140,25 @@ def test_many_pairs_are_sorted_in_tasks_as_few_are_here(
     run(stage(llama_folder), shop, copy)
     assert outcome(copy) == outcome(done)
     assert not sorted_here, "all went to workers"
+
+
+def test_many_pairs_are_judged_in_tasks_as_few_are_here(
+    shop: Path, llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = stage(llama_folder)
+    named = {name: getattr(asked, name) for name in ("seed", "labels", "perspectives", "teacher", "engine")}
+    config = UntunedJudgeStage(**named, judge=JudgeSettings(fit=True))
+    found = []
+    for batch in (join_answers.SORTED_PAIRS, 1):
+        monkeypatch.setattr(join_answers, "SORTED_PAIRS", batch)
+        run_dir = tmp_path / str(batch)
+        shutil.copytree(shop / "1-pairs", run_dir / "1-pairs")
+        folder = StageFolder(run_dir, "7-judgements", {}, {"1-pairs": "made"})
+        run_untuned(config, folder)
+        manifest = read_json(folder.path / MANIFEST)
+        figures = {name: manifest["figures"][name] for name in ("quality", "origins", "fit")}
+        found.append((read_table(folder.path / "judgements.parquet").to_pylist(), manifest["counts"], figures))
+    assert found[0] == found[1] and len(found[0][0]) == manifest["counts"]["judged"] > 50
 
 
 def test_a_half_done_stage_asks_only_for_what_is_missing(

@@ -156,14 +156,13 @@ def test_the_served_student_answers_as_the_trained_one(run_dir: Path, url: str) 
 
     pairs = {row["pair_id"]: row for row in table(run_dir, "1-pairs/pairs.parquet")}
     predicted = [r for r in table(run_dir, "9-student/lrkd/predictions.parquet") if r["split"] == "test"][:5]
-    temperature = read_student_config(run_dir / "10-export").temperature
-    abs_tol = 0.01 * max(1, 1 / temperature)  # rounding of logits grows where they are divided by less than 1
+    config = read_student_config(run_dir / "10-export")
+    abs_tol = 0.01 * max(1, 1 / config.temperature)  # rounding of logits grows where they are divided by less than 1
     for row in predicted:
         pair = pairs[row["pair_id"]]
         product = {"id": pair["product_id"], "title": pair["title"], "brand": pair["brand"]}
         result = score_once(url, pair["query"], [product])["results"][0]
-        expected = scaled(np.array([row["probabilities"]]), temperature)[0]
-        best = int(expected.argmax())
-        assert result["label"] == "ESCI"[best]
-        assert math.isclose(result["probabilities"][result["label"]], expected[best], abs_tol=abs_tol)
+        (expected,) = scaled(np.array([row["probabilities"]]), config.temperature, config.label_bias)
+        assert [result["probabilities"][code] for code in "ESCI"] == pytest.approx(expected, abs=abs_tol)
+        assert result["label"] == max(result["probabilities"], key=result["probabilities"].__getitem__)
         assert set(result["perspectives"]) == {"intent", "attributes", "rules"}

@@ -190,9 +190,9 @@ def compare_prompts(given: argparse.Namespace) -> None:
         return
     asked = ("--model", given.model, "--pairs", given.pairs, "--examples", given.examples)
     own = partial(in_own_process, __file__, "--prompts", *asked)
-    keys = {data: own(f"--{data}", path, "--arm", data)["keys"] for data, path in paths.items()}
+    asked_of = {data: own(f"--{data}", path, "--arm", data)["asked"] for data, path in paths.items()}
     known = recorded()
-    rows = compare({data: [known[key] for key in wanted] for data, wanted in keys.items()})
+    rows = compare({data: [known[one["key"]] | one for one in wanted] for data, wanted in asked_of.items()})
     part = "examples" if given.examples else "prompt"
     write(part, list(prompt_figures(part, rows)), rows)
 

@@ -144,10 +144,8 @@ def record(data: str, model: str, request: Request, reply: Reply, scheme: Scheme
         "model": model,
         "data": data,
         "prompt": request.prompt,
-        "pair": request.pair["pair_id"],
-        "query": request.pair["query_id"],
+        **about(request.pair),
         "perspective": request.perspective,
-        "gold": request.pair["label"],
         "verdict": None if reason else parsed.verdict,
         "logprobs": reply.logprobs and [round(value, 4) for value in reply.logprobs],
         "prompt_tokens": reply.prompt_tokens,
@@ -158,7 +156,10 @@ def record(data: str, model: str, request: Request, reply: Reply, scheme: Scheme
 
 
 def answer(data: str, path: str, model: str, wanted: int, examples: int) -> Row:
-    """Answer what is not recorded yet, and return the keys of all answers."""
+    """Answer what is not recorded yet, and return the key of each answer with the pair that it is about.
+
+    Pairs that a prompt does not tell apart, as two offers of one title, share an answer.
+    """
     folder = check_model("--model", model)
     scheme = load_scheme(SCHEMES[data])
     engine = VllmEngine(max_model_len=4096, max_num_seqs=IN_FLIGHT, enforce_eager=True, cpu_kv_cache_gib=2)
@@ -168,7 +169,12 @@ def answer(data: str, path: str, model: str, wanted: int, examples: int) -> Row:
     missing = [request for request in asked if request.ask.key not in known]
     if missing:
         asyncio.run(_answer(data, Path(folder).name, plan, engine, missing, len(asked)))
-    return {"keys": [request.ask.key for request in asked]}
+    return {"asked": [{"key": request.ask.key} | about(request.pair) for request in asked]}
+
+
+def about(pair: Row) -> Row:
+    """Return what a record says of its pair."""
+    return {"pair": pair["pair_id"], "query": pair["query_id"], "gold": pair["label"]}
 
 
 async def _answer(

@@ -133,7 +133,7 @@ def figures(rows: Sequence[Row]) -> Iterator[Figure]:
     """Yield the goodput of each arm with failures, and the ledger of all."""
     speed = {(row["arm"], row["mtbf_s"]): row["done"] / row["seconds"] for row in rows}
     for row in rows:
-        if row["mtbf_s"]:
+        if row["mtbf_s"] and row["kills"]:  # a run that met no failure says nothing of them
             name = f"{row['arm']}_goodput_{row['mtbf_s']:g}s"
             share = speed[row["arm"], row["mtbf_s"]] / speed[row["arm"], None]
             unit = f"of the speed without failures; {row['kills']} kills in {row['seconds']:.0f} s"

@@ -68,13 +68,12 @@ def _run(config: JudgeStage, folder: StageFolder, model: str | None) -> None:
         table_writer(folder.path / "given.parquet", TAKEN) as taken,
     ):
         said = ((joined, given.answers(joined.pairs)) for joined in _answered(config, folder, model, given, rounds))
-        for found in spread(partial(judge_batch, perspectives=names, scheme=scheme), said):
+        for found in spread(partial(judge_batch, perspectives=names, scheme=scheme, fit=config.judge.fit), said):
             judged.write_table(found.judgements)
             failed.write_table(found.unusable)
             taken.write_table(found.taken)
             quality.merge(found.quality)
-            if config.judge.fit:
-                dev += found.dev
+            dev += found.dev
             counts["requested"] += found.pairs
             counts["judged"] += len(found.judgements)
             counts["left_out" if model is None else "failed"] += found.pairs - len(found.judgements)
@@ -94,7 +93,7 @@ class JudgedBatch(NamedTuple):
     """Judgements of some pairs, and what a stage counts of them.
 
     `unusable` are the teacher's answers that failed, `taken` the ids of the pairs that were judged elsewhere, and `dev`
-    the judgements of dev pairs from their perspectives with the gold labels.
+    the judgements of dev pairs from their perspectives with the gold labels, if the vote is to be fitted to them.
     """
 
     pairs: int
@@ -107,7 +106,7 @@ class JudgedBatch(NamedTuple):
 
 
 def judge_batch(
-    said: tuple[AnsweredPairs, Sequence[dict[str, Any]]], perspectives: Sequence[str], scheme: Scheme
+    said: tuple[AnsweredPairs, Sequence[dict[str, Any]]], perspectives: Sequence[str], scheme: Scheme, fit: bool
 ) -> JudgedBatch:
     """Judge some pairs by the teacher's answers and the judgements from elsewhere, which have the form of answers."""
     joined, elsewhere = said
@@ -115,7 +114,7 @@ def judge_batch(
     truth = {row["pair_id"]: row for row in joined.pairs.to_pylist()}
     quality = Quality(perspectives)
     quality.add(rows, truth)
-    by_gold = ((row, _gold_of_dev(truth[row["pair_id"]])) for row in rows)
+    by_gold = ((row, _gold_of_dev(truth[row["pair_id"]])) for row in rows) if fit else ()
     return JudgedBatch(
         pairs=len(joined.pairs),
         judgements=pa.Table.from_pylist(rows, JUDGEMENT),

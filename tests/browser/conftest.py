@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,10 @@ from tests.helpers.local_service import explaining_export, local_service
 def chromium(tmp_path: Path) -> Start:
     def start(url: str, *more: str) -> subprocess.CompletedProcess[str]:
         command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *more, "--dump-dom", url]
-        return subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+        for patience_s in (120, 480):  # a browser that hangs is started anew once
+            with suppress(subprocess.TimeoutExpired):
+                return subprocess.run(command, capture_output=True, text=True, timeout=patience_s, check=True)
+        pytest.fail("Chromium did not answer in two tries")
 
     return start
 

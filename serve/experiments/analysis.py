@@ -1,25 +1,25 @@
 """What an experiment found: rates per arm, lifts with intervals, and whether units were dealt to arms as planned.
 
 Units are dealt to arms, rates are per request, and the requests of one unit resemble each other. Variances are
-therefore those of a ratio of sums over units, by the delta method (Deng et al. 2018, arXiv 1803.06336, section 3.2).
-
-Shapes: U units.
+therefore those of a ratio of means over units, by the delta method (Deng et al. 2018, arXiv 1803.06336, section 3.2).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy.stats import chisquare, norm
+from scipy.stats import chisquare
+from tea_tasting.aggr import Aggregates
+from tea_tasting.experiment import ExperimentResult
+from tea_tasting.metrics import RatioOfMeans
+from tea_tasting.multiplicity import adjust_fwer
 
 from cluster.base.errors import UsageError, UserError
-from serve.experiments.exposure_sums import answered, counts_of, design, sums_of_units
+from serve.experiments.exposure_sums import REQUESTS, aggregates_of, answered, counts_of, design
 
 SRM_ALARM = 0.001
 POWER = 0.8  # the share of experiments that find a lift as large as `Lift.detectable`
@@ -27,21 +27,11 @@ UNSEEN = "arms without a request"
 
 
 @dataclass(frozen=True)
-class Rate:
-    """An outcome's rate in one arm: the share of requests that had it, and the variance of that share."""
-
-    value: float
-    variance: float
-    requests: int
-    units: int
-
-
-@dataclass(frozen=True)
 class Lift:
-    """An arm's rate divided by the control's, minus 1; None where a rate is 0, so that the ratio has no interval.
+    """An arm's rate divided by the control's, minus 1; None where nothing can be said (see `lift`).
 
-    `p` is that of no lift. `detectable` is the lift that `POWER` of experiments with as many units would find. `holds`
-    says whether `p` is small enough among all lifts that decide (see `analyse`).
+    `p` is that of no difference. `detectable` is the lift that `POWER` of experiments with as many units would find.
+    `holds` says whether `p` is small enough among all lifts that decide (see `analyse`).
     """
 
     value: float | None
@@ -59,13 +49,13 @@ class Lift:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """One arm: its models, and rates and lifts by outcome; the control has no lifts."""
+    """One arm: its models, and rates per request and lifts by outcome; the control has no lifts."""
 
     arm: str
     models: tuple[str, ...]
     units: int
     requests: int
-    rates: Mapping[str, Rate]
+    rates: Mapping[str, float]
     lifts: Mapping[str, Lift]
 
 
@@ -90,48 +80,39 @@ class Findings:
         return self.ratio_p >= SRM_ALARM
 
 
-def ratio(successes: np.ndarray, requests: np.ndarray) -> Rate:
-    """Return the rate of U units.
+def lift(kind: str, arm: Aggregates, control: Aggregates, level: float) -> Lift:
+    """Return the lift of an arm in one outcome, with its interval, which is symmetric on the logarithm of the ratio.
 
-    With S and N the means of successes and requests over units, R = S / N and
-    Var(R) = (Var(S) - 2 R Cov(S, N) + R^2 Var(N)) / (U N^2), sample variances.
-    """
-    units, mean = len(requests), requests.mean()
-    value = successes.mean() / mean
-    residual = successes - value * requests
-    variance = residual.var(ddof=1) / (units * mean**2) if units > 1 else math.inf
-    return Rate(float(value), float(variance), int(requests.sum()), units)
-
-
-def lift(arm: Rate, control: Rate, level: float, tests: int = 1) -> Lift:
-    """Return the lift with its interval, which is symmetric on the logarithm of the ratio.
-
-    On that scale, a two-sided test finds (z(1 - alpha / 2) + z(power)) standard errors with this power (Bloom 1995).
+    There is none where an arm has one unit, where a rate is 0, or where all units are alike.
 
     Args:
-        tests: how many lifts decide; alpha is divided among them, as by the first step of Holm's correction.
+        arm, control: means and variances over units of `kind` and of `REQUESTS`.
     """
-    if not (arm.value > 0 and control.value > 0):
+    sides = (arm, control)
+    if any(side.count() < 2 or side.mean(kind) == 0 for side in sides):
         return Lift(None, None, None)
-    log = math.log(arm.value / control.value)
-    spread = math.sqrt(arm.variance / arm.value**2 + control.variance / control.value**2)
-    reach = float(norm.ppf((1 + level) / 2)) * spread
-    p = float(2 * norm.sf(abs(log) / spread)) if spread else float(log == 0)
-    detectable = float(np.expm1((norm.isf((1 - level) / 2 / tests) + norm.ppf(POWER)) * spread))
-    return Lift(math.expm1(log), math.expm1(log - reach), math.expm1(log + reach), p, detectable)
+    if not any(side.ratio_var(kind, REQUESTS) > 0 for side in sides):
+        return Lift(None, None, None)
+    found = RatioOfMeans(kind, REQUESTS, confidence_level=level).analyze_aggregates(control, arm)
+    interval = found.rel_effect_size_ci_lower, found.rel_effect_size_ci_upper
+    return Lift(found.rel_effect_size, *interval, found.pvalue)
 
 
-def holm(found: Mapping[tuple[str, str], float], alpha: float) -> set[tuple[str, str]]:
-    """Return which of the tests hold if not even one false find may come in more than `alpha` of experiments.
+def detectable(kind: str, arm: Aggregates, control: Aggregates, alpha: float) -> float:
+    """Return the lift that `POWER` of experiments with as many units would find at this alpha."""
+    metric = RatioOfMeans(kind, REQUESTS, alpha=alpha, power=POWER, ratio=arm.count() / control.count())
+    (found,) = metric.solve_power_from_aggregates(arm + control, "rel_effect_size")
+    return found.rel_effect_size
 
-    The smallest p-value must be at most alpha / m, the next alpha / (m - 1) and so on (Holm 1979).
+
+def holding(found: Mapping[tuple[str, str], float], alpha: float) -> set[tuple[str, str]]:
+    """Return which p-values hold, if not even one false find may come in more than `alpha` of experiments.
+
+    This is Holm's correction (Holm 1979).
     """
-    holding: set[tuple[str, str]] = set()
-    for rank, (name, p) in enumerate(sorted(found.items(), key=lambda item: item[1])):
-        if p > alpha / (len(found) - rank):
-            break
-        holding.add(name)
-    return holding
+    tests = {name: ExperimentResult({"lift": {"pvalue": p}}) for name, p in found.items()}
+    corrected = adjust_fwer(tests, alpha=alpha, arbitrary_dependence=True, method="bonferroni")
+    return {name for name, one in corrected.items() if one["lift"]["null_rejected"]}
 
 
 def sample_ratio(units: Mapping[str, int], shares: Mapping[str, float]) -> float:
@@ -142,14 +123,20 @@ def sample_ratio(units: Mapping[str, int], shares: Mapping[str, float]) -> float
 
 
 def lifts_of(
-    rates: Mapping[str, Mapping[str, Rate]], control: str, level: float, primary: str | None
+    arms: Mapping[str, Aggregates], kinds: Sequence[str], control: str, level: float, primary: str | None
 ) -> dict[tuple[str, str], Lift]:
-    """Return the lift of each arm and outcome over the control, and whether it holds among those that decide."""
-    every = [(arm, kind) for arm, own in rates.items() for kind in own if arm != control]
-    deciding = [name for name in every if primary in (None, name[1])]
-    lifts = {(arm, kind): lift(rates[arm][kind], rates[control][kind], level, len(deciding)) for arm, kind in every}
-    holding = holm({name: lifts[name].p for name in deciding}, 1 - level)
-    return {name: replace(one, holds=name in holding) for name, one in lifts.items()}
+    """Return the lift of each arm and outcome over the control, and whether it holds among those that decide.
+
+    The detectable lift is that of the first step of Holm's correction, which divides alpha among all that decide.
+    """
+    compared = [(arm, kind) for arm in arms if arm != control for kind in kinds]
+    lifts = {(arm, kind): lift(kind, arms[arm], arms[control], level) for arm, kind in compared}
+    deciding = {name: lifts[name].p for name in compared if primary in (None, name[1])}
+    held = holding(deciding, 1 - level) if deciding else set()
+    for name in (name for name in compared if lifts[name].value is not None):
+        size = detectable(name[1], arms[name[0]], arms[control], (1 - level) / len(deciding))
+        lifts[name] = replace(lifts[name], detectable=size, holds=name in held)
+    return lifts
 
 
 def kinds_of(outcomes: pd.DataFrame, primary: str | None) -> list[str]:
@@ -160,7 +147,7 @@ def kinds_of(outcomes: pd.DataFrame, primary: str | None) -> list[str]:
         UsageError: the primary outcome is none of them.
     """
     kinds = sorted(outcomes["outcome"].unique())
-    if taken := sorted({"request_id", "unit", "arm", "requests"} & set(kinds)):
+    if taken := sorted({"request_id", "unit", "arm", REQUESTS} & set(kinds)):
         raise UserError(
             f"outcome {taken[0]!r}: a column of the report has this name already. Give the outcome another name."
         )
@@ -198,19 +185,17 @@ def analyse(
         experiment, shares = design(database)
         if control not in shares:
             raise UsageError(f"--control {control!r} is not an arm; there are {', '.join(shares)}")
-        sums, counts = sums_of_units(database, kinds), counts_of(database)
-    rates = {
-        arm: {kind: ratio(own[kind].to_numpy(float), own["requests"].to_numpy(float)) for kind in kinds}
-        for arm, own in sums.groupby("arm")
-    }
-    lifts = lifts_of(rates, control, level, primary)
-    arms = []
-    for arm in sorted(rates, key=lambda name: (name != control, name)):
-        own = sums[sums["arm"] == arm]
+        arms, counts = aggregates_of(database, kinds), counts_of(database)
+    lifts = lifts_of(arms, kinds, control, level, primary)
+    results = []
+    for arm in sorted(arms, key=lambda name: (name != control, name)):
+        own = arms[arm]
+        rates = {kind: own.mean(kind) / own.mean(REQUESTS) for kind in kinds}
         mine = {kind: one for (of, kind), one in lifts.items() if of == arm}
-        arms.append(ArmResult(arm, counts.models[arm], len(own), int(own["requests"].sum()), rates[arm], mine))
+        requests = round(own.count() * own.mean(REQUESTS))
+        results.append(ArmResult(arm, counts.models[arm], own.count(), requests, rates, mine))
     # The shares of all arms that answer add up to 1, so an arm that was never seen was dealt wrongly too.
     unseen = 1 - sum(shares.values())
     planned = shares | ({UNSEEN: unseen} if unseen > 1e-6 else {})
-    p = sample_ratio({result.arm: result.units for result in arms}, planned)
-    return Findings(experiment, control, level, tuple(arms), p, counts.unmatched, counts.repeated, primary)
+    p = sample_ratio({result.arm: result.units for result in results}, planned)
+    return Findings(experiment, control, level, tuple(results), p, counts.unmatched, counts.repeated, primary)

@@ -1,4 +1,4 @@
-"""Sums exposures and outcomes by unit in DuckDB, so that weeks of requests need no more memory than their units do."""
+"""Means and variances of exposures and outcomes, taken in DuckDB, so that weeks of requests need no more memory."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 
 import duckdb
 import pandas as pd
+from tea_tasting.aggr import Aggregates
 
 from cluster.base.errors import UserError
 
 Database = duckdb.DuckDBPyConnection
+REQUESTS = "requests"
 # Of several exposures of one request, the earliest counts.
 ANSWERED = """
     create temp table answered as
@@ -68,15 +70,22 @@ def design(database: Database) -> tuple[str, dict[str, float]]:
     return names[0], {arm: float(shares[0]) for arm, shares in planned}
 
 
-def sums_of_units(database: Database, kinds: Sequence[str]) -> pd.DataFrame:
-    """Return, by `arm` and `unit`, the number of `requests` and of those with each kind of outcome."""
+def aggregates_of(database: Database, kinds: Sequence[str]) -> dict[str, Aggregates]:
+    """Return by arm, over its units, the means and variances of requests and of requests with each kind of outcome."""
+    columns = {REQUESTS: REQUESTS} | {f"k{n}": kind for n, kind in enumerate(kinds, 1)}
     happened = "".join(
         f", count(*) filter (request_id in (select request_id from outcomes where outcome = ${n})) as k{n}"
         for n in range(1, len(kinds) + 1)
     )
-    query = f"select arm, unit, count(*) as requests{happened} from answered group by arm, unit"
-    found = database.execute(query, list(kinds)).df() if kinds else database.sql(query).df()
-    return found.rename(columns={f"k{n}": kind for n, kind in enumerate(kinds, 1)})
+    told = "".join(f", avg({k}), var_samp({k}), covar_samp({k}, {REQUESTS})" for k in columns)
+    units = f"select arm, unit, count(*) as {REQUESTS}{happened} from answered group by arm, unit"
+    query = f"select arm, count(*){told} from ({units}) group by arm"
+    rows = (database.execute(query, list(kinds)) if kinds else database.execute(query)).fetchall()
+    found = {}
+    for arm, count, *values in rows:
+        mean, var, cov = (dict(zip(columns.values(), values[n::3], strict=True)) for n in range(3))
+        found[arm] = Aggregates(count, mean, var, {(kind, REQUESTS): value for kind, value in cov.items()})
+    return found
 
 
 def counts_of(database: Database) -> Counts:

@@ -107,7 +107,7 @@ def table_of(found: Findings) -> Table:
         "arm", "model", "units", "requests", *heads, title=f"{found.experiment}, {100 * found.level:g} % intervals"
     )
     for arm in found.arms:
-        cells = [text for kind in kinds for text in (f"{arm.rates[kind].value:.3%}", lift_text(arm.lifts.get(kind)))]
+        cells = [text for kind in kinds for text in (f"{arm.rates[kind]:.3%}", lift_text(arm.lifts.get(kind)))]
         table.add_row(arm.arm, ", ".join(arm.models), f"{arm.units:,}", f"{arm.requests:,}", *cells)
     return table
 

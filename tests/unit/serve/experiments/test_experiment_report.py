@@ -11,42 +11,65 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, norm
+from tea_tasting.aggr import Aggregates
 
 from cluster.base.errors import UserError
-from serve.experiments.analysis import Rate, analyse, holm, lift, ratio, sample_ratio
+from serve.experiments.analysis import analyse, detectable, holding, lift, sample_ratio
 from serve.experiments.assign import assign
 from serve.experiments.config import ExperimentSettings
+from serve.experiments.exposure_sums import REQUESTS, aggregates_of, answered
 from serve.experiments.exposures import ExposureLog, read_exposures
 from serve.experiments.report_tables import read_outcomes
 from tests.helpers.command import broadfast, text
 from tests.helpers.experiment_arms import ARMS, units
 
 
-def test_rate_and_variance_by_hand() -> None:
-    # S = 0, 1, 2 of N = 1, 2, 3 requests: R = 1/2, residuals -1/2, 0, 1/2 with variance 1/4, over 3 x 2^2
-    found = ratio(np.array([0.0, 1.0, 2.0]), np.array([1.0, 2.0, 3.0]))
-    assert (found.value, found.requests, found.units) == (0.5, 6, 3)
-    assert found.variance == pytest.approx(0.25 / 12)
+def aggregates(clicks: np.ndarray, requests: np.ndarray) -> Aggregates:
+    """Return what `aggregates_of` returns of one arm with these requests per unit, and with clicks on so many."""
+    covariance = np.cov(clicks, requests)
+    mean = {"click": clicks.mean(), REQUESTS: requests.mean()}
+    var = {"click": covariance[0, 0], REQUESTS: covariance[1, 1]}
+    return Aggregates(len(clicks), mean, var, {("click", REQUESTS): covariance[0, 1]})
 
 
-def test_with_one_request_per_unit_the_variance_is_the_binomial_one() -> None:
-    clicks = np.array([1.0] * 30 + [0.0] * 70)
-    assert ratio(clicks, np.ones(100)).variance == pytest.approx(0.3 * 0.7 / 99)
+def binomial(rate: float, units: int) -> Aggregates:
+    """Return an arm of one request per unit."""
+    clicks = np.arange(units) < rate * units
+    return aggregates(clicks.astype(float), np.ones(units))
+
+
+def test_what_duckdb_sums_up_is_the_variance_over_units() -> None:
+    draw = np.random.default_rng(3)
+    requests = 1 + draw.poisson(3, 200)
+    clicks = draw.binomial(requests, 0.3)
+    names = [(f"{n}/{k}", f"u{n}", k < clicks[n]) for n in range(200) for k in range(requests[n])]
+    rows = [{"request_id": r, "unit": u, "arm": "a", "model": "m", "experiment": "e", "share": 1.0, "shadow": False,
+             "at": pd.Timestamp("2026-01-01", tz="UTC")} for r, u, _ in names]  # fmt: skip
+    outcomes = pd.DataFrame([(r, "click") for r, _, happened in names if happened], columns=["request_id", "outcome"])
+    with answered(pd.DataFrame(rows), outcomes, None) as database:
+        found = aggregates_of(database, ["click"])["a"]
+        assert aggregates_of(database, [])["a"].mean(REQUESTS) == found.mean(REQUESTS)
+    wanted = aggregates(clicks.astype(float), requests.astype(float))
+    assert found.count() == 200 and found.mean("click") == pytest.approx(wanted.mean("click"))
+    assert found.ratio_var("click", REQUESTS) == pytest.approx(wanted.ratio_var("click", REQUESTS))
 
 
 def test_lift_by_hand_and_where_there_is_none_to_have() -> None:
-    found = lift(Rate(0.12, 0.0001, 1, 1), Rate(0.1, 0.0001, 1, 1), 0.95)
-    spread = 1.959964 * math.sqrt(0.0001 / 0.0144 + 0.0001 / 0.01)
-    assert found.value == pytest.approx(0.2)
-    assert (found.low, found.high) == pytest.approx((1.2 * math.exp(-spread) - 1, 1.2 * math.exp(spread) - 1), abs=1e-6)
-    # z(0.8) = 0.841621, and z(1 - 0.05 / 2 / 3) = 2.393980
-    assert found.detectable == pytest.approx(math.expm1((1.959964 + 0.841621) / 1.959964 * spread), abs=1e-6)
-    among = lift(Rate(0.12, 0.0001, 1, 1), Rate(0.1, 0.0001, 1, 1), 0.95, tests=3)
-    assert among.detectable == pytest.approx(math.expm1((2.393980 + 0.841621) / 1.959964 * spread), abs=1e-6)
-    assert (among.low, among.high) == (found.low, found.high)
-    nothing = lift(Rate(0.0, 0.0, 1, 1), Rate(0.1, 0.0001, 1, 1), 0.95)
-    assert (nothing.value, nothing.detectable) == (None, None)
+    arm, control = binomial(0.12, 10_000), binomial(0.1, 10_000)
+    found = lift("click", arm, control, 0.95)
+    spread = math.sqrt(0.88 / 0.12 / 9999 + 0.9 / 0.1 / 9999)  # of the logarithm; the delta method's
+    low, high = (1.2 * math.exp(sign * 1.959964 * spread) - 1 for sign in (-1, 1))
+    assert found.value == pytest.approx(0.2) and (found.low, found.high) == pytest.approx((low, high), abs=1e-4)
+    assert found.p == pytest.approx(2 * norm.sf(0.02 / math.sqrt((0.12 * 0.88 + 0.1 * 0.9) / 9999)), rel=0.01)
+    # z(0.8) = 0.841621, and z(1 - 0.05 / 2 / 3) = 2.393980; the rate of both arms together is 0.11
+    step = math.sqrt(2 * 0.11 * 0.89 / 9999) / 0.11
+    assert detectable("click", arm, control, 0.05) == pytest.approx((1.959964 + 0.841621) * step, rel=0.001)
+    assert detectable("click", arm, control, 0.05 / 3) == pytest.approx((2.393980 + 0.841621) * step, rel=0.001)
+    one_unit = Aggregates(1, {"click": 1.0, REQUESTS: 1.0}, {"click": None, REQUESTS: None})
+    for nothing in (binomial(0, 100), one_unit):
+        assert astuple(lift("click", nothing, control, 0.95))[:5] == (None, None, None, 1.0, None)
+    assert lift("click", binomial(1, 100), binomial(1, 100), 0.95).value is None, "nothing varies"
 
 
 def test_the_sample_ratio_is_a_chi_square_test_on_units() -> None:
@@ -56,36 +79,18 @@ def test_the_sample_ratio_is_a_chi_square_test_on_units() -> None:
     assert sample_ratio({"a": 6000}, {"a": 0.6, "b": 0.4}) < 1e-12  # an arm that nobody was sent to
 
 
-def simulated(draw: np.random.Generator, count: int, rate: float) -> Rate:
-    """Return an arm's rate where each unit has its own propensity to click and its own number of requests."""
+def simulated(draw: np.random.Generator, count: int, rate: float) -> Aggregates:
+    """Return an arm where each unit has its own propensity to click and its own number of requests."""
     requests = 1 + draw.poisson(3, count)
     propensity = draw.beta(20 * rate, 20 * (1 - rate), count)
-    return ratio(draw.binomial(requests, propensity).astype(float), requests.astype(float))
-
-
-@pytest.mark.parametrize("true_lift", [0.0, 0.15])
-def test_the_interval_holds_the_true_lift_as_often_as_it_says(true_lift: float) -> None:
-    draw, runs, level = np.random.default_rng(5), 400, 0.95
-    held = found = 0
-    for _ in range(runs):
-        each = lift(simulated(draw, 2000, 0.2 * (1 + true_lift)), simulated(draw, 2000, 0.2), level)
-        assert each.low is not None and each.high is not None
-        held += each.low <= true_lift <= each.high
-        found += each.found
-    low, high = binom.ppf([0.001, 0.999], runs, level)
-    assert low <= held <= high
-    if true_lift:
-        assert found / runs > 0.9
-    else:
-        assert found == runs - held  # one in twenty finds what is not there, and no more
+    return aggregates(draw.binomial(requests, propensity).astype(float), requests.astype(float))
 
 
 def test_the_lift_that_is_called_detectable_is_found_in_four_of_five_experiments() -> None:
     draw, runs = np.random.default_rng(9), 400
-    detectable = lift(simulated(draw, 2000, 0.2), simulated(draw, 2000, 0.2), 0.95).detectable
-    assert detectable is not None
-    arms = ((simulated(draw, 2000, 0.2 * (1 + detectable)), simulated(draw, 2000, 0.2)) for _ in range(runs))
-    found = sum(lift(*pair, 0.95).found for pair in arms)
+    size = detectable("click", simulated(draw, 2000, 0.2), simulated(draw, 2000, 0.2), 0.05)
+    arms = ((simulated(draw, 2000, 0.2 * (1 + size)), simulated(draw, 2000, 0.2)) for _ in range(runs))
+    found = sum(lift("click", *pair, 0.95).found for pair in arms)
     low, high = binom.ppf([0.001, 0.999], runs, 0.8)
     assert low <= found <= high
 
@@ -97,10 +102,10 @@ def test_requests_of_one_unit_are_not_taken_for_so_many_units() -> None:
         pair = []
         for _arm in range(2):
             requests = np.full(200, 20.0)
-            pair.append(ratio(draw.binomial(20, draw.beta(1, 4, 200)).astype(float), requests))
-        found += lift(*pair, 0.95).found
-        alone = [Rate(p.value, p.value * (1 - p.value) / p.requests, p.requests, p.units) for p in pair]
-        naive += lift(*alone, 0.95).found
+            pair.append(aggregates(draw.binomial(20, draw.beta(1, 4, 200)).astype(float), requests))
+        found += lift("click", *pair, 0.95).found
+        alone = [binomial(p.mean("click") / p.mean(REQUESTS), 4000) for p in pair]
+        naive += lift("click", *alone, 0.95).found
     assert found <= binom.ppf(0.999, runs, 0.05)
     assert naive > 3 * binom.ppf(0.999, runs, 0.05)
 
@@ -216,8 +221,8 @@ def test_files_that_are_something_else_are_refused(finished: Path) -> None:
 def test_holm_by_hand() -> None:
     # 0.01 <= 0.05 / 3 and 0.024 <= 0.05 / 2, but 0.06 > 0.05
     tests = {("a", "x"): 0.024, ("b", "x"): 0.01, ("c", "x"): 0.06}
-    assert holm(tests, 0.05) == {("a", "x"), ("b", "x")}
-    assert holm({("a", "x"): 0.04, ("b", "x"): 0.03}, 0.05) == set()
+    assert holding(tests, 0.05) == {("a", "x"), ("b", "x")}
+    assert holding({("a", "x"): 0.04, ("b", "x"): 0.03}, 0.05) == set()
 
 
 def test_an_experiment_without_a_difference_finds_one_in_one_of_twenty() -> None:
@@ -227,8 +232,8 @@ def test_an_experiment_without_a_difference_finds_one_in_one_of_twenty() -> None
         p = {}
         for outcome in "xyz":
             control, *arms = (simulated(draw, 500, 0.2) for _ in range(4))
-            p |= {(str(n), outcome): lift(arm, control, 0.95).p for n, arm in enumerate(arms)}
-        held += bool(holm(p, 0.05))
+            p |= {(str(n), outcome): lift("click", arm, control, 0.95).p for n, arm in enumerate(arms)}
+        held += bool(holding(p, 0.05))
         naive += min(p.values()) < 0.05
     assert held <= binom.ppf(0.999, runs, 0.05) < naive
 
@@ -236,9 +241,9 @@ def test_an_experiment_without_a_difference_finds_one_in_one_of_twenty() -> None
 def test_one_outcome_decides_where_it_is_named(finished: Path) -> None:
     outcomes = pd.read_csv(finished / "outcomes.csv")
     shown = read_exposures(finished / "exposures")
-    for primary, holding in ((None, {"click"}), ("click", {"click"}), ("order", set())):
+    for primary, held in ((None, {"click"}), ("click", {"click"}), ("order", set())):
         found = analyse(shown, outcomes, "control", primary=primary)
-        assert {kind for kind, one in found.arms[1].lifts.items() if one.holds} == holding
+        assert {kind for kind, one in found.arms[1].lifts.items() if one.holds} == held
     with pytest.raises(UserError, match="--primary 'sale' is not an outcome; there are click, order"):
         analyse(shown, outcomes, "control", primary="sale")
 
@@ -250,8 +255,7 @@ def test_repeated_ids_are_counted_and_what_was_before_is_left_out(finished: Path
     later = shown[~shown["shadow"]].head(7).assign(at=shown["at"].max() + pd.Timedelta(hours=1))
     twice = analyse(pd.concat([shown, later]), outcomes, "control")
     assert (whole.repeated, twice.repeated) == (0, 7)
-    for kind, rate in whole.arms[1].rates.items():  # sums of many threads differ in the last digit
-        assert astuple(twice.arms[1].rates[kind]) == pytest.approx(astuple(rate))
+    assert twice.arms[1].rates == pytest.approx(whole.arms[1].rates)  # sums of many threads differ in the last digit
     since = analyse(pd.concat([shown, later]), outcomes, "control", since=later["at"].min().to_pydatetime())
     assert sum(arm.requests for arm in since.arms) == 7
 

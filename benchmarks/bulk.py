@@ -161,11 +161,11 @@ def figures(rows: list[dict[str, Any]], small: int, large: int) -> list[Figure]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=20_000, help="pairs whose speed is measured")
+    parser.add_argument("--pairs", type=int, default=40_000, help="pairs whose speed is measured")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--most", type=int, default=1_000_000, help="rows of the larger table; the other has a tenth")
     parser.add_argument("--part", type=int, default=BulkSettings().rows_per_part, help="rows of a part")
-    parser.add_argument("--copies", type=int, default=1)
+    parser.add_argument("--copies", type=int, default=len(cores()), help="copies that share the cores, as by default")
     for hidden in ("arm", "export", "table", "out", "told"):
         parser.add_argument(f"--{hidden}", help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=int, help=argparse.SUPPRESS)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from cluster.base.errors import UserError
 from cluster.base.tables import parquet_files
 
-MEMORY_MIB = 2048
+MEMORY_MIB = 1024
 MOST_THREADS = 4  # each wants memory of its own, which several sorts of long texts share
 ROWS = 16384
 

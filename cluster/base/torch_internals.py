@@ -1,9 +1,6 @@
-"""Every private part of PyTorch and transformers that this project rests on; its test fails loudly at an upgrade."""
+"""The private parts of PyTorch that this project rests on; their test fails loudly at an upgrade."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,15 +25,3 @@ class PackedWeight:
     def product(self, values: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         """Return `activation(values @ weight.T + bias)`; the activation is `none` or `gelu`, the exact one."""
         return torch.ops.mkldnn._linear_pointwise(values, self.packed, bias, activation, [], "none")
-
-
-def register_attention(name: str, attention: Callable[..., tuple[Tensor, None]]) -> None:
-    """Make `attention` known to transformers under `name`, without a mask of its own."""
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface
-
-    def no_mask(*_: Any, **__: Any) -> None:
-        return None
-
-    AttentionInterface.register(name, attention)
-    AttentionMaskInterface.register(name, no_mask)

@@ -4,13 +4,13 @@ Three things make it fast; `benchmarks/serving.py` measures them together:
 
 - The pairs of a batch are strung together without padding, so that products and norms only touch real tokens. Padding
   exists only inside attention, which is a few per cent of the work.
-- Weights are packed for oneDNN once, whereas a plain Linear packs them again at every call, and BERT's GELU is computed
-  inside the product before it.
+- Weights are packed for oneDNN once, whereas a plain Linear packs them again at every call. Query, key and value are
+  one product, and BERT's GELU is computed inside the product before it.
 - Attention is two batched products with a softmax in float32 between them. For the few tokens of a pair, PyTorch's
   flash kernel for processors takes two to six times as long, and so does its softmax over bf16 rows whose length is not
   a multiple of 32.
 
-Shapes: B pairs, T tokens of the longest, N tokens of all pairs, K heads, F width of one head.
+Shapes: B pairs, T tokens of the longest, N tokens of all pairs (see `Ragged`), K heads, F width of one head.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from cluster.base.processor import packs_weights
-from cluster.base.torch_internals import PackedWeight, register_attention
+from cluster.base.torch_internals import PackedWeight
 from distill.student.model import Student, StudentOutput
 
-ATTENTION = "broadfast_ragged"
+# oneDNN compiles a product for each number of rows, and keeps up to 1,024 of them: with all numbers of tokens it would
+# compile again and again, and fill hundreds of MB. AMX computes 16 rows at a time in any case.
+ROWS = 16
 # In these encoders, tokens see each other only through attention; other encoders keep their padding.
 FIRST_POSITION = {"bert": 0, "electra": 0}
 # These start to count positions after that of the padding token.
@@ -72,8 +74,9 @@ class Ragged:
     """Where the tokens of a batch are, both padded and strung together.
 
     Attributes:
-        kept: places of the N real tokens among B*T.
-        rows: for each of B*K*T places in attention, which of N*K vectors belongs there; for padding, any.
+        kept: places of the N tokens among B*T: of the real ones, and of copies of the first that fill up `ROWS`.
+        rows: for each of 3*B*K*T places of queries, keys and values in attention, which of N*3*K vectors belongs there;
+            for padding, any.
         back: for each of N*K vectors, its place among B*K*T.
         bias: what attention adds to the scores, (B*K, 1, T), or None where no pair is padded.
     """
@@ -90,38 +93,53 @@ class Ragged:
         pairs, tokens = mask.shape
         real = mask.bool()
         kept = real.flatten().nonzero()[:, 0]
+        all_real = len(kept) == pairs * tokens
+        kept = torch.cat([kept, kept[:1].expand(-len(kept) % ROWS)])  # a copy has the states of its original
         padded = torch.zeros(pairs * tokens, dtype=torch.long)
         padded[kept] = torch.arange(len(kept))
-        head = torch.arange(heads)
-        rows = padded.view(pairs, 1, tokens) * heads + head[None, :, None]
+        head, part = torch.arange(heads), torch.arange(3)[:, None, None, None]
+        rows = (padded.view(pairs, 1, tokens) * 3 + part) * heads + head[:, None]
         back = ((kept // tokens)[:, None] * heads + head) * tokens + (kept % tokens)[:, None]
         bias = None
-        if len(kept) < pairs * tokens:
+        if not all_real:
             bias = torch.zeros(pairs, 1, 1, tokens, dtype=dtype).masked_fill_(~real[:, None, None], -torch.inf)
             bias = bias.expand(pairs, heads, 1, tokens).reshape(pairs * heads, 1, tokens)
         return cls((pairs, tokens), kept, rows.flatten(), back.flatten(), bias)
 
 
-def ragged_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _: Any, *, scaling: float, ragged: Ragged, **__: Any
-) -> tuple[Tensor, None]:
-    """Let each pair's tokens attend to their own pair: 1xKxNxF -> 1xNxKxF."""
-    heads, tokens, width = query.shape[1:]
-    length = ragged.shape[1]
-    # One index puts both padding and heads into their places: B*K x T x F.
-    q, k, v = (
-        x[0].transpose(0, 1).reshape(tokens * heads, width).index_select(0, ragged.rows).view(-1, length, width)
-        for x in (query, key, value)
-    )
-    if ragged.bias is None:
-        scores = torch.bmm(q, k.transpose(1, 2)).mul_(scaling)
-    else:
-        scores = torch.baddbmm(ragged.bias, q, k.transpose(1, 2), alpha=scaling)
-    found = torch.bmm(scores.softmax(-1, dtype=torch.float32).to(v.dtype), v)
-    return found.view(-1, width).index_select(0, ragged.back).view(1, tokens, heads, width), None
+class RaggedLayer(nn.Module):
+    """A layer of BERT or of an encoder that is built like it, for tokens strung together: NxH -> NxH."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        own = layer.attention.self
+        self.width, self.scaling = own.attention_head_size, own.attention_head_size**-0.5
+        self.qkv = joined(own.query, own.key, own.value)
+        self.attended, self.intermediate, self.output = layer.attention.output, layer.intermediate, layer.output
+
+    def forward(self, states: Tensor, ragged: Ragged) -> Tensor:
+        """Let each pair's tokens attend to their own pair. One index puts both padding and heads into their places."""
+        vectors = self.qkv(states).view(-1, self.width)
+        places = (3, -1, ragged.shape[1], self.width)
+        query, key, value = vectors.index_select(0, ragged.rows).view(places)  # each B*K x T x F
+        if ragged.bias is None:
+            scores = torch.bmm(query, key.transpose(1, 2)).mul_(self.scaling)
+        else:
+            scores = torch.baddbmm(ragged.bias, query, key.transpose(1, 2), alpha=self.scaling)
+        found = torch.bmm(scores.softmax(-1, dtype=torch.float32).to(value.dtype), value)
+        found = found.view(-1, self.width).index_select(0, ragged.back).view(states.shape)
+        states = self.attended(found, states)
+        return self.output(self.intermediate(states), states)
 
 
-register_attention(ATTENTION, ragged_attention)
+def joined(*linears: nn.Linear) -> nn.Linear:
+    """Return a Linear whose outputs are those of the given ones, one after the other."""
+    first = linears[0]
+    whole = nn.Linear(first.in_features, sum(linear.out_features for linear in linears), dtype=first.weight.dtype)
+    with torch.no_grad():
+        whole.weight.copy_(torch.cat([linear.weight for linear in linears]))
+        whole.bias.copy_(torch.cat([linear.bias for linear in linears]))
+    return whole
 
 
 class PackedStudent(nn.Module):
@@ -134,13 +152,14 @@ class PackedStudent(nn.Module):
     def __init__(self, student: Student, dtype: torch.dtype) -> None:
         super().__init__()
         self.student, self.dtype = copy.deepcopy(student).eval(), dtype
-        self.encoder: Any = self.student.encoder
-        nn.Module.to(self.encoder, dtype)
-        self.first = first_position(self.encoder.config)
-        if packs_weights("bf16" if dtype == torch.bfloat16 else "fp32"):
-            pack_linears(self.encoder, dtype)
+        encoder: Any = self.student.encoder
+        nn.Module.to(encoder, dtype)
+        self.first = first_position(encoder.config)
         if self.first is not None:
-            self.encoder.set_attn_implementation(ATTENTION)
+            self.layers = nn.ModuleList(RaggedLayer(layer) for layer in encoder.encoder.layer).eval()
+            encoder.encoder.layer = nn.ModuleList()  # their weights are in `layers`
+        if packs_weights("bf16" if dtype == torch.bfloat16 else "fp32"):
+            pack_linears(encoder if self.first is None else self.layers, dtype)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> StudentOutput:
         if self.first is None:
@@ -152,11 +171,17 @@ class PackedStudent(nn.Module):
     def _encode(self, ids: Tensor, mask: Tensor, types: Tensor | None, first: int) -> Tensor:
         """Return token states BxTxH, zero where there is padding; `first` is the position of a pair's first token."""
         pairs, tokens = ids.shape
-        ragged = Ragged.of(mask, self.encoder.config.num_attention_heads, self.dtype)
+        encoder: Any = self.student.encoder
+        ragged = Ragged.of(mask, encoder.config.num_attention_heads, self.dtype)
         positions = (ragged.kept % tokens + first)[None]
-        extra = {} if types is None else {"token_type_ids": types.flatten()[ragged.kept][None]}
-        found = self.encoder(
-            input_ids=ids.flatten()[ragged.kept][None], position_ids=positions, ragged=ragged, **extra
-        ).last_hidden_state[0]
+        kinds = None if types is None else types.flatten()[ragged.kept][None]
+        found = encoder.embeddings(
+            input_ids=ids.flatten()[ragged.kept][None], position_ids=positions, token_type_ids=kinds
+        )
+        if hasattr(encoder, "embeddings_project"):  # where ELECTRA's embeddings are narrower than its layers
+            found = encoder.embeddings_project(found)
+        found = found[0]
+        for layer in self.layers:
+            found = layer(found, ragged)
         states = found.new_zeros(pairs * tokens, found.shape[-1])
         return states.index_copy_(0, ragged.kept, found).view(pairs, tokens, -1)

@@ -39,6 +39,7 @@ PROOFS = (
 MOST_DIFFERENCE = {"fp32": 0.002, "bf16": 0.1}  # of a probability; of a form that is wrong it is larger
 Answered = list[Result] | ArithmeticError
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
+LENGTHS = 8  # batches are padded to a multiple of so many tokens
 
 
 class GpuStudent(nn.Module):
@@ -169,7 +170,10 @@ class Scorer:
 
     def _forward(self, pairs: Sequence[Pair]) -> list[Tensor | None]:
         """Return what the student says about one batch, whose longest pair comes first."""
-        batch = self.tokens.batch(pairs, self.tokens.length(pairs[0]))
+        longest = self.tokens.length(pairs[0])
+        # The fewer shapes there are, the fewer products have to be compiled (see `packed_student.ROWS`).
+        length = longest if len(pairs) == 1 else min(self.config.max_tokens, -(-longest // LENGTHS) * LENGTHS)
+        batch = self.tokens.batch(pairs, length)
         inputs = {name: values.to(self.device) for name, values in batch.items()}
         with torch.inference_mode():
             output: StudentOutput = self.model(**inputs)

@@ -11,7 +11,7 @@ from torch import nn
 
 from cluster.base.processor import cores, cpu_multiplies_bf16, inference_precision, packs_weights, resolve_precision
 from cluster.base.ray_internals import local_gpus, serve_client, training_failed_error
-from cluster.base.torch_internals import PackedWeight, register_attention
+from cluster.base.torch_internals import PackedWeight
 
 BF16 = "processor : 0\nflags\t\t: fpu avx512f avx512_bf16\n"
 
@@ -108,16 +108,6 @@ def test_a_packed_product_is_that_of_a_linear() -> None:
     linear, values = nn.Linear(24, 16), torch.randn(5, 24)
     found = PackedWeight(linear.weight.detach()).product(values, linear.bias.detach(), "gelu")
     torch.testing.assert_close(found, nn.functional.gelu(linear(values)).detach())
-
-
-def test_an_attention_of_our_own_is_known_to_transformers() -> None:
-    from transformers import AttentionInterface
-
-    def attention(*_: object, **__: object) -> tuple[torch.Tensor, None]:
-        return torch.zeros(1), None
-
-    register_attention("broadfast_test", attention)
-    assert AttentionInterface()["broadfast_test"] is attention
 
 
 def test_the_private_parts_of_ray_are_there() -> None:

@@ -11,6 +11,7 @@ from cluster.base.processor import packs_weights
 from distill.config import GatExtractor, NoExtractor, PolyExtractor, StudentConfig
 from distill.student.model import AutoModel, Student
 from mpcot.schemes.scheme import load_scheme
+from serve.scoring import packed_student
 from serve.scoring.packed_student import PackedLinear, PackedStudent, Ragged, first_position, pack_linears
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -105,11 +106,31 @@ def test_every_linear_is_packed_and_only_an_exact_gelu_is_taken_in():
         assert encoder.encoder.layer[0].intermediate.dense.activation == expected
 
 
-def test_a_layout_by_hand():
+@pytest.mark.skipif(not packs_weights("fp32"), reason="this PyTorch has no oneDNN")
+def test_no_linear_of_a_layer_is_left_and_no_weight_is_held_twice():
+    plain = student("bert")
+    fast = PackedStudent(plain, torch.float32)
+    assert nn.Linear not in map(type, fast.layers.modules())
+    layers = {name for name, _ in plain.encoder.named_parameters() if name.startswith("encoder.layer")}
+    assert layers and not layers & {name for name, _ in fast.student.encoder.named_parameters()}
+
+
+def test_a_layout_by_hand(monkeypatch):
+    monkeypatch.setattr(packed_student, "ROWS", 1)
     found = Ragged.of(torch.tensor([[1, 1], [1, 0]]), heads=2, dtype=torch.float32)
     assert found.kept.tolist() == [0, 1, 2]
-    # Tokens a, b, c with heads 0 and 1 are a0 a1 b0 b1 c0 c1; padded, head by head: a0 b0 | a1 b1 | c0 - | c1 -.
-    assert found.rows.tolist()[:5] == [0, 2, 1, 3, 4] and found.rows.tolist()[6] == 5
+    # The query, key and value of token a are a0 a1, A0 A1 and x0 x1, for its heads 0 and 1; then come those of b and c.
+    # Padded, head by head, queries are a0 b0 | a1 b1 | c0 - | c1 -, and keys and values have the same order.
+    queries, keys, values = found.rows.view(3, -1).tolist()
+    assert queries[:5] == [0, 6, 1, 7, 12] and queries[6] == 13
+    assert keys == [place + 2 for place in queries] and values == [place + 4 for place in queries]
     assert found.back.tolist() == [0, 2, 1, 3, 4, 6]
     assert found.bias is not None and found.bias.tolist()[1:3] == [[[0.0, 0.0]], [[0.0, float("-inf")]]]
     assert Ragged.of(torch.ones(2, 3), 2, torch.float32).bias is None
+
+
+def test_copies_of_the_first_token_fill_up_the_rows():
+    found = Ragged.of(torch.tensor([[1, 1], [1, 0]]), heads=2, dtype=torch.float32)
+    assert found.kept.tolist() == [0, 1, 2] + [0] * (packed_student.ROWS - 3)
+    assert len(found.back) == 2 * packed_student.ROWS and len(found.rows) == 3 * 8
+    assert len(Ragged.of(torch.ones(2, 24), 2, torch.float32).kept) == 48, "nothing is filled up where nothing lacks"

@@ -19,6 +19,7 @@ ENCODERS = {
     "bert": BertConfig(**SMALL),
     "bert-relu": BertConfig(**SMALL, hidden_act="relu"),
     "electra": ElectraConfig(**SMALL, embedding_size=16),
+    "electra-narrow": ElectraConfig(**SMALL, embedding_size=8),
     "roberta": RobertaConfig(**SMALL, pad_token_id=1),
     "distilbert": DistilBertConfig(vocab_size=50, dim=16, n_layers=2, n_heads=2, hidden_dim=24),
 }
@@ -90,7 +91,7 @@ def test_bf16_is_close_and_the_student_stays_as_it_was():
 
 def test_who_needs_padding():
     assert {name: first_position(config) for name, config in ENCODERS.items()} == {
-        "bert": 0, "bert-relu": 0, "electra": 0, "roberta": 2, "distilbert": None,
+        "bert": 0, "bert-relu": 0, "electra": 0, "electra-narrow": 0, "roberta": 2, "distilbert": None,
     }  # fmt: skip
     assert first_position(BertConfig(**SMALL, is_decoder=True)) is None
 

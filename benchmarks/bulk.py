@@ -12,12 +12,14 @@ import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv
 import torch
-from results import Figure, in_own_process, write_results
+from results import RESULTS, Figure, in_own_process, write_results
 from scale_arms import MIB, TITLE, Memory
 
 from cluster.base.processor import cores
@@ -41,6 +43,7 @@ from serve.config import ServeSettings
 from serve.scoring.scorer import Scorer
 
 ROOT = Path(__file__).parents[1]
+ROWS = RESULTS / "bulk.csv"
 TABLE = pa.schema(texts("query", "product_id", "title"))
 WORKER = "PartScorer"
 SINGLE = ("scorer_ms", "onnx_ms", "onnx_int8_ms")
@@ -93,7 +96,10 @@ def in_process(export: Path, count: int) -> dict[str, Any]:
 
 
 def one_product(export: Path, folder: Path, rounds: int = 60) -> dict[str, Any]:
-    """Return the median milliseconds of one pair through the scorer and through its graphs, turn by turn."""
+    """Return the median milliseconds of one pair through the scorer and through its graphs.
+
+    Each has its rounds alone, since onnxruntime's threads stay busy for a while after a call.
+    """
     write_onnx(export, folder / "onnx")
     rows = [pair(7 * n) | {"label": "ESCI"[n % 4], "split": "train" if n % 2 else "test"} for n in range(128)]
     write_table(folder / "1-pairs" / "pairs.parquet", pa.Table.from_pylist(rows))
@@ -103,8 +109,9 @@ def one_product(export: Path, folder: Path, rounds: int = 60) -> dict[str, Any]:
     graphs = [OnnxStudent(folder / "onnx" / name, load_tokenizer(export), scorer.config, threads) for name in GRAPHS]
     arms = {"scorer": scorer.score, "onnx": graphs[0], "onnx_int8": graphs[1]}
     taken: dict[str, list[float]] = {name: [] for name in arms}
-    for n in range(rounds):
-        for name, score in arms.items():
+    for name, score in arms.items():
+        time.sleep(1)
+        for n in range(rounds):
             started = time.perf_counter()
             score([pair(n)])
             taken[name].append(1000 * (time.perf_counter() - started))
@@ -166,6 +173,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=1_000_000, help="rows of the larger table; the other has a tenth")
     parser.add_argument("--part", type=int, default=BulkSettings().rows_per_part, help="rows of a part")
     parser.add_argument("--copies", type=int, default=len(cores()), help="copies that share the cores, as by default")
+    parser.add_argument("--single", action="store_true", help="measure one product again; the other rows stay")
     for hidden in ("arm", "export", "table", "out", "told"):
         parser.add_argument(f"--{hidden}", help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=int, help=argparse.SUPPRESS)
@@ -184,16 +192,25 @@ def main() -> None:
 def contest(given: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="broadfast-bulk-") as name:
         work = Path(name)
-        export, tiny = write_student(work / "minilm", False), write_student(work / "tiny", True)
-        rows = []
-        for _ in range(given.rounds):
-            rows.append(measure("scorer", export, work, given.pairs, given.part))
-            rows.append(measure("bulk", export, work, given.pairs, given.part, given.copies))
-        small = given.most // 10 if given.most >= 1_000_000 else given.most // 4
-        rows += [measure("memory", tiny, work, size, given.part) for size in (small, given.most)]
+        export = write_student(work / "minilm", False)
+        if given.single:
+            rows = [row for row in pa.csv.read_csv(ROWS).to_pylist() if row["what"] != "single"]
+        else:
+            rows = list(of_tables(given, work, export))
         rows.append(measure("single", export, work, 1, given.part))
+    sizes = sorted(row["rows"] for row in rows if row["what"] == "memory")
     columns = ("what", "rows", "copies", "rows_per_s", "driver_mib", "worker_mib", *SINGLE)
-    write_results("bulk", figures(rows, small, given.most), [{n: row.get(n) for n in columns} for row in rows])
+    write_results("bulk", figures(rows, *sizes), [{n: row.get(n) for n in columns} for row in rows])
+
+
+def of_tables(given: argparse.Namespace, work: Path, export: Path) -> Iterator[dict[str, Any]]:
+    """Measure the speed on MiniLM, and the memory of a tiny student, with tables."""
+    for _ in range(given.rounds):
+        yield measure("scorer", export, work, given.pairs, given.part)
+        yield measure("bulk", export, work, given.pairs, given.part, given.copies)
+    tiny = write_student(work / "tiny", True)
+    for size in (given.most // 10 if given.most >= 1_000_000 else given.most // 4, given.most):
+        yield measure("memory", tiny, work, size, given.part)
 
 
 if __name__ == "__main__":

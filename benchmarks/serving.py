@@ -36,6 +36,7 @@ OF_PEER = ("sentence-transformers ONNX", "sentence-transformers ONNX int8", "sen
 OF_INFINITY = ("infinity fp32", "infinity bf16")
 OURS, THEIRS = "scorer", "sentence-transformers fp32"
 BULK = 200
+PAUSE_S = 1.5  # threads of others stay busy for a while after their turn, vLLM's for most of a second
 
 
 def start_all(folder: Path, interpreters: dict[str, str | None]) -> list[Contestant]:
@@ -59,6 +60,7 @@ def race(contestants: Sequence[Contestant], pairs: Pairs) -> None:
     for size, count in REQUESTS.items():
         asked = [len(pairs) - HELD_OUT + i * size for i in range(count)]
         for contestant in contestants:
+            time.sleep(PAUSE_S)
             contestant.taken.setdefault(size, []).append(contestant.ask(time=asked, size=size))
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 
+import typer
 from rich.table import Table
 
 from cluster.base.progress import console
@@ -23,8 +25,9 @@ def main(config_file: Path, run_dir: Path) -> None:
     query = max(pairs, key=lambda p: len({q["label"] for q in pairs if q["query"] == p["query"]}))["query"]
     judged = {p["product_id"]: p for p in pairs if p["query"] == query}
     products = [{"id": i, "title": p["title"], "brand": p["brand"]} for i, p in judged.items()]
+    settings = config.serve.model_copy(update={"port": free_port(config.serve.host)})
     with clear_errors(run_dir / LOG), quiet(run_dir / LOG), ray_session(config.cluster):
-        service = serve_export(run_dir / "10-export", config.serve, ready=lambda url: None, blocking=False)
+        service = serve_export(run_dir / "10-export", settings, ready=lambda url: None, blocking=False)
         try:
             answer = score_once(service.url, query, products)
         finally:
@@ -43,5 +46,12 @@ def main(config_file: Path, run_dir: Path) -> None:
         )
 
 
+def free_port(host: str) -> int:
+    """Return a port that nobody listens on, since a service of somebody else may have the usual one."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    typer.run(main)

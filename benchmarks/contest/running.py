@@ -7,9 +7,12 @@ import socket
 import statistics
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,9 +53,13 @@ class Contestant:
         return self.hear()
 
     def stop(self) -> None:
-        """End the process."""
+        """End the process and all that it started: vLLM's engine would go on without it."""
+        below = psutil.Process(self.process.pid).children(recursive=True)
         self.process.terminate()
         self.process.wait()
+        for child in below:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
 
     def rates(self, size: int) -> list[float]:
         """Return the pairs per second of each round."""

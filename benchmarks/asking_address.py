@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cluster.base.free_port import free_port
 from cluster.base.processor import cores
 from cluster.base.progress import waiting_for
 from cluster.models.folders import check_model, model_fingerprint
@@ -62,9 +62,7 @@ def catalogue_asks(model: str, count: int) -> tuple[GenerationPlan, list[Ask]]:
 @contextmanager
 def served(model: str) -> Iterator[str]:
     """Serve the model with the arguments and environment of the engine in the process; yield the address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     given = engine_arguments(ENGINE, model, gpu=False)
     flags = [f"--{name.replace('_', '-')}" if value is True else f"--{name.replace('_', '-')}={value}"
              for name, value in given.items() if name != "model" and value is not False]  # fmt: skip

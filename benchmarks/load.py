@@ -21,11 +21,12 @@ import numpy as np
 import ray
 from contest.contestant import THREADS
 from contest.plain_serve import Plain
-from contest.running import Contestant, free_port
+from contest.running import Contestant
 from contest.weights import HELD_OUT, Pairs, make_pairs_of_real_length, prepare
 from ray import serve as ray_serve
 from results import Figure, write_results
 
+from cluster.base.free_port import free_port
 from cluster.base.ray_session import LOCAL_ENVIRONMENT
 from serve.config import Ingress, ReplicaSettings, ServeSettings
 from serve.on_ray.deployment import build_app

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 import ray
-from contest.running import Contestant, free_port
+from contest.running import Contestant
 from contest.weights import make_pairs_of_real_length, prepare
 from load import start_generator
 from ray.exceptions import RayError
 from results import Figure, in_own_process, write_results
 from safetensors.torch import load_file, save_file
 
+from cluster.base.free_port import free_port
 from cluster.base.ray_session import LOCAL_ENVIRONMENT
 from cluster.base.stage_folder import write_json
 from serve.config import Ingress, ReplicaSettings, ServeSettings

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from pathlib import Path
 
 import typer
 from rich.table import Table
 
+from cluster.base.free_port import free_port
 from cluster.base.progress import console
 from cluster.base.ray_session import ray_session
 from serve.on_ray.running_service import score_once, serve_export
@@ -25,6 +25,7 @@ def main(config_file: Path, run_dir: Path) -> None:
     query = max(pairs, key=lambda p: len({q["label"] for q in pairs if q["query"] == p["query"]}))["query"]
     judged = {p["product_id"]: p for p in pairs if p["query"] == query}
     products = [{"id": i, "title": p["title"], "brand": p["brand"]} for i, p in judged.items()]
+    # A service of somebody else may have the usual port.
     settings = config.serve.model_copy(update={"port": free_port(config.serve.host)})
     with clear_errors(run_dir / LOG), quiet(run_dir / LOG), ray_session(config.cluster):
         service = serve_export(run_dir / "10-export", settings, ready=lambda url: None, blocking=False)
@@ -44,13 +45,6 @@ def main(config_file: Path, run_dir: Path) -> None:
         console().print(
             f"serve it: {Path(sys.executable).parent / 'broadfast'} serve {run_dir / '10-export'}", highlight=False
         )
-
-
-def free_port(host: str) -> int:
-    """Return a port that nobody listens on, since a service of somebody else may have the usual one."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -133,9 +133,10 @@ def lifts_of(
     lifts = {(arm, kind): lift(kind, arms[arm], arms[control], level) for arm, kind in compared}
     deciding = {name: lifts[name].p for name in compared if primary in (None, name[1])}
     held = holding(deciding, 1 - level) if deciding else set()
-    for name in (name for name in compared if lifts[name].value is not None):
-        size = detectable(name[1], arms[name[0]], arms[control], (1 - level) / len(deciding))
-        lifts[name] = replace(lifts[name], detectable=size, holds=name in held)
+    for (arm, kind), one in lifts.items():
+        if one.value is not None:
+            size = detectable(kind, arms[arm], arms[control], (1 - level) / len(deciding))
+            lifts[arm, kind] = replace(one, detectable=size, holds=(arm, kind) in held)
     return lifts
 
 

@@ -80,9 +80,8 @@ def aggregates_of(database: Database, kinds: Sequence[str]) -> dict[str, Aggrega
     told = "".join(f", avg({k}), var_samp({k}), covar_samp({k}, {REQUESTS})" for k in columns)
     units = f"select arm, unit, count(*) as {REQUESTS}{happened} from answered group by arm, unit"
     query = f"select arm, count(*){told} from ({units}) group by arm"
-    rows = (database.execute(query, list(kinds)) if kinds else database.execute(query)).fetchall()
     found = {}
-    for arm, count, *values in rows:
+    for arm, count, *values in database.execute(query, list(kinds)).fetchall():
         mean, var, cov = (dict(zip(columns.values(), values[n::3], strict=True)) for n in range(3))
         found[arm] = Aggregates(count, mean, var, {(kind, REQUESTS): value for kind, value in cov.items()})
     return found

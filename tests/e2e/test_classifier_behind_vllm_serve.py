@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from cluster.base.free_port import free_port
 from cluster.base.processor import cores
 from distill.formats.classifier import Teaching
 from distill.formats.classifier_folder import write_classifier
@@ -21,7 +22,6 @@ from mpcot.asking.engines.vllm_engine import engine_environment
 from mpcot.config import VllmEngine
 from tests.e2e.small import ROOT
 from tests.helpers.format_run import format_run
-from tests.helpers.free_port import free_port
 
 PATIENCE_S = 900.0
 TITLES = ["blue lamp", "red phone case", "shoe", "drill"]

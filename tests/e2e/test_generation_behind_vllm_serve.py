@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from cluster.base.errors import UserError
+from cluster.base.free_port import free_port
 from cluster.base.processor import cores
 from cluster.base.stage_folder import MANIFEST, StageFolder, read_json
 from cluster.base.tables import read_table, write_table
@@ -27,7 +28,6 @@ from mpcot.records import PAIR
 from mpcot.sources.config import LabelSettings
 from tests.conftest import SERVER_KEY
 from tests.e2e.small import ROOT, no_models
-from tests.helpers.free_port import free_port
 from tests.helpers.generation_run import STAGE, check_exactly_once, write_pairs
 
 pytestmark = [

@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.base.free_port import free_port
 from distill.study.data import content_digest
 from tests.e2e.small import ROOT, SMALL, changes, no_models
 from tests.helpers.command import broadfast, text
-from tests.helpers.free_port import free_port
 
 pytestmark = [
     pytest.mark.timeout(3600),

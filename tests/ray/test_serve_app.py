@@ -13,10 +13,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.base.errors import UserError
+from cluster.base.free_port import free_port
 from serve.config import ServeSettings
 from serve.on_ray.running_service import score_once, serve_export
 from serve.scoring.scorer import Scorer
-from tests.helpers.free_port import free_port
 from tests.helpers.report_run import NAMES, write_export
 
 PRODUCTS = [{"id": "a", "title": "red phone case"}, {"id": "b", "title": "blue lamp", "brand": "Mug"}]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster.base.free_port import free_port
 from serve.on_ray.running_service import score_once
-from tests.helpers.free_port import free_port
 from tests.helpers.report_run import write_export
 
 SERVER = """

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import urllib.request
 
+from cluster.base.free_port import free_port
 from serve.config import ServeSettings
 from serve.experiments.assign import assign
 from serve.experiments.config import Arm, ExperimentSettings
 from serve.experiments.exposures import read_exposures
 from serve.on_ray.running_service import serve_export
-from tests.helpers.free_port import free_port
 from tests.helpers.report_run import write_export
 
 

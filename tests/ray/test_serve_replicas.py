@@ -14,10 +14,10 @@ from ray.exceptions import RayError
 from safetensors.torch import load_file, save_file
 
 from cluster.base.errors import UserError
+from cluster.base.free_port import free_port
 from serve.config import AuthSettings, ReplicaSettings, ServeSettings
 from serve.on_ray.rollout import roll_export, service_handle, states
 from serve.on_ray.running_service import RunningService, score_once, serve_export
-from tests.helpers.free_port import free_port
 from tests.helpers.report_run import write_export
 
 TOKEN = "a-token-of-the-shop-0123456789"

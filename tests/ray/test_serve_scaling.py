@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import ray
 
+from cluster.base.free_port import free_port
 from serve.config import ReplicaSettings, ServeSettings
 from serve.on_ray.running_service import score_once, serve_export
-from tests.helpers.free_port import free_port
 from tests.helpers.report_run import write_export
 
 PRODUCTS = [{"id": str(i), "title": "red phone case mug lamp " * 8} for i in range(100)]

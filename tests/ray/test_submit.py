@@ -11,9 +11,9 @@ import typer
 from ray.cluster_utils import Cluster
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from cluster.base.free_port import free_port
 from cluster.base.stage_folder import MANIFEST
 from tests.helpers.command import broadfast, text
-from tests.helpers.free_port import free_port
 from workflows import submit
 from workflows.submit import ROOT
 

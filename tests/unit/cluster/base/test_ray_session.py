@@ -12,10 +12,10 @@ import pytest
 import ray
 
 from cluster.base.errors import UserError
+from cluster.base.free_port import free_port
 from cluster.base.placement import on_this_node
 from cluster.base.ray_session import GREETING, _start, check_head, past_proxies, ray_session
 from cluster.config import ClusterSettings
-from tests.helpers.free_port import free_port
 
 SETTINGS_FRAME = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 

@@ -7,9 +7,9 @@ import socket
 import pytest
 
 from cluster.base.errors import UserError
+from cluster.base.free_port import free_port
 from mpcot.asking.engines.config import OpenAiEngine
 from mpcot.asking.engines.openai_engine import check_address
-from tests.helpers.free_port import free_port
 from tests.helpers.scripted_server import MODEL, ScriptedServer, engine_at
 
 

@@ -9,10 +9,10 @@ from email.utils import format_datetime
 
 import pytest
 
+from cluster.base.free_port import free_port
 from mpcot.asking.engines.config import OpenAiEngine
 from mpcot.asking.engines.engine import Ask, Reply, StageStopped
 from tests.helpers.behind_address import CHAT, behind, reply
-from tests.helpers.free_port import free_port
 from tests.helpers.scripted_server import ANSWER, MODEL, Said, ScriptedServer, completion, engine_at, refusal
 
 pytestmark = pytest.mark.usefixtures("short_waits")

@@ -12,6 +12,7 @@ import pytest
 from ray.exceptions import RayActorError
 
 from cluster.base.errors import UserError
+from cluster.base.free_port import free_port
 from serve.config import ReplicaSettings, ServeSettings
 from serve.http.refusals import Refusal
 from serve.http.routes import make_api
@@ -31,7 +32,6 @@ from serve.on_ray.running_service import (
     wait_until_ready,
 )
 from tests.helpers.echo_service import Echo
-from tests.helpers.free_port import free_port
 from tests.helpers.local_service import running
 
 
